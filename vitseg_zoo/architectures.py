@@ -1,0 +1,117 @@
+"""The zoo's segmentation models, as SMP architectures: an encoder, a decoder and SMP's habits."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
+from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
+from segmentation_models_pytorch.base.initialization import initialize_head
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
+
+from vitseg_zoo.decoders.patch import PatchDecoder, PatchHead
+from vitseg_zoo.encoders.plain_vit import PlainViTEncoder
+
+_ARTICLE_ENCODER = "vz-vitseg_base_patch16_128"
+
+
+class VitSeg(SegmentationModel):
+    """ViT-seg: a plain Vision Transformer, and a head that turns each token into the logits of its patch.
+
+    As described in the article series "Efficient Image Segmentation Using PyTorch"; the defaults are the article's
+    model of 86,284,806 parameters for three classes at 128 x 128. Images hold values in [0, 1] and need no
+    normalisation: the model's first layer is a batch norm. They may have any size.
+
+    Args:
+        encoder_name: A plain ViT of the zoo: `vz-` and the name of the timm model. SMP's own default,
+            `"resnet34"` with the weights `"imagenet"`, which `smp.create_model` passes where nothing is chosen,
+            means the article's encoder without weights.
+        encoder_depth: How many of the encoder's transformer blocks are used; all of them by default.
+        encoder_weights: `None` (random initialization, the default) or a tag of the timm model's weights.
+        decoder_head: `"linear"`, the article's, or `"mlp"`, with a hidden layer in front.
+        in_channels: Channels of the image, 3 by default.
+        classes: Number of output channels, 3 by default.
+        activation: Applied to the logits: `"sigmoid"`, `"softmax"`, `"logsoftmax"`, `"tanh"`, `"identity"`, a
+            callable or `None` (the default).
+        aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
+            `activation`); none by default.
+        kwargs: Passed to the timm model, for example `drop_path_rate` or `img_size`.
+
+    Returns:
+        A model from (B, in_channels, H, W) to logits (B, classes, H, W), or to a pair of them and of labels
+        (B, aux classes) with `aux_params`.
+
+    Raises:
+        ValueError: If the encoder is no plain ViT, or has fewer blocks than `encoder_depth`.
+        KeyError: If there is no such encoder or no such weights.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp, torch
+        >>> model = smp.create_model("vitseg", classes=3).eval()
+        >>> model(torch.rand(1, 3, 128, 128)).shape
+        torch.Size([1, 3, 128, 128])
+    """
+
+    _is_torch_scriptable = False
+    requires_divisible_input_shape = False
+
+    @supports_config_loading
+    def __init__(
+        self,
+        encoder_name: str = _ARTICLE_ENCODER,
+        encoder_depth: int | None = None,
+        encoder_weights: str | None = None,
+        decoder_head: str = "linear",
+        in_channels: int = 3,
+        classes: int = 3,
+        activation: str | Callable[..., Any] | None = None,
+        aux_params: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if (encoder_name, encoder_weights) == ("resnet34", "imagenet"):
+            encoder_name, encoder_weights = _ARTICLE_ENCODER, None
+        self.encoder = _plain_vit(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
+        channels = self.encoder.out_channels[-1]
+        self.decoder = PatchDecoder(channels, head=decoder_head)
+        self.segmentation_head = PatchHead(channels, classes, self.encoder.output_stride, activation)
+        self.classification_head = None if aux_params is None else ClassificationHead(channels, **aux_params)
+        self.name = f"vitseg-{encoder_name}"
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Initializes the classification head as SMP does; the other layers keep PyTorch's, the article's own."""
+        if self.classification_head is not None:
+            initialize_head(self.classification_head)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W)."""
+        height, width = x.shape[2:]
+        features = self.encoder(x)
+        masks = self.segmentation_head(self.decoder(features))[..., :height, :width]
+        if self.classification_head is not None:
+            return masks, self.classification_head(features[-1])
+        return masks
+
+
+def _plain_vit(
+    name: str, weights: str | None, in_channels: int, depth: int | None, **kwargs: Any
+) -> PlainViTEncoder:
+    """Builds the plain ViT that an SMP encoder name of the zoo stands for."""
+    if not name.startswith("vz-"):
+        raise ValueError(
+            f"{name!r} is not a plain ViT of the zoo: choose one of the names that "
+            f"`vitseg_zoo.list_models('vz-vit*')` gives, for example {_ARTICLE_ENCODER!r}."
+        )
+    if name not in smp_encoders:
+        known = [key for key in smp_encoders if key.startswith("vz-vit")]
+        raise KeyError(f"Wrong encoder name `{name}`, supported encoders: {known}")
+    if weights is not None and weights not in smp_encoders[name]["pretrained_settings"]:
+        available = list(smp_encoders[name]["pretrained_settings"])
+        raise KeyError(
+            f"Wrong pretrained weights `{weights}` for encoder `{name}`. Available options are: {available}"
+        )
+    timm_name = name.removeprefix("vz-")
+    if weights not in (None, "imagenet"):
+        timm_name = f"{timm_name}.{weights}"
+    return PlainViTEncoder(timm_name, in_channels, depth, pretrained=weights is not None, **kwargs)

@@ -1,0 +1,37 @@
+"""The command `vitseg`: one subcommand a module, imported when it is called."""
+
+import argparse
+import importlib
+import sys
+
+# Name -> (module with `add_arguments(parser)` and `run(args) -> int`, what `vitseg --help` says of it).
+COMMANDS = {
+    "list": ("vitseg_zoo.list_command", "list encoders and architectures of the zoo"),
+    "trace": ("vitseg_zoo.trace", "show how a tensor's shape changes step by step through a model"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `vitseg COMMAND ...`; user errors end with one line and exit code 1, or 2 for bad arguments."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="vitseg", description="Transformer segmentation for timm and SMP.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module_name, help_text) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
+        if name in argv[:1]:  # only the command that is called is imported
+            module = importlib.import_module(module_name)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        print(
+            f"vitseg {args.command}: {error.args[0] if isinstance(error, KeyError) else error}",
+            file=sys.stderr,
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

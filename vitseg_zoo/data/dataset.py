@@ -1,0 +1,101 @@
+"""A segmentation data set that decodes and resizes each image once, and augments it reproducibly."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vitseg_zoo.data.transforms import resize
+
+# Above this many bytes of resized pixels, images are decoded again each time instead of kept in memory.
+CACHE_LIMIT = 4 * 2**30
+
+
+class SegmentationDataset(Dataset):
+    """Pairs of image and mask at one size, as tensors ready for a model.
+
+    Decoding and resizing a photograph takes several times as long as augmenting the small result, so the
+    resized pixels are kept in memory as uint8 when they fit. Randomness depends only on (seed, epoch, index):
+    an interrupted and resumed training sees exactly what an uninterrupted one sees, whatever the number of workers.
+
+    Args:
+        source: a sequence of pairs (image, mask): uint8 (H, W, C) and class indices (H, W), of any sizes.
+        image_size: side of the square, or (height, width), in pixels.
+        classes: number of classes; masks hold 0 ... classes - 1, or `ignore_index`.
+        ignore_index: mask value of pixels without a label; None if there are none.
+        augment: pipeline called as ``augment(image=..., mask=...)`` with a `set_random_seed` method, as
+            `vitseg_zoo.data.transforms.flip_and_jitter()`; None for none.
+        seed: seed of the augmentation.
+
+    Example:
+        >>> source = [(np.zeros((20, 30, 3), np.uint8), np.ones((20, 30), np.uint8))]
+        >>> image, mask = SegmentationDataset(source, image_size=16, classes=2)[0]
+        >>> image.shape, image.dtype, mask.shape, mask.dtype
+        (torch.Size([3, 16, 16]), torch.float32, torch.Size([16, 16]), torch.int64)
+    """
+
+    def __init__(
+        self,
+        source: Sequence[tuple[np.ndarray, np.ndarray]],
+        image_size: int | tuple[int, int],
+        classes: int,
+        ignore_index: int | None = None,
+        augment: Callable | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.source = source
+        self.classes = classes
+        self.ignore_index = ignore_index
+        self.augment = augment
+        self.seed = seed
+        self.epoch = 0
+        self._resize = resize(image_size)
+        self._pairs: list[tuple[np.ndarray, np.ndarray]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose augmentations are drawn."""
+        self.epoch = epoch
+
+    def cache(self) -> "SegmentationDataset":
+        """Decodes all images into memory, in threads, unless they need more than `CACHE_LIMIT` bytes."""
+        if self._pairs is None and len(self):
+            image, mask = self._read(0)
+            if (image.nbytes + mask.nbytes) * len(self) <= CACHE_LIMIT:
+                with ThreadPoolExecutor() as pool:
+                    self._pairs = list(pool.map(self._read, range(len(self))))
+        return self
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = self.source[index]
+        self._check(mask, index)
+        resized = self._resize(image=image, mask=mask)
+        return resized["image"], resized["mask"]
+
+    def _check(self, mask: np.ndarray, index: int) -> None:
+        values = np.unique(mask)
+        undeclared = [int(v) for v in values if not 0 <= v < self.classes and v != self.ignore_index]
+        if undeclared:
+            declared = f"0 to {self.classes - 1}" + (
+                "" if self.ignore_index is None else f" and {self.ignore_index}"
+            )
+            raise ValueError(
+                f"mask {index} has the values {undeclared}, but the declared ones are {declared}."
+            )
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, mask = self._pairs[index] if self._pairs is not None else self._read(index)
+        if self.augment is not None:
+            drawn = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
+            self.augment.set_random_seed(int(drawn[0]))
+            augmented = self.augment(image=image, mask=mask)
+            image, mask = augmented["image"], augmented["mask"]
+        pixels = torch.from_numpy(
+            np.array(image.transpose(2, 0, 1), dtype=np.float32, order="C")
+        )  # (C, H, W)
+        return pixels.div_(255), torch.from_numpy(mask.astype(np.int64))

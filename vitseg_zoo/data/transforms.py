@@ -1,0 +1,54 @@
+"""The albumentations pipelines, and the only place that imports albumentations.
+
+albumentations 2.0 is its last MIT release. Everything else in the package sees plain callables
+``f(image=..., mask=...) -> {"image": ..., "mask": ...}``, so that a replacement is a change of this file.
+"""
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks the network for its newest version on import
+
+import albumentations as A
+import cv2
+
+
+def resize(image_size: int | tuple[int, int]) -> A.Compose:
+    """Resizing to a fixed size, aspect ratio not kept: images by area, masks by nearest neighbour.
+
+    Args:
+        image_size: side of the square, or (height, width), in pixels.
+
+    Returns:
+        Pipeline for uint8 images (H, W, C) and integer masks (H, W).
+
+    Example:
+        >>> import numpy as np
+        >>> resize(128)(image=np.zeros((200, 300, 3), np.uint8))["image"].shape
+        (128, 128, 3)
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return A.Compose(
+        [A.Resize(height, width, interpolation=cv2.INTER_AREA, mask_interpolation=cv2.INTER_NEAREST)]
+    )
+
+
+def flip_and_jitter() -> A.Compose:
+    """The augmentation of the ViT-seg article: horizontal flip and colour jitter.
+
+    Returns:
+        Pipeline for uint8 images (H, W, 3) and integer masks (H, W); sizes do not change.
+
+    Example:
+        >>> import numpy as np
+        >>> out = flip_and_jitter()(image=np.zeros((8, 8, 3), np.uint8), mask=np.zeros((8, 8), np.uint8))
+        >>> out["image"].shape, out["mask"].shape
+        ((8, 8, 3), (8, 8))
+    """
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter(
+                brightness=(0.7, 1.3), contrast=(0.7, 1.3), saturation=(0.7, 1.3), hue=(-0.05, 0.05), p=1.0
+            ),
+        ]
+    )

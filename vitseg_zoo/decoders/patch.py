@@ -1,0 +1,73 @@
+"""The patch head of ViT-seg: every token becomes the logits of its own patch of pixels.
+
+Source: the article series "Efficient Image Segmentation Using PyTorch", whose head is the linear one. The head with a
+hidden layer is the first improvement that the article suggests.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from segmentation_models_pytorch.base.modules import Activation
+from torch import nn
+
+
+class TokenMLP(nn.Sequential):
+    """A hidden layer for each token of a map (B, H, W, C): linear, then GELU, as wide as the tokens."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Linear(channels, channels), nn.GELU())
+
+
+class PatchDecoder(nn.Module):
+    """Picks the last feature map of an encoder as tokens, and passes them through a hidden layer if asked.
+
+    Args:
+        channels: Channels of the encoder's last map.
+        head: `"linear"` leaves tokens as they are, `"mlp"` adds a linear layer of the same width and a GELU.
+
+    Raises:
+        ValueError: If `head` is neither.
+    """
+
+    def __init__(self, channels: int, head: str = "linear") -> None:
+        super().__init__()
+        if head not in ("linear", "mlp"):
+            raise ValueError(f"decoder_head should be 'linear' or 'mlp', got {head!r}.")
+        self.hidden = TokenMLP(channels) if head == "mlp" else nn.Identity()
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Maps features, the last of them (B, D, h, w), to tokens (B, h, w, D)."""
+        return self.hidden(features[-1].permute(0, 2, 3, 1))
+
+
+class PatchHead(nn.Sequential):
+    """One linear layer from a token to the logits of its patch, folded back as (class, y, x).
+
+    Args:
+        channels: Channels of a token.
+        classes: Number of classes.
+        patch_size: Side of a patch in pixels.
+        activation: Name of an SMP activation, a callable, or None.
+    """
+
+    def __init__(
+        self, channels: int, classes: int, patch_size: int, activation: str | Callable[..., Any] | None = None
+    ) -> None:
+        super().__init__(
+            nn.Linear(channels, classes * patch_size**2), Unpatchify(patch_size), Activation(activation)
+        )
+
+
+class Unpatchify(nn.Module):
+    """Folds (B, h, w, K * p * p) back to (B, K, h * p, w * p): what `nn.Fold` computes, as a reshape."""
+
+    def __init__(self, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, h, w, _ = x.shape
+        p = self.patch_size
+        x = x.reshape(b, h, w, -1, p, p).permute(0, 3, 1, 4, 2, 5)  # (B, K, h, p, w, p)
+        return x.reshape(b, -1, h * p, w * p)

@@ -1,0 +1,1 @@
+"""Prediction of one image, a folder, or an image larger than memory."""

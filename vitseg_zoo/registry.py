@@ -1,0 +1,132 @@
+"""Puts the zoo's encoders and architectures into timm and SMP, once, and lists them.
+
+The zoo is what two groups of entry points name; other packages join it by declaring entries in the same groups:
+
+* `vitseg_zoo.encoders`: a mapping in the form of `segmentation_models_pytorch.encoders.encoders`, from a name
+  (`vz-` and the timm name) to `{"encoder": class, "params": {...}, "pretrained_settings": {...}}`. Importing its
+  module registers the timm models of the same names with `timm.models.register_model`.
+* `vitseg_zoo.architectures`: a subclass of `segmentation_models_pytorch.base.SegmentationModel`. It becomes
+  `smp.<class name>`, and `smp.create_model` finds it under the class's name in lower case.
+
+An entry that fails to load, or whose name is taken, is a warning, and the others are registered all the same.
+No function of timm or SMP is changed, and no name that they own is replaced.
+"""
+
+import fnmatch
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import Any, Literal
+
+from vitseg_zoo._autoload import warn
+
+ENCODER_GROUP = "vitseg_zoo.encoders"
+ARCHITECTURE_GROUP = "vitseg_zoo.architectures"
+_GROUP_TYPES = {ENCODER_GROUP: Mapping, ARCHITECTURE_GROUP: type}
+
+# What each entry point gave, so that it is loaded, and warned of, once; None where it failed.
+_loaded: dict[EntryPoint, Any] = {}
+
+
+def register_timm_models() -> None:
+    """Registers the zoo's models in timm: loading an encoder entry imports the module that does it."""
+    _load_group(ENCODER_GROUP)
+
+
+def register_in_smp() -> None:
+    """Registers encoders in SMP now, and architectures as soon as SMP has made its own list of them."""
+    _register_smp_encoders()
+    smp = sys.modules["segmentation_models_pytorch"]
+    if "create_model" in vars(smp):
+        _register_smp_architectures(smp)
+    else:
+        # SMP is being imported, and fills its mapping of architectures after its last submodule: wait for that.
+        smp.__class__ = _HalfImportedSMP
+
+
+def list_models(
+    filter: str | Sequence[str] = "",
+    kind: Literal["encoder", "architecture"] | None = None,
+) -> list[str]:
+    """Lists what the zoo adds to SMP and timm, sorted by name.
+
+    Args:
+        filter: Wildcard or wildcards that a name has to match, as in `timm.list_models`; everything by default.
+        kind: `"encoder"` for SMP encoders (`vz-` and the name of the timm model), `"architecture"` for names that
+            `smp.create_model` takes; both by default.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: If there is no such kind.
+
+    Example:
+        >>> import vitseg_zoo
+        >>> vitseg_zoo.list_models("vz-vitseg_tiny*")
+        ['vz-vitseg_tiny_patch16_128', 'vz-vitseg_tiny_patch8_128']
+    """
+    listings = {
+        "encoder": lambda: [name for mapping in _load_group(ENCODER_GROUP) for name in mapping],
+        "architecture": lambda: [cls.__name__.lower() for cls in _load_group(ARCHITECTURE_GROUP)],
+    }
+    if kind is not None and kind not in listings:
+        raise ValueError(f"Unknown kind {kind!r} of model, choose one of {list(listings)}.")
+    names = [name for key, listing in listings.items() if kind in (None, key) for name in listing()]
+    patterns = [filter] if isinstance(filter, str) else filter
+    return sorted(
+        name for name in names if any(fnmatch.fnmatch(name, pattern or "*") for pattern in patterns)
+    )
+
+
+def _load_group(group: str) -> list[Any]:
+    """Loads what the entry points of a group name; one that fails is left out with a warning."""
+    for entry in entry_points(group=group):
+        if entry in _loaded:
+            continue
+        try:
+            value = entry.load()
+            if not isinstance(value, _GROUP_TYPES[group]):
+                raise TypeError(f"expected a {_GROUP_TYPES[group].__name__}, got {value!r}")
+            _loaded[entry] = value
+        except (Exception, SystemExit) as error:
+            _loaded[entry] = None
+            warn(
+                f"vitseg_zoo leaves out {entry.name!r} ({entry.value}), which does not load "
+                f"({type(error).__name__}: {error}); mend or uninstall the package that declares it."
+            )
+    return [value for entry, value in _loaded.items() if entry.group == group and value is not None]
+
+
+def _register_smp_encoders() -> None:
+    from segmentation_models_pytorch.encoders import encoders
+
+    for mapping in _load_group(ENCODER_GROUP):
+        for name, settings in mapping.items():
+            if encoders.setdefault(name, settings) is not settings:
+                warn(f"vitseg_zoo leaves out the SMP encoder {name!r}: the name is taken.")
+
+
+def _register_smp_architectures(smp: ModuleType) -> None:
+    for cls in _load_group(ARCHITECTURE_GROUP):
+        name = cls.__name__
+        if vars(smp).get(name, cls) is not cls:
+            warn(f"vitseg_zoo leaves out the SMP architecture {name!r}: the name is taken.")
+        else:
+            # `smp.from_pretrained` looks classes up as attributes of the module.
+            setattr(smp, name, cls)
+            smp.MODEL_ARCHITECTURES_MAPPING.setdefault(name.lower(), cls)
+
+
+class _HalfImportedSMP(ModuleType):
+    """The class lent to SMP's module until it is whole: the first use of the module then registers."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if "create_model" in ModuleType.__getattribute__(self, "__dict__"):
+            self.__class__ = ModuleType  # given back first: registering uses the module itself
+            try:
+                _register_smp_architectures(self)
+            except Exception as error:
+                warn(f"vitseg_zoo could not register its architectures ({type(error).__name__}: {error}).")
+        return ModuleType.__getattribute__(self, name)
