@@ -1,8 +1,8 @@
 """Transformer segmentation for timm and segmentation_models_pytorch (SMP).
 
-Installing the package is enough: `smp.create_model("vitseg")` and `timm.create_model("mit_b0")` work without
-importing it. `import vitseg_zoo` registers explicitly (where automatic loading is switched off), costs no import
-of torch, and gives access to what is listed in `__all__`, loaded at first use.
+Installing the package is enough: `smp.create_model("vitseg")` and `timm.create_model("mit_b0")` work
+without importing it. `import vitseg_zoo` registers explicitly (where automatic loading is switched off),
+costs no import of torch, and gives access to what is listed in `__all__`, loaded at first use.
 
 Example:
     >>> import vitseg_zoo

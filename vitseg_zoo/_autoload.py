@@ -48,7 +48,7 @@ class _RegisteringFinder:
         return spec
 
     def settle(self, name: str) -> None:
-        """Calls the hook of an imported module, and takes the finder away when there is nothing left to await."""
+        """Calls the hook of an imported module; the finder goes when nothing is left to await."""
         hook = self.awaited.pop(name, None)
         if not self.awaited and self in sys.meta_path:
             sys.meta_path.remove(self)
@@ -97,7 +97,7 @@ def autoload() -> None:
 
 def on_package_import() -> None:
     """Registers at `import vitseg_zoo`, unless it is torch's switched-off hook that imports the package."""
-    if _is_enabled() or not _inside_import_of("torch"):
+    if _is_enabled() or not inside_import_of("torch"):
         install()
 
 
@@ -109,5 +109,6 @@ def _is_enabled() -> bool:
     return os.environ.get("VITSEG_ZOO_AUTOLOAD", "1") != "0"
 
 
-def _inside_import_of(name: str) -> bool:
+def inside_import_of(name: str) -> bool:
+    """Whether the module is being imported right now."""
     return getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False)

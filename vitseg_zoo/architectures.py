@@ -18,14 +18,14 @@ _ARTICLE_ENCODER = "vz-vitseg_base_patch16_128"
 class VitSeg(SegmentationModel):
     """ViT-seg: a plain Vision Transformer, and a head that turns each token into the logits of its patch.
 
-    As described in the article series "Efficient Image Segmentation Using PyTorch"; the defaults are the article's
-    model of 86,284,806 parameters for three classes at 128 x 128. Images hold values in [0, 1] and need no
-    normalisation: the model's first layer is a batch norm. They may have any size.
+    As described in the article series "Efficient Image Segmentation Using PyTorch"; the defaults are the
+    article's model of 86,284,806 parameters for three classes at 128 x 128. Images hold values in [0, 1] and
+    need no normalisation: the model's first layer is a batch norm. They may have any size.
 
     Args:
         encoder_name: A plain ViT of the zoo: `vz-` and the name of the timm model. SMP's own default,
-            `"resnet34"` with the weights `"imagenet"`, which `smp.create_model` passes where nothing is chosen,
-            means the article's encoder without weights.
+            `"resnet34"` with the weights `"imagenet"`, which `smp.create_model` passes where nothing is
+            chosen, means the article's encoder without weights.
         encoder_depth: How many of the encoder's transformer blocks are used; all of them by default.
         encoder_weights: `None` (random initialization, the default) or a tag of the timm model's weights.
         decoder_head: `"linear"`, the article's, or `"mlp"`, with a hidden layer in front.
@@ -80,7 +80,7 @@ class VitSeg(SegmentationModel):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initializes the classification head as SMP does; the other layers keep PyTorch's, the article's own."""
+        """Initializes the classification head as SMP does; the rest keeps PyTorch's start, as the article."""
         if self.classification_head is not None:
             initialize_head(self.classification_head)
 

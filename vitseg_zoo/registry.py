@@ -1,10 +1,10 @@
 """Puts the zoo's encoders and architectures into timm and SMP, once, and lists them.
 
-The zoo is what two groups of entry points name; other packages join it by declaring entries in the same groups:
+The zoo is what two groups of entry points name; other packages join it by declaring entries in them:
 
-* `vitseg_zoo.encoders`: a mapping in the form of `segmentation_models_pytorch.encoders.encoders`, from a name
-  (`vz-` and the timm name) to `{"encoder": class, "params": {...}, "pretrained_settings": {...}}`. Importing its
-  module registers the timm models of the same names with `timm.models.register_model`.
+* `vitseg_zoo.encoders`: a mapping in the form of `segmentation_models_pytorch.encoders.encoders`, from a
+  name (`vz-` and the timm name) to `{"encoder": class, "params": {...}, "pretrained_settings": {...}}`.
+  Importing its module registers the timm models of the same names with `timm.models.register_model`.
 * `vitseg_zoo.architectures`: a subclass of `segmentation_models_pytorch.base.SegmentationModel`. It becomes
   `smp.<class name>`, and `smp.create_model` finds it under the class's name in lower case.
 
@@ -19,6 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any, Literal
 
+from vitseg_zoo import _autoload
 from vitseg_zoo._autoload import warn
 
 ENCODER_GROUP = "vitseg_zoo.encoders"
@@ -31,7 +32,9 @@ _loaded: dict[EntryPoint, Any] = {}
 
 def register_timm_models() -> None:
     """Registers the zoo's models in timm: loading an encoder entry imports the module that does it."""
-    _load_group(ENCODER_GROUP)
+    if not _autoload.inside_import_of("segmentation_models_pytorch.encoders"):
+        _load_group(ENCODER_GROUP)
+    # Otherwise SMP is importing timm, and entries may use SMP's encoders: `register_in_smp` follows.
 
 
 def register_in_smp() -> None:
@@ -41,7 +44,7 @@ def register_in_smp() -> None:
     if "create_model" in vars(smp):
         _register_smp_architectures(smp)
     else:
-        # SMP is being imported, and fills its mapping of architectures after its last submodule: wait for that.
+        # SMP is being imported, and fills its mapping of architectures after its last submodule: wait.
         smp.__class__ = _HalfImportedSMP
 
 
@@ -52,9 +55,9 @@ def list_models(
     """Lists what the zoo adds to SMP and timm, sorted by name.
 
     Args:
-        filter: Wildcard or wildcards that a name has to match, as in `timm.list_models`; everything by default.
-        kind: `"encoder"` for SMP encoders (`vz-` and the name of the timm model), `"architecture"` for names that
-            `smp.create_model` takes; both by default.
+        filter: Wildcard or wildcards that a name has to match, as in `timm.list_models`; all by default.
+        kind: `"encoder"` for SMP encoders (`vz-` and the name of the timm model), `"architecture"` for names
+            that `smp.create_model` takes; both by default.
 
     Returns:
         The names.

@@ -1,7 +1,7 @@
 """The patch head of ViT-seg: every token becomes the logits of its own patch of pixels.
 
-Source: the article series "Efficient Image Segmentation Using PyTorch", whose head is the linear one. The head with a
-hidden layer is the first improvement that the article suggests.
+Source: the article series "Efficient Image Segmentation Using PyTorch", whose head is the linear one. The head
+with a hidden layer is the first improvement that the article suggests.
 """
 
 from collections.abc import Callable

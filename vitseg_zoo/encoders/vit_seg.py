@@ -6,8 +6,8 @@ in the form that the article series "Efficient Image Segmentation Using PyTorch"
 
 Differences from timm's ViT, all of them the article's:
 * the images, values in [0, 1], are normalised by a `BatchNorm2d` and by nothing else;
-* position embeddings are drawn from N(0, 1), linear layers start as PyTorch makes them, query, key and value as
-  `nn.MultiheadAttention` does, LayerNorm has PyTorch's eps 1e-5;
+* position embeddings are drawn from N(0, 1), linear layers start as PyTorch makes them, query, key and value
+  as `nn.MultiheadAttention` does, LayerNorm has PyTorch's eps 1e-5;
 * dropout 0.2 on the attention weights and on the output of each MLP, nowhere else;
 * no class token, and no norm after the last block.
 
@@ -32,8 +32,8 @@ __all__ = ["VitSegTransformer"]  # timm's register_model adds the models' names
 class NormalizedPatchEmbed(PatchEmbed):
     """timm's patch embedding behind a batch norm, computed as one matrix product over flattened patches.
 
-    The weight keeps the shape of a convolution, (embed_dim, C, patch, patch), which flattens to the channel-first
-    order (c, y, x) of the article's linear layer; timm's tools for changing it go on working.
+    The weight keeps the shape of a convolution, (embed_dim, C, patch, patch), which flattens to the
+    channel-first order (c, y, x) of the article's linear layer; timm's tools for changing it go on working.
     """
 
     def __init__(self, *args: Any, in_chans: int = 3, device=None, dtype=None, **kwargs: Any) -> None:

@@ -1,0 +1,30 @@
+"""What all tests share: no network, few threads, and the folder of real images."""
+
+import os
+from pathlib import Path
+
+# Before anything imports them: neither library may call home from a test.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import pytest
+import torch
+
+DATA_ROOT = Path(
+    os.environ.get("VITSEG_ZOO_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with `oxford-iiit-pet`, `clothing`, `camvid` and `road`; tests skip where it is absent."""
+    if not DATA_ROOT.is_dir():
+        pytest.skip(
+            f"real images are not at {DATA_ROOT}; set VITSEG_ZOO_TEST_DATA to the folder that has them"
+        )
+    return DATA_ROOT
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
