@@ -1,7 +1,7 @@
 """The patch head of ViT-seg: every token becomes the logits of its own patch of pixels.
 
-Source: the article series "Efficient Image Segmentation Using PyTorch", whose head is the linear one. The head
-with a hidden layer is the first improvement that the article suggests.
+Source: the article series "Efficient Image Segmentation Using PyTorch", whose head is the linear one. The
+head with a hidden layer is the first improvement that the article suggests.
 """
 
 from collections.abc import Callable
@@ -55,19 +55,15 @@ class PatchHead(nn.Sequential):
         self, channels: int, classes: int, patch_size: int, activation: str | Callable[..., Any] | None = None
     ) -> None:
         super().__init__(
-            nn.Linear(channels, classes * patch_size**2), Unpatchify(patch_size), Activation(activation)
+            nn.Linear(channels, classes * patch_size**2),
+            ChannelsFirst(),
+            nn.PixelShuffle(patch_size),  # what `nn.Fold` computes for patches that do not overlap
+            Activation(activation),
         )
 
 
-class Unpatchify(nn.Module):
-    """Folds (B, h, w, K * p * p) back to (B, K, h * p, w * p): what `nn.Fold` computes, as a reshape."""
-
-    def __init__(self, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
+class ChannelsFirst(nn.Module):
+    """(B, h, w, C) to (B, C, h, w), without copying."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, h, w, _ = x.shape
-        p = self.patch_size
-        x = x.reshape(b, h, w, -1, p, p).permute(0, 3, 1, 4, 2, 5)  # (B, K, h, p, w, p)
-        return x.reshape(b, -1, h * p, w * p)
+        return x.permute(0, 3, 1, 2)

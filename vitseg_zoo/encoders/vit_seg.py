@@ -39,14 +39,21 @@ class NormalizedPatchEmbed(PatchEmbed):
     def __init__(self, *args: Any, in_chans: int = 3, device=None, dtype=None, **kwargs: Any) -> None:
         super().__init__(*args, in_chans=in_chans, device=device, dtype=dtype, **kwargs)
         self.input_norm = nn.BatchNorm2d(in_chans, device=device, dtype=dtype)
+        self.patchify = nn.PixelUnshuffle(self.patch_size[0])
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        super().set_input_size(img_size, patch_size)
+        self.patchify = nn.PixelUnshuffle(self.patch_size[0])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.input_norm(x)
+        height, width = x.shape[2:]
         patch_h, patch_w = self.patch_size
-        x = F.pad(x, (0, -x.shape[3] % patch_w, 0, -x.shape[2] % patch_h))
-        b, c, h, w = x.shape
-        x = x.reshape(b, c, h // patch_h, patch_h, w // patch_w, patch_w)
-        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (B, H/p, W/p, C*p*p)
+        if height % patch_h or width % patch_w:
+            x = F.pad(x, (0, -width % patch_w, 0, -height % patch_h))
+        x = self.patchify(x).permute(0, 2, 3, 1)  # (B, H/p, W/p, C*p*p)
         return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # (B, H/p, W/p, D)
 
 
