@@ -1,0 +1,377 @@
+"""Drawn cats and dogs: a data set that the package makes itself, for a first training without any download.
+
+Each picture is an animal in one of five poses over a cluttered scene. The scene shares colours and textures
+with the animal's coat, and holds balls, cushions, posts and plants of that very coat, so that colour tells
+little and shape decides. Masks have the three classes of the Oxford-IIIT Pet trimaps.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+
+# The same classes and colours as `vitseg_zoo.data.oxford_pets`.
+from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE
+
+__all__ = ["CLASS_NAMES", "PALETTE", "SyntheticPets"]
+
+PET, BACKGROUND, BORDER = range(3)
+_SPLITS = ("train", "val", "test")
+
+# RGB of coats, and of what else a scene may hold.
+_COATS = np.array(
+    [
+        *[(35, 32, 34), (225, 220, 212), (190, 120, 60), (110, 75, 50)],
+        *[(212, 180, 140), (128, 128, 132), (80, 58, 46), (92, 100, 114)],
+    ]
+)
+_THINGS = np.array(
+    [
+        *[(70, 110, 50), (120, 140, 80), (60, 95, 140), (150, 60, 55)],
+        *[(165, 160, 150), (100, 110, 60), (150, 130, 160), (70, 120, 115)],
+    ]
+)
+
+# A chain of circles (x, y, radius): neighbours are joined by their common hull. All shapes are made of them.
+Chain = list[tuple[float, float, float]]
+# Part of an animal -> its chains; later parts are drawn over earlier ones.
+Parts = list[tuple[str, Chain]]
+
+
+class SyntheticPets(Sequence):
+    """Drawn animals with masks of three classes: 0 pet, 1 background, 2 border.
+
+    A picture depends only on (`split`, `seed`, index), and is drawn when it is read, in about 5 ms.
+
+    Args:
+        count: number of pictures.
+        split: "train", "val" or "test": different pictures of the same kind.
+        image_size: side of the square pictures, in pixels.
+        seed: another seed gives other pictures.
+
+    Raises:
+        ValueError: unknown `split`.
+
+    Example:
+        >>> image, mask = SyntheticPets(count=10)[3]
+        >>> image.shape, image.dtype, mask.shape, np.unique(mask).tolist()
+        ((128, 128, 3), dtype('uint8'), (128, 128), [0, 1, 2])
+    """
+
+    def __init__(self, count: int, split: str = "train", image_size: int = 128, seed: int = 0) -> None:
+        if split not in _SPLITS:
+            raise ValueError(f'split must be "train", "val" or "test", not {split!r}.')
+        self.count = count
+        self.split = split
+        self.image_size = image_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if not -self.count <= index < self.count:
+            raise IndexError(f"index {index} is out of range for {self.count} pictures.")
+        rng = np.random.default_rng([_SPLITS.index(self.split), self.seed, index % self.count])
+        return _draw(rng, self.image_size)
+
+
+def _draw(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """One picture (S, S, 3) and its mask (S, S), both uint8."""
+    coat = [_colour(rng, _COATS) for _ in range(2)]
+    scene = _scene(rng, size)
+    for _ in range(rng.integers(3, 8)):
+        _draw_thing(scene, rng, coat)
+
+    pose = _POSES[rng.integers(len(_POSES))]
+    pet = _draw_animal(scene, _place(pose(rng), rng, size), rng, coat)
+    if rng.random() < 0.25:  # something in front
+        pet = np.minimum(pet, 1 - _draw_thing(scene, rng, coat, largest=0.12))
+
+    scene *= rng.uniform(0.8, 1.25) * (0.8 + 0.4 * _noise(rng, size, 2)[..., None])  # light
+    scene += rng.normal(0, rng.uniform(2, 7), scene.shape)  # the camera's noise
+    image = np.clip(scene, 0, 255).astype(np.uint8)
+
+    inside = (pet > 0.5).astype(np.uint8)
+    mask = np.where(inside, PET, BACKGROUND).astype(np.uint8)
+    width = 2 * round(size / 64) + 1  # as the trimaps at 128 x 128: a band of 4 pixels on the outline
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    mask[cv2.dilate(inside, disk) != cv2.erode(inside, disk)] = BORDER
+    return image, mask
+
+
+# Textures: coats, walls, floors and things are all made by `_texture`.
+
+
+def _colour(rng: Generator, palette: np.ndarray) -> np.ndarray:
+    colour = palette[rng.integers(len(palette))] * rng.uniform(0.75, 1.2) + rng.normal(0, 6, 3)
+    return np.clip(colour, 8, 247).astype(np.float32)
+
+
+def _noise(rng: Generator, size: int, cells: float, stretch: float = 1.0, angle: float = 0.0) -> np.ndarray:
+    """Smooth noise (S, S) in [0, 1]: `cells` bumps across, drawn out by `stretch` at an angle in degrees."""
+    height, width = max(2, round(cells)) + 1, max(2, round(cells / stretch)) + 1
+    square = int(1.42 * size) if angle else size  # room to turn it
+    values = rng.random((height, width), dtype=np.float32)
+    values = cv2.resize(values, (square, square), interpolation=cv2.INTER_LINEAR)
+    if not angle:
+        return values
+    turn = cv2.getRotationMatrix2D((square / 2, square / 2), angle, 1.0)
+    turn[:, 2] -= (square - size) / 2
+    return cv2.warpAffine(values, turn, (size, size), borderMode=cv2.BORDER_REFLECT)
+
+
+def _texture(rng: Generator, size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """A surface (S, S, 3) of two colours: stripes, patches or nearly one colour, with hair or grain on it."""
+    kind, angle = rng.integers(4), rng.uniform(1, 180)
+    if kind == 0:  # stripes that bend
+        ramp = np.linspace(0, 2 * np.pi * rng.uniform(4, 12), size, dtype=np.float32)
+        along = np.cos(np.radians(angle)) * ramp + np.sin(np.radians(angle)) * ramp[:, None]
+        waves = np.sin(along + rng.uniform(1, 9) * _noise(rng, size, 4))
+        share = _step(waves, rng.uniform(-0.3, 0.6), width=0.3)
+    elif kind == 1:  # patches
+        share = _step(_noise(rng, size, rng.uniform(3, 14)), rng.uniform(0.45, 0.65), width=0.05)
+    else:
+        share = rng.uniform(0, 0.35) * _noise(rng, size, 3)
+    surface = first + share[..., None] * (second - first)
+    grain = _noise(rng, size, rng.uniform(50, 100), stretch=rng.uniform(1, 8), angle=angle) - 0.5
+    return surface * (1 + rng.uniform(0.2, 0.6) * grain[..., None])
+
+
+def _step(values: np.ndarray, edge: float, width: float) -> np.ndarray:
+    """0 below `edge`, 1 above it, and a ramp of `width` between."""
+    return np.clip((values - edge) / width + 0.5, 0, 1)
+
+
+# Shapes: coverage (S, S) in [0, 1], with smooth edges
+
+
+def _fill(shape: Chain, size: int, solid: bool = False) -> np.ndarray:
+    """The coverage of a chain, or with `solid` of the hull of all its circles."""
+    canvas = np.zeros((size, size), np.uint8)
+    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    rim = np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    circles = [np.array([x, y]) + radius * rim for x, y, radius in shape]
+    for group in [circles] if solid or len(circles) == 1 else pairwise(circles):
+        hull = cv2.convexHull(np.concatenate(group).astype(np.float32))
+        # `shift`: coordinates in sixteenths of a pixel.
+        cv2.fillConvexPoly(canvas, np.round(16 * hull).astype(np.int32), 255, cv2.LINE_AA, shift=4)
+    return canvas.astype(np.float32) / 255
+
+
+def _depth(coverage: np.ndarray, deepest: float) -> np.ndarray:
+    """Distance to the outline in units of `deepest` pixels, at most 1."""
+    pixels = (coverage > 0.5).astype(np.uint8)
+    return np.minimum(cv2.distanceTransform(pixels, cv2.DIST_L2, 3) / deepest, 1)
+
+
+def _light(coverage: np.ndarray) -> np.ndarray:
+    """Light on a rounded body (S, S): darker towards its outline and its underside."""
+    rows = np.flatnonzero(coverage.max(axis=1) > 0)
+    down = np.clip((np.arange(len(coverage)) - rows[0]) / (len(rows) + 1), 0, 1)[:, None]
+    return (0.7 + 0.35 * np.sqrt(_depth(coverage, 0.06 * len(coverage)))) * (1.1 - 0.3 * down)
+
+
+def _paint(scene: np.ndarray, coverage: np.ndarray, surface: np.ndarray) -> None:
+    scene += coverage[..., None] * (surface - scene)
+
+
+# The scene
+
+
+def _scene(rng: Generator, size: int) -> np.ndarray:
+    """Wall and floor, or one ground, as (S, S, 3) float32."""
+    palettes = [_COATS if rng.random() < 0.5 else _THINGS for _ in range(2)]
+    floor, wall = (_texture(rng, size, _colour(rng, colours), _colour(rng, colours)) for colours in palettes)
+    if rng.random() < 0.7:
+        horizon = int(size * rng.uniform(0.2, 0.75))
+        floor[:horizon] = wall[:horizon]
+    return floor
+
+
+def _draw_thing(
+    scene: np.ndarray, rng: Generator, coat: list[np.ndarray], largest: float = 0.28
+) -> np.ndarray:
+    """Draws a ball, cushion, post or plant, mostly in colours of the animal, and returns its coverage."""
+    size = len(scene)
+    centre, radius = rng.uniform(-0.05, 1.05, 2) * size, rng.uniform(0.04, largest) * size
+    turn, kind = rng.uniform(0, 2 * np.pi), rng.integers(4)
+
+    def at(angle: float, reach: float) -> np.ndarray:
+        return centre + reach * radius * np.array([np.cos(angle), np.sin(angle)])
+
+    if kind == 0:  # ball
+        chains = [[(*centre, radius)]]
+    elif kind == 1:  # cushion or box
+        half, soft = rng.uniform(0.3, 0.8), rng.uniform(0.02, 0.3) * radius
+        corners = (half, np.pi - half, np.pi + half, -half)
+        chains = [[(*at(turn + angle, 1), soft) for angle in corners]]
+    elif kind == 2:  # post
+        thick = rng.uniform(0.08, 0.25) * radius
+        chains = [[(*at(turn, 2), thick), (*at(turn + np.pi, 2), thick)]]
+    else:  # plant: leaves from one point
+        chains = []
+        for angle in turn + rng.uniform(-1.3, 1.3, rng.integers(3, 7)):
+            reach = rng.uniform(0.8, 1.8)
+            middle, tip = (*at(angle, reach / 2), 0.2 * radius), (*at(angle, reach), 0.02 * radius)
+            chains.append([(*centre, 0.1 * radius), middle, tip])
+    coverage = np.max([_fill(chain, size, solid=kind == 1) for chain in chains], axis=0)
+    if coverage.any():
+        colours = (
+            coat
+            if rng.random() < 0.6
+            else [_colour(rng, np.concatenate([_COATS, _THINGS])) for _ in range(2)]
+        )
+        _paint(scene, coverage, _texture(rng, size, *colours) * _light(coverage)[..., None])
+    return coverage
+
+
+# The animal: x to the right, y down, about one unit long, looking to the right
+
+
+def _leg(rng: Generator, x: float, y: float, length: float, radius: float) -> Chain:
+    swing, knee = rng.uniform(-0.35, 0.35), rng.uniform(-0.06, 0.06)
+    foot = x + swing * length
+    return [
+        (x, y, radius * 1.5),
+        (x + swing * length / 2 + knee, y + length * 0.55, radius),
+        (foot, y + length, radius * 0.8),
+        (foot + radius, y + length, radius * 0.8),
+    ]
+
+
+def _tail(rng: Generator, x: float, y: float) -> Chain:
+    angle, bend = rng.uniform(2.2, 4.2), rng.uniform(-0.7, 0.7)
+    radius, step = rng.uniform(0.02, 0.05), rng.uniform(0.05, 0.11)
+    chain = [(x, y, radius * 1.3)]
+    for _ in range(5):
+        x, y = x + step * np.cos(angle), y + step * np.sin(angle)
+        chain.append((x, y, radius))
+        angle += bend
+    return chain
+
+
+def _head(rng: Generator, x: float, y: float, radius: float, frontal: float = 0.5) -> Parts:
+    """A head with ears, pointed or hanging, and a face, with probability `frontal` from the front."""
+    frontal, pointed = rng.random() < frontal, rng.random() < 0.6
+    parts: Parts = []
+    if frontal:
+        skull = [(x - radius * 0.15, y, radius), (x + radius * 0.15, y, radius)]
+        sides, eyes, nose = (-0.6, 0.6), (-0.42, 0.42), (0.0, 0.35)
+        muzzle = [(x, y + radius * 0.4, radius * 0.45)]
+    else:
+        length = rng.uniform(0.9, 1.7)
+        skull = [(x, y, radius)]
+        sides, eyes, nose = (-0.65, 0.1), (0.45,), (length + 0.2, 0.25)
+        muzzle = [
+            (x + radius * 0.3, y + radius * 0.3, radius * 0.55),
+            (x + radius * length, y + radius * 0.4, radius * 0.32),
+        ]
+    for side in sides:
+        reach = rng.uniform(0.7, 1.3) * radius
+        root = (x + side * radius, y - radius * 0.6, radius * 0.38)
+        tip = (side * 0.5 * reach, -reach) if pointed else (np.sign(side - 0.1) * 0.45 * reach, 1.1 * reach)
+        parts.append(
+            ("ear", [root, (root[0] + tip[0], root[1] + tip[1], radius * (0.05 if pointed else 0.25))])
+        )
+    parts += [("head", skull), ("muzzle", muzzle)]
+    parts += [("eye", [(x + side * radius, y - radius * 0.1, radius * 0.13)]) for side in eyes]
+    parts.append(("eye", [(x + nose[0] * radius, y + nose[1] * radius, radius * 0.14)]))
+    return parts
+
+
+def _standing(rng: Generator) -> Parts:
+    length, radius = rng.uniform(0.4, 0.62), rng.uniform(0.11, 0.16)
+    leg, thick = rng.uniform(0.22, 0.4), rng.uniform(0.03, 0.05)
+    hip, shoulder = -length / 2, length / 2
+    head = (shoulder + rng.uniform(0.1, 0.2), rng.uniform(-0.32, 0.05))
+    parts: Parts = [("far leg", _leg(rng, x + 0.05, radius * 0.3, leg, thick)) for x in (hip, shoulder)]
+    parts.append(("tail", _tail(rng, hip - radius * 0.8, -radius * 0.5)))
+    parts.append(
+        ("body", [(hip, 0, radius), (0, 0.01, radius * rng.uniform(0.85, 1.1)), (shoulder, -0.01, radius)])
+    )
+    parts += [("leg", _leg(rng, x, radius * 0.3, leg, thick)) for x in (hip, shoulder)]
+    parts.append(("neck", [(shoulder, -0.03, radius * 0.8), (*head, 0.08)]))
+    return parts + _head(rng, *head, rng.uniform(0.1, 0.14))
+
+
+def _sitting(rng: Generator) -> Parts:
+    lean, thick = rng.uniform(0.05, 0.2), rng.uniform(0.035, 0.05)
+    parts: Parts = [("tail", _tail(rng, -0.2, 0.35))]
+    parts.append(("far leg", [(lean + 0.06, 0, thick * 1.5), (lean + 0.1, 0.42, thick)]))
+    parts.append(("body", [(-0.08, 0.25, rng.uniform(0.16, 0.22)), (lean, -0.08, rng.uniform(0.11, 0.15))]))
+    parts.append(("leg", [(-0.05, 0.28, 0.12), (0.02, 0.42, thick), (0.12, 0.43, thick)]))
+    parts.append(("leg", [(lean, 0, thick * 1.6), (lean + 0.04, 0.42, thick), (lean + 0.08, 0.43, thick)]))
+    return parts + _head(
+        rng, lean + rng.uniform(-0.02, 0.08), rng.uniform(-0.36, -0.26), rng.uniform(0.12, 0.16)
+    )
+
+
+def _lying(rng: Generator) -> Parts:
+    radius, thick = rng.uniform(0.12, 0.18), rng.uniform(0.035, 0.05)
+    parts: Parts = [("tail", _tail(rng, -0.4, 0.08))]
+    parts.append(
+        (
+            "body",
+            [(-0.32, 0.08, radius), (0, 0.06, radius * rng.uniform(0.9, 1.1)), (0.25, 0.04, radius * 0.9)],
+        )
+    )
+    parts.append(("leg", [(-0.28, 0.12, radius * 0.75), (-0.12, 0.2, thick), (0.02, 0.21, thick)]))
+    parts.append(
+        ("leg", [(0.22, 0.14, thick * 1.5), (0.4, 0.2, thick), (rng.uniform(0.45, 0.6), 0.2, thick)])
+    )
+    return parts + _head(rng, rng.uniform(0.3, 0.42), rng.uniform(-0.2, 0.1), rng.uniform(0.11, 0.15))
+
+
+def _curled(rng: Generator) -> Parts:
+    parts: Parts = [("body", [(-0.12, 0, rng.uniform(0.2, 0.26)), (0.12, 0.05, rng.uniform(0.16, 0.22))])]
+    parts.append(("leg", [(-0.18, 0.1, 0.14), (0.0, 0.23, 0.04), (0.1, 0.24, 0.04)]))
+    bend = np.linspace(3.2, rng.uniform(1.2, 1.9), 6)
+    parts.append(("tail", [(0.4 * np.cos(a), 0.25 * np.sin(a) + 0.04, 0.04) for a in bend]))
+    return parts + _head(
+        rng, rng.uniform(0.25, 0.36), rng.uniform(-0.12, 0.12), rng.uniform(0.12, 0.16), frontal=0.8
+    )
+
+
+def _portrait(rng: Generator) -> Parts:
+    tilt = rng.uniform(-0.12, 0.12)
+    body = [(0.0, 0.75, 0.4), (tilt / 2, 0.3, rng.uniform(0.18, 0.26))]
+    return [("body", body), *_head(rng, tilt, 0.0, rng.uniform(0.24, 0.3))]
+
+
+_POSES: list[Callable[[Generator], Parts]] = [_standing, _sitting, _lying, _curled, _portrait]
+
+
+def _place(parts: Parts, rng: Generator, size: int) -> Parts:
+    """Turns, mirrors, scales and shifts an animal into a picture of S x S pixels."""
+    mirror, angle = rng.choice([-1, 1]), rng.normal(0, 0.2)
+    scale = rng.uniform(0.65, 1.1) * size
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    x0, y0 = rng.normal(0.5, 0.08, 2) * size
+    placed = []
+    for part, chain in parts:
+        points = [(turn @ (x, y), radius * scale) for x, y, radius in chain]
+        placed.append((part, [(x0 + mirror * x, y0 + y, radius) for (x, y), radius in points]))
+    return placed
+
+
+def _draw_animal(scene: np.ndarray, parts: Parts, rng: Generator, coat: list[np.ndarray]) -> np.ndarray:
+    """Draws an animal with its shadow into the scene and returns its coverage."""
+    size = len(scene)
+    filled = [(part, _fill(chain, size)) for part, chain in parts]
+    pet = np.max([coverage for _, coverage in filled], axis=0)
+    shadow = cv2.GaussianBlur(np.roll(pet, size // 24, axis=0), (0, 0), size / 40)
+    scene *= 1 - rng.uniform(0.1, 0.5) * shadow[..., None]
+
+    fur, marks = _texture(rng, size, *coat), _texture(rng, size, *coat[::-1])
+    marked = {part for part in ("ear", "tail", "leg", "far leg", "muzzle", "head") if rng.random() < 0.3}
+    light = _light(pet)
+    for part, coverage in filled:
+        surface = coat[0] * 0.15 + 8  # eyes and nose
+        if part != "eye":
+            dim = (0.75 if part == "far leg" else 1.0) * (0.8 + 0.2 * _depth(coverage, size / 50))
+            surface = (marks if part in marked else fur) * (light * dim)[..., None]
+        _paint(scene, coverage, surface)
+    return pet
