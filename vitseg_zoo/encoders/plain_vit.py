@@ -1,28 +1,209 @@
-"""A plain ViT of timm as an encoder of one level: the tokens of its last block as a map at the patch's stride.
+"""Plain ViTs of timm as encoders: how they are found, built, and run on images of any size.
 
-What the heads that read tokens (`vitseg` and its like) build on; the decoders of SMP, which want maps at strides
-2 to 32, build on `vitseg_zoo.encoders.pyramid`.
+A plain ViT turns an image into one grid of tokens and keeps it through all of its blocks. timm has several families
+of them (VisionTransformer, DeiT, EVA and DINOv3, BEiT, relative positions, SAM); which models belong is read from
+what their classes offer, see `is_plain_vit_class`.
 """
 
+import inspect
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
-from timm.models import adapt_input_conv, create_model
+import torch.nn.functional as F
+from timm.models import create_model, list_models, list_modules, model_entrypoint
 from torch import nn
 
+from vitseg_zoo.encoders.fixed_grid import FixedGridRunner
+from vitseg_zoo.encoders.timm_weights import adapt_in_channels, convert_while_loading
 
-class PlainViTEncoder(nn.Module):
-    """A timm ViT whose last block's tokens are the one feature map.
+
+def is_plain_vit_class(cls: type) -> bool:
+    """Whether a timm model class makes plain ViTs that can be run on images of any size.
+
+    That is: intermediate features; one patch size, width and depth for the whole model; and a grid of tokens that can
+    change, by the model's own method or because its patch embedding takes any size.
+    """
+    if not hasattr(cls, "forward_intermediates"):
+        return False
+    parameters = _init_parameters(cls)
+    if not all(
+        key in parameters and isinstance(parameters[key].default, int)
+        for key in ("patch_size", "embed_dim", "depth")
+    ):
+        return False
+    embed_layer = parameters["embed_layer"].default if "embed_layer" in parameters else None
+    takes_any_size = getattr(embed_layer, "keywords", {}).get("strict_img_size") is False
+    return takes_any_size or hasattr(cls, "set_input_size")
+
+
+def plain_vit_names() -> list[str]:
+    """Names of timm's own plain ViTs, without building any: those of the modules that define a plain ViT class."""
+    names: list[str] = []
+    for module_name in list_modules():
+        module = sys.modules.get(f"timm.models.{module_name}")
+        if module is not None and any(
+            cls.__module__ == module.__name__ for cls in _plain_vit_classes(module)
+        ):
+            names.extend(list_models(module=module_name))
+    return names
+
+
+def create_plain_vit(
+    name: str, in_channels: int = 3, pretrained: bool = False, **kwargs: Any
+) -> tuple[nn.Module, int]:
+    """Builds a timm ViT without classifier that takes images of any size, where its class can do that.
+
+    Returns:
+        The model, and the side of its patches in pixels.
+
+    Raises:
+        ValueError: If the model is no plain ViT.
+    """
+    classes = list(_plain_vit_classes(sys.modules[model_entrypoint(name).__module__]))
+    for flag in ("dynamic_img_size", "dynamic_img_pad"):
+        if any(flag in _init_parameters(cls) for cls in classes):
+            kwargs.setdefault(flag, True)
+    model = None
+    if classes:
+        model = create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **kwargs)
+    strides = {_side(info["reduction"]) for info in getattr(model, "feature_info", [])}
+    if len(strides) != 1:
+        raise ValueError(
+            f"{name} is not a plain ViT, with one grid of tokens from the first block to the last: "
+            "choose one of `vitseg_zoo.list_models('vz-vit*')`."
+        )
+    return model, strides.pop()
+
+
+def _plain_vit_classes(module: ModuleType) -> Iterator[type]:
+    return (value for value in vars(module).values() if inspect.isclass(value) and is_plain_vit_class(value))
+
+
+def _init_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Parameters of a class and, where it passes on what it does not know, of those that it builds on."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base) and base is not object:
+            own = inspect.signature(base.__init__).parameters
+            parameters = {**own, **parameters}
+            if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
+                break
+    return parameters
+
+
+def _side(size: int | tuple[int, int]) -> int:
+    """Side of a square that timm gives as a number or a pair."""
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ValueError(f"patch_size should be a square, got {size}.")
+    return sides.pop()
+
+
+class TimmViT(nn.Module):
+    """A timm ViT that gives the tokens of chosen blocks as maps; what the zoo's ViT encoders have in common.
 
     Args:
         name: Name of the timm model, with or without a tag.
         in_channels: Channels of the image.
-        depth: How many of the model's blocks to keep, all of them by default.
+        pretrained: Load the weights of the name's tag.
+        kwargs: Passed to `timm.create_model` (`drop_path_rate`, `img_size`, ...).
+    """
+
+    _is_torch_scriptable = False
+    _is_torch_exportable = True
+    _is_torch_compilable = True
+
+    def __init__(self, name: str, in_channels: int = 3, pretrained: bool = False, **kwargs: Any) -> None:
+        super().__init__()
+        self._name = name
+        self._kwargs = kwargs
+        self._create(in_channels, pretrained)
+        self.register_load_state_dict_pre_hook(convert_while_loading)
+
+    def _create(self, in_channels: int, pretrained: bool = False) -> None:
+        self.model, self.patch_size = create_plain_vit(self._name, in_channels, pretrained, **self._kwargs)
+        self._in_channels = in_channels
+        self._runner = FixedGridRunner()
+        info = self.model.feature_info[-1]
+        # SAM has no norm behind its blocks, but a neck of convolutions that changes the width.
+        self._norm = info.get("num_chs_norm", info["num_chs"]) == info["num_chs"]
+        self.model.prune_intermediate_layers(
+            self._blocks(len(self.model.feature_info)), prune_norm=not self._norm
+        )
+
+    def _blocks(self, total: int) -> list[int]:
+        """Indices, ascending, of the blocks whose tokens are read."""
+        raise NotImplementedError
+
+    @property
+    def embed_dim(self) -> int:
+        """Channels of a token."""
+        return self.model.feature_info[0]["num_chs"]
+
+    def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
+        """Makes the encoder take `in_channels` image channels; `pretrained` keeps and adapts its weights."""
+        if in_channels == self._in_channels:
+            return
+        state_dict = self.model.state_dict()
+        self._create(in_channels)
+        if pretrained:
+            self.model.load_state_dict(adapt_in_channels(state_dict, self.model))
+
+    def configure(self, **kwargs: Any) -> None:
+        """Rebuilds the timm model with further arguments, keeping its weights.
+
+        SMP's architectures have no way of passing arguments on to such an encoder, so this is theirs. To be called
+        before the optimizer is made.
+
+        Args:
+            kwargs: Arguments of `timm.create_model`, such as `drop_path_rate`, `pos_drop_rate` or `img_size`.
+
+        Example:
+            >>> import segmentation_models_pytorch as smp
+            >>> model = smp.Unet("vz-vitseg_tiny_patch16_128", encoder_weights=None)
+            >>> model.encoder.configure(drop_path_rate=0.1)
+        """
+        state_dict = self.state_dict()
+        parameter, training = next(self.model.parameters()), self.training
+        self._kwargs = {**self._kwargs, **kwargs}
+        self._create(self._in_channels)
+        self.model.to(parameter.device, parameter.dtype)
+        self.load_state_dict(state_dict)
+        self.train(training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Saves memory in training by computing each block again in the backward pass."""
+        self.model.set_grad_checkpointing(enable)
+
+    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Maps an image (B, C, H, W) to the tokens of the chosen blocks, each (B, D, ceil(H / p), ceil(W / p)).
+
+        Images are padded with zeros at the right and bottom to whole patches. Class and register tokens are left out;
+        the model's final norm is applied to every block's tokens.
+        """
+        if not self.model.patch_embed.dynamic_img_pad:
+            height, width = x.shape[2:]
+            if height % self.patch_size or width % self.patch_size:
+                x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
+        indices = self._blocks(len(self.model.feature_info))
+        return self._runner(self.model, x, indices=indices, norm=self._norm)
+
+
+class PlainViTEncoder(TimmViT):
+    """A timm ViT whose last block's tokens are the one feature map: what heads that read tokens build on.
+
+    Args:
+        name: Name of the timm model, with or without a tag.
+        in_channels: Channels of the image.
+        encoder_depth: How many of the model's blocks to keep, all of them by default.
         pretrained: Load the weights of the name's tag.
         kwargs: Passed to `timm.create_model` (`drop_path_rate`, `img_size`, ...).
 
     Raises:
-        ValueError: If the model is no plain ViT, or has fewer blocks than `depth`.
+        ValueError: If the model is no plain ViT, or has fewer blocks than `encoder_depth`.
 
     Example:
         >>> import torch
@@ -31,50 +212,35 @@ class PlainViTEncoder(nn.Module):
         [(1, 3, 128, 96), (1, 192, 8, 6)]
     """
 
-    _is_torch_scriptable = False
-    _is_torch_exportable = True
-    _is_torch_compilable = True
-
     def __init__(
         self,
         name: str,
         in_channels: int = 3,
-        depth: int | None = None,
+        encoder_depth: int | None = None,
         pretrained: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.model = create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **kwargs)
-        strides = {info["reduction"] for info in getattr(self.model, "feature_info", [])}
-        if len(strides) != 1 or not hasattr(self.model, "forward_intermediates"):
-            raise ValueError(f"{name} is not a plain ViT: its features have the strides {sorted(strides)}.")
-        blocks = len(self.model.feature_info)
-        if depth is not None and not 1 <= depth <= blocks:
+        self._encoder_depth = encoder_depth
+        super().__init__(name, in_channels, pretrained, **kwargs)
+
+    def _blocks(self, total: int) -> list[int]:
+        depth = total if self._encoder_depth is None else self._encoder_depth
+        if not 1 <= depth <= total:
             raise ValueError(
-                f"{name} has {blocks} blocks, encoder_depth must lie in [1, {blocks}], got {depth}."
+                f"{self._name} has {total} blocks, encoder_depth must lie in [1, {total}], got {depth}."
             )
-        self.model.prune_intermediate_layers([(depth or blocks) - 1])
-        self.output_stride: int = strides.pop()
-        self.out_channels: list[int] = [in_channels, self.model.feature_info[0]["num_chs"]]
+        return [depth - 1]
+
+    @property
+    def out_channels(self) -> list[int]:
+        """Channels of the image and of the map."""
+        return [self._in_channels, self.embed_dim]
+
+    @property
+    def output_stride(self) -> int:
+        """Stride of the map: the side of a patch."""
+        return self.patch_size
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Maps an image (B, C, H, W) to itself and to (B, D, ceil(H / p), ceil(W / p)) for patches of side p."""
-        return [x, self.model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True)[0]]
-
-
-def adapt_in_channels(state_dict: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
-    """Fits the weights of a timm model's input layers to the number of image channels that `model` takes.
-
-    The first convolution is adapted as timm does it (weights summed for one channel, repeated and scaled for
-    more); a norm on the image itself repeats its channels.
-    """
-    adapted = dict(state_dict)
-    for key, target in model.state_dict().items():
-        weight = state_dict.get(key)
-        if weight is None or weight.shape == target.shape:
-            continue
-        if weight.ndim == 4 and weight.shape[0] == target.shape[0]:
-            adapted[key] = adapt_input_conv(target.shape[1], weight)
-        elif ".input_norm." in f".{key}":
-            adapted[key] = weight.repeat(-(-target.shape[0] // weight.shape[0]))[: target.shape[0]]
-    return adapted
+        return [x, *self.maps(x)]

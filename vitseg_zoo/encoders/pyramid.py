@@ -1,31 +1,43 @@
 """Any plain ViT of timm as an SMP encoder: the maps at strides 2 to 32 that SMP's decoders expect.
 
-A plain ViT has one stride, that of its patches. The levels are taken from blocks spread evenly over the depth,
-in the spirit of "Vision Transformers for Dense Prediction", https://arxiv.org/abs/2103.13413, and brought to
-their strides without parameters: a finer level unfolds channels into space (pixel shuffle, so that stride 8 has
-a quarter of the channels and twice the resolution of stride 16), a coarser one is averaged.
+A plain ViT has one stride, that of its patches. Level i of the pyramid reads a block of its own, blocks being spread
+evenly over the depth as in "Vision Transformers for Dense Prediction", https://arxiv.org/abs/2103.13413. Its tokens
+are first brought to a grid whose stride is a power of two (patches of 14 pixels to stride 16, each value where it
+was in the image), then to stride 2 ** i, in one of two ways:
+
+* `PyramidEncoder`, without parameters: a finer level unfolds channels into space (pixel shuffle), a coarser one is
+  averaged.
+* `SimpleFeaturePyramidEncoder`: transposed convolutions and max pooling, then a 1 x 1 and a 3 x 3 convolution, as in
+  "Exploring Plain Vision Transformer Backbones for Object Detection" (ViTDet), https://arxiv.org/abs/2203.16527. It
+  differs from the paper in that levels read different blocks instead of the last one, in that there is a level at
+  stride 2, and in that the two finest levels are narrower.
+
+Written from the papers.
 """
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import create_model
+from timm.layers import LayerNorm2d
 from torch import nn
 
-from vitseg_zoo.encoders.plain_vit import adapt_in_channels
+from vitseg_zoo.encoders.plain_vit import TimmViT
+from vitseg_zoo.encoders.timm_weights import TimmWeights
 
 
-class PyramidEncoder(nn.Module):
+class PyramidEncoder(TimmViT):
     """A timm ViT with one map at each of SMP's strides, in the form of SMP's encoders.
 
     Args:
         name: Name of the timm model.
         depth: Number of levels, 1 to 5; level i has stride 2 ** i.
-        output_stride: Stride that no level exceeds: 8, 16 or 32.
+        output_stride: Stride that no level exceeds, 8, 16 or 32.
+        kwargs: Passed to `timm.create_model` (`drop_path_rate`, `img_size`, ...).
 
     Raises:
-        ValueError: If `depth` or `output_stride` is out of range.
+        ValueError: If the model is no plain ViT, or `depth` or `output_stride` is out of range.
 
     Example:
         >>> import segmentation_models_pytorch as smp, torch
@@ -34,80 +46,169 @@ class PyramidEncoder(nn.Module):
         [(3, 64, 64), (3, 32, 32), (12, 16, 16), (48, 8, 8), (192, 4, 4), (192, 2, 2)]
     """
 
-    _is_torch_scriptable = False
-    _is_torch_exportable = True
-    _is_torch_compilable = True
-
-    def __init__(self, name: str, depth: int = 5, output_stride: int = 32) -> None:
-        super().__init__()
+    def __init__(self, name: str, depth: int = 5, output_stride: int = 32, **kwargs: Any) -> None:
         if not 1 <= depth <= 5:
             raise ValueError(f"{type(self).__name__} depth should be in range [1, 5], got {depth}.")
-        self._name = name
         self._depth = depth
-        self._output_stride = output_stride
-        self._create(in_channels=3)
+        self._output_stride = 32
+        super().__init__(name, **kwargs)
+        if output_stride != 32:
+            self.make_dilated(output_stride)
 
-    def _create(self, in_channels: int) -> None:
-        self.model = create_model(self._name, in_chans=in_channels, num_classes=0)
-        blocks, stride = len(self.model.feature_info), self.model.feature_info[0]["reduction"]
-        self._indices = [-(-blocks * level // self._depth) - 1 for level in range(1, self._depth + 1)]
-        self.model.prune_intermediate_layers(self._indices)
-        # How much finer than the patches each level is; the nearest power of two where the patch's side is none.
-        self._shuffles = [max(1, round(stride / 2**level)) for level in range(1, self._depth + 1)]
-        self._shuffles = [1 << (shuffle.bit_length() - 1) for shuffle in self._shuffles]
-        channels = self.model.feature_info[0]["num_chs"]
-        self._out_channels = [in_channels, *(channels // shuffle**2 for shuffle in self._shuffles)]
+    def _blocks(self, total: int) -> list[int]:
+        return sorted(set(self._level_blocks(total)))
+
+    def _level_blocks(self, total: int) -> list[int]:
+        """Index of the block that each level reads; levels share blocks where there are few."""
+        return [math.ceil(total * level / self._depth) - 1 for level in range(1, self._depth + 1)]
+
+    @property
+    def _grid_stride(self) -> int:
+        """Stride of the power of two that is nearest to the patch's side."""
+        return 2 ** round(math.log2(self.patch_size))
+
+    @property
+    def _level_channels(self) -> list[int]:
+        shuffles = [self._shuffle(level) for level in range(1, self._depth + 1)]
+        return [self.embed_dim // shuffle**2 for shuffle in shuffles]
+
+    def _shuffle(self, level: int) -> int:
+        """By how much a level unfolds channels into space: as far as the width can be divided."""
+        shuffle = max(1, self._grid_stride // 2**level)
+        while self.embed_dim % shuffle**2:
+            shuffle //= 2
+        return shuffle
 
     @property
     def out_channels(self) -> list[int]:
         """Channels of the image and of each level."""
-        return self._out_channels
+        return [self._in_channels, *self._level_channels]
 
     @property
     def output_stride(self) -> int:
         """Stride of the last level."""
         return min(self._output_stride, 2**self._depth)
 
-    def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
-        """Makes the encoder take `in_channels` image channels; `pretrained` keeps and adapts its weights."""
-        if in_channels == self._out_channels[0]:
-            return
-        state_dict = self.model.state_dict()
-        self._create(in_channels)
-        if pretrained:
-            self.model.load_state_dict(adapt_in_channels(state_dict, self.model))
-
     def make_dilated(self, output_stride: int) -> None:
-        """Keeps every level at `output_stride` (8 or 16) or finer, as DeepLab and PAN ask of an encoder."""
+        """Resamples levels coarser than `output_stride`, 8 or 16, to that stride, as DeepLab and PAN ask."""
         if output_stride not in (8, 16):
             raise ValueError(f"Output stride should be 16 or 8, got {output_stride}.")
         self._output_stride = output_stride
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps an image (B, C, H, W) to itself and to levels of (B, C_i, H / 2 ** i, W / 2 ** i)."""
-        features = self.model.forward_intermediates(
-            x, indices=self._indices, norm=False, intermediates_only=True
-        )
+        """Maps an image (B, C, H, W) to itself and to levels (B, C_i, ceil(H / 2 ** i), ceil(W / 2 ** i))."""
         height, width = x.shape[2:]
+        blocks = self._level_blocks(len(self.model.feature_info))
+        grids = [self._resample_to_grid(tokens, height, width) for tokens in self.maps(x)]
+        grid_of = dict(zip(sorted(set(blocks)), grids, strict=True))
         levels = [x]
-        for level, (feature, shuffle) in enumerate(zip(features, self._shuffles, strict=True), start=1):
+        for level, block in enumerate(blocks, start=1):
             stride = min(2**level, self._output_stride)
-            size = (-(-height // stride), -(-width // stride))
-            levels.append(_resize(F.pixel_shuffle(feature, shuffle), size))
+            feature = self._to_level(grid_of[block], level, stride)
+            levels.append(feature[..., : -(-height // stride), : -(-width // stride)])
         return levels
 
-    def load_state_dict(self, state_dict: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Takes this encoder's weights, or those of the timm model itself, with or without its classifier."""
-        if not any(key.startswith("model.") for key in state_dict):
-            state_dict = {
-                f"model.{key}": value for key, value in state_dict.items() if not key.startswith("head.")
-            }
-        return super().load_state_dict(state_dict, *args, **kwargs)
+    def _resample_to_grid(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Brings tokens (B, D, ceil(H / p), ceil(W / p)) to the stride of the grid, (B, D, ceil(H / g), ceil(W / g))."""
+        patch, grid = self.patch_size, self._grid_stride
+        if patch == grid:
+            return tokens
+        # The margin covers a last cell of the grid that reaches beyond the last patch.
+        tokens = F.pad(tokens, (0, 2, 0, 2), mode="replicate")
+        resampled = F.interpolate(
+            tokens,
+            scale_factor=patch / grid,
+            mode="bilinear",
+            align_corners=False,
+            recompute_scale_factor=False,
+        )
+        return resampled[..., : -(-height // grid), : -(-width // grid)]
+
+    def _to_level(self, grid: torch.Tensor, level: int, stride: int) -> torch.Tensor:
+        """Brings a map (B, D, h, w) of the grid to a level's stride, (B, C_i, ...)."""
+        feature = F.pixel_shuffle(grid, self._shuffle(level))
+        return _change_stride(feature, self._grid_stride // self._shuffle(level), stride, F.avg_pool2d)
 
 
-def _resize(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(x.shape[2:]) == size:
-        return x
-    if size[0] <= x.shape[2] and size[1] <= x.shape[3]:
-        return F.adaptive_avg_pool2d(x, size)
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+class SimpleFeaturePyramidEncoder(PyramidEncoder):
+    """A timm ViT with ViTDet's learned pyramid; arguments, errors and interface are `PyramidEncoder`'s.
+
+    Levels have 64, 128, 256, 256 and 256 channels.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp, torch
+        >>> encoder = smp.encoders.get_encoder("vz-sfp-vitseg_tiny_patch16_128", weights=None)
+        >>> [tuple(feature.shape[1:]) for feature in encoder(torch.rand(1, 3, 64, 64))]
+        [(3, 64, 64), (64, 32, 32), (128, 16, 16), (256, 8, 8), (256, 4, 4), (256, 2, 2)]
+    """
+
+    def __init__(self, name: str, depth: int = 5, output_stride: int = 32, **kwargs: Any) -> None:
+        super().__init__(name, depth, output_stride, **kwargs)
+        self.levels = nn.ModuleList(
+            _learned_level(self.embed_dim, channels, ups=self._ups(level))
+            for level, channels in enumerate(self._level_channels, start=1)
+        )
+
+    @property
+    def _level_channels(self) -> list[int]:
+        return [64, 128, 256, 256, 256][: self._depth]
+
+    def _ups(self, level: int) -> int:
+        """How many times a level doubles the grid's resolution."""
+        return max(0, int(math.log2(self._grid_stride)) - level)
+
+    def _to_level(self, grid: torch.Tensor, level: int, stride: int) -> torch.Tensor:
+        up = 2 ** self._ups(level)
+        # Resampled where no transposed convolution does it: to coarser strides, or to the limit on strides.
+        feature = _change_stride(grid, self._grid_stride, stride * up, F.max_pool2d)
+        return self.levels[level - 1](feature)
+
+
+def _learned_level(channels_in: int, channels: int, ups: int) -> nn.Sequential:
+    """ViTDet's path to one level: `ups` transposed convolutions, then the two convolutions that all levels have."""
+    layers: list[nn.Module] = []
+    for up in range(ups):
+        channels_out = max(channels_in // 2, channels)
+        layers.append(nn.ConvTranspose2d(channels_in, channels_out, kernel_size=2, stride=2))
+        if up < ups - 1:
+            layers += [LayerNorm2d(channels_out), nn.GELU()]
+        channels_in = channels_out
+    layers += [nn.Conv2d(channels_in, channels, kernel_size=1, bias=False), LayerNorm2d(channels)]
+    layers += [nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False), LayerNorm2d(channels)]
+    return nn.Sequential(*layers)
+
+
+def _change_stride(x: torch.Tensor, stride: int, new_stride: int, pool: Any) -> torch.Tensor:
+    """Resamples a map: bilinearly to a finer stride, by pooling to a coarser one."""
+    if new_stride < stride:
+        return F.interpolate(x, scale_factor=stride // new_stride, mode="bilinear", align_corners=False)
+    if new_stride > stride:
+        return _pool_whole(x, new_stride // stride, pool)
+    return x
+
+
+def _pool_whole(x: torch.Tensor, size: int, pool: Any) -> torch.Tensor:
+    """Pools windows of `size`; those that reach beyond the map repeat its last row and column."""
+    height, width = x.shape[2:]
+    if height % size or width % size:
+        x = F.pad(x, (0, -width % size, 0, -height % size), mode="replicate")
+    return pool(x, size)
+
+
+def smp_entry(name: str, tags: list[str]) -> dict[str, dict[str, Any]]:
+    """A timm ViT's two entries for SMP's table of encoders.
+
+    Args:
+        name: Name of the timm model.
+        tags: Tags of its weights; where there are any, `"imagenet"` stands for the default tag.
+
+    Returns:
+        `vz-<name>` with the pyramid that needs no parameters, `vz-sfp-<name>` with the learned one.
+    """
+    settings = {tag: TimmWeights(f"{name}.{tag}") for tag in tags}
+    if tags:
+        settings["imagenet"] = TimmWeights(name)
+    return {
+        f"{prefix}{name}": {"encoder": encoder, "params": {"name": name}, "pretrained_settings": settings}
+        for prefix, encoder in (("vz-", PyramidEncoder), ("vz-sfp-", SimpleFeaturePyramidEncoder))
+    }

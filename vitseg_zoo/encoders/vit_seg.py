@@ -24,7 +24,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from vitseg_zoo.encoders.pyramid import PyramidEncoder
+from vitseg_zoo.encoders.pyramid import smp_entry
 
 __all__ = ["VitSegTransformer"]  # timm's register_model adds the models' names
 
@@ -51,10 +51,13 @@ class NormalizedPatchEmbed(PatchEmbed):
         x = self.input_norm(x)
         height, width = x.shape[2:]
         patch_h, patch_w = self.patch_size
-        if height % patch_h or width % patch_w:
+        if self.strict_img_size and (height, width) != self.img_size:
+            raise AssertionError(f"Input size {(height, width)} doesn't match model {self.img_size}.")
+        if self.dynamic_img_pad and (height % patch_h or width % patch_w):
             x = F.pad(x, (0, -width % patch_w, 0, -height % patch_h))
         x = self.patchify(x).permute(0, 2, 3, 1)  # (B, H/p, W/p, C*p*p)
-        return F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # (B, H/p, W/p, D)
+        x = F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # (B, H/p, W/p, D)
+        return x.flatten(1, 2) if self.flatten else x
 
 
 class VitSegTransformer(VisionTransformer):
@@ -70,6 +73,8 @@ class VitSegTransformer(VisionTransformer):
         global_pool: Pooling before the classifier, `"avg"` as there is no class token.
         attn_drop_rate: Dropout of the attention weights.
         proj_drop_rate: Dropout after each MLP.
+        dynamic_img_size: Take images of other sizes than `img_size`.
+        dynamic_img_pad: Take images that are not made of whole patches.
         kwargs: What else timm's `VisionTransformer` takes: `num_classes`, `drop_path_rate`, `mlp_ratio`, ...
 
     Example:
@@ -90,6 +95,8 @@ class VitSegTransformer(VisionTransformer):
         global_pool: str = "avg",
         attn_drop_rate: float = 0.2,
         proj_drop_rate: float = 0.2,
+        dynamic_img_size: bool = True,
+        dynamic_img_pad: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -103,8 +110,8 @@ class VitSegTransformer(VisionTransformer):
             attn_drop_rate=attn_drop_rate,
             class_token=False,
             final_norm=False,
-            dynamic_img_size=True,
-            dynamic_img_pad=True,
+            dynamic_img_size=dynamic_img_size,
+            dynamic_img_pad=dynamic_img_pad,
             embed_layer=NormalizedPatchEmbed,
             norm_layer=nn.LayerNorm,
             weight_init="skip",
@@ -213,7 +220,4 @@ def vitseg_base_patch8_128(pretrained: bool = False, **kwargs: Any) -> VitSegTra
     return _create_vit_seg("vitseg_base_patch8_128", pretrained, **dict(model_args, **kwargs))
 
 
-smp_encoders = {
-    f"vz-{name}": {"encoder": PyramidEncoder, "params": {"name": name}, "pretrained_settings": {}}
-    for name in default_cfgs
-}
+smp_encoders = {key: entry for name in default_cfgs for key, entry in smp_entry(name, tags=[]).items()}
