@@ -95,7 +95,7 @@ class VitSeg(SegmentationModel):
 
 
 def _plain_vit(
-    name: str, weights: str | None, in_channels: int, depth: int | None, **kwargs: Any
+    name: str, weights: str | None, in_channels: int, encoder_depth: int | None, **kwargs: Any
 ) -> PlainViTEncoder:
     """Builds the plain ViT that an SMP encoder name of the zoo stands for."""
     if not name.startswith("vz-"):
@@ -114,4 +114,4 @@ def _plain_vit(
     timm_name = name.removeprefix("vz-")
     if weights not in (None, "imagenet"):
         timm_name = f"{timm_name}.{weights}"
-    return PlainViTEncoder(timm_name, in_channels, depth, pretrained=weights is not None, **kwargs)
+    return PlainViTEncoder(timm_name, in_channels, encoder_depth, pretrained=weights is not None, **kwargs)
