@@ -273,7 +273,7 @@ def test_export() -> None:
 
 
 def test_forward_creates_no_tensor_off_the_inputs_device() -> None:
-    model = small(depth=1, img_size=64)
+    model = small(depth=1, img_size=64, classes=3)
     with FakeTensorMode(allow_non_fake_inputs=True):
         state = {key: torch.empty_like(t, device="cuda") for key, t in model.state_dict().items()}
         # Another size than the model's, so that position embeddings are resampled too.
