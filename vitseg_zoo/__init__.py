@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; imported when the name is first asked for.
 _PUBLIC = {
+    "QueryLoss": "vitseg_zoo.training.query_loss",
+    "freeze_blocks": "vitseg_zoo.training.parameter_groups",
+    "parameter_groups": "vitseg_zoo.training.parameter_groups",
     "list_models": "vitseg_zoo.registry",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -1,9 +1,9 @@
 """Runs timm ViTs whose position tables belong to one grid of tokens on images of any size.
 
-BEiT and the ViTs with relative positions have no `dynamic_img_size`; timm changes their grid with `set_input_size`,
-which replaces parameters, so that neither an optimizer nor a later size would find the old ones. Here that is done to
-a copy that shares all other parameters, and the tables are resampled from the model's own at each call: the same
-values as timm's, and gradients reach the model.
+BEiT and the ViTs with relative positions have no `dynamic_img_size`; timm changes their grid with
+`set_input_size`, which replaces parameters, so that neither an optimizer nor a later size would find the old
+ones. Here that is done to a copy that shares all other parameters, and the tables are resampled from the
+model's own at each call: the same values as timm's, and gradients reach the model.
 """
 
 import copy
@@ -18,7 +18,7 @@ _REL_POS_TABLE = "relative_position_bias_table"
 
 
 class FixedGridRunner:
-    """Calls `forward_intermediates` of a timm ViT; keeps the copy that was made for the last size of image."""
+    """Calls `forward_intermediates` of a timm ViT; keeps the copy made for the last size of image."""
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] | None = None

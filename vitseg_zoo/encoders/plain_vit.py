@@ -1,8 +1,8 @@
 """Plain ViTs of timm as encoders: how they are found, built, and run on images of any size.
 
-A plain ViT turns an image into one grid of tokens and keeps it through all of its blocks. timm has several families
-of them (VisionTransformer, DeiT, EVA and DINOv3, BEiT, relative positions, SAM); which models belong is read from
-what their classes offer, see `is_plain_vit_class`.
+A plain ViT turns an image into one grid of tokens and keeps it through all of its blocks. timm has several
+families of them (VisionTransformer, DeiT, EVA and DINOv3, BEiT, relative positions, SAM); which models belong
+is read from what their classes offer, see `is_plain_vit_class`.
 """
 
 import inspect
@@ -23,8 +23,8 @@ from vitseg_zoo.encoders.timm_weights import adapt_in_channels, convert_while_lo
 def is_plain_vit_class(cls: type) -> bool:
     """Whether a timm model class makes plain ViTs that can be run on images of any size.
 
-    That is: intermediate features; one patch size, width and depth for the whole model; and a grid of tokens that can
-    change, by the model's own method or because its patch embedding takes any size.
+    That is: intermediate features; one patch size, width and depth for the whole model; and a grid of tokens
+    that can change, by the model's own method or because its patch embedding takes any size.
     """
     if not hasattr(cls, "forward_intermediates"):
         return False
@@ -40,7 +40,7 @@ def is_plain_vit_class(cls: type) -> bool:
 
 
 def plain_vit_names() -> list[str]:
-    """Names of timm's own plain ViTs, without building any: those of the modules that define a plain ViT class."""
+    """Names of timm's own plain ViTs, without building any: all of modules that define such a class."""
     names: list[str] = []
     for module_name in list_modules():
         module = sys.modules.get(f"timm.models.{module_name}")
@@ -155,8 +155,8 @@ class TimmViT(nn.Module):
     def configure(self, **kwargs: Any) -> None:
         """Rebuilds the timm model with further arguments, keeping its weights.
 
-        SMP's architectures have no way of passing arguments on to such an encoder, so this is theirs. To be called
-        before the optimizer is made.
+        SMP's architectures have no way of passing arguments on to such an encoder, so this is theirs. To be
+        called before the optimizer is made.
 
         Args:
             kwargs: Arguments of `timm.create_model`, such as `drop_path_rate`, `pos_drop_rate` or `img_size`.
@@ -179,10 +179,10 @@ class TimmViT(nn.Module):
         self.model.set_grad_checkpointing(enable)
 
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps an image (B, C, H, W) to the tokens of the chosen blocks, each (B, D, ceil(H / p), ceil(W / p)).
+        """Maps an image (B, C, H, W) to maps (B, D, ceil(H / p), ceil(W / p)) of the chosen blocks.
 
-        Images are padded with zeros at the right and bottom to whole patches. Class and register tokens are left out;
-        the model's final norm is applied to every block's tokens.
+        Images are padded with zeros at the right and bottom to whole patches. Class and register tokens are
+        left out; the model's final norm is applied to every block's tokens.
         """
         if not self.model.patch_embed.dynamic_img_pad:
             height, width = x.shape[2:]
@@ -242,5 +242,5 @@ class PlainViTEncoder(TimmViT):
         return self.patch_size
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps an image (B, C, H, W) to itself and to (B, D, ceil(H / p), ceil(W / p)) for patches of side p."""
+        """Maps an image (B, C, H, W) to itself and to (B, D, ceil(H / p), ceil(W / p)), p a patch's side."""
         return [x, *self.maps(x)]

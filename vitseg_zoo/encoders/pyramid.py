@@ -1,16 +1,17 @@
 """Any plain ViT of timm as an SMP encoder: the maps at strides 2 to 32 that SMP's decoders expect.
 
-A plain ViT has one stride, that of its patches. Level i of the pyramid reads a block of its own, blocks being spread
-evenly over the depth as in "Vision Transformers for Dense Prediction", https://arxiv.org/abs/2103.13413. Its tokens
-are first brought to a grid whose stride is a power of two (patches of 14 pixels to stride 16, each value where it
-was in the image), then to stride 2 ** i, in one of two ways:
+A plain ViT has one stride, that of its patches. Level i of the pyramid reads a block of its own, blocks being
+spread evenly over the depth as in "Vision Transformers for Dense Prediction",
+https://arxiv.org/abs/2103.13413. Its tokens are first brought to a grid whose stride is a power of two
+(patches of 14 pixels to stride 16, each value where it was in the image), then to stride 2 ** i, in one of
+two ways:
 
-* `PyramidEncoder`, without parameters: a finer level unfolds channels into space (pixel shuffle), a coarser one is
-  averaged.
-* `SimpleFeaturePyramidEncoder`: transposed convolutions and max pooling, then a 1 x 1 and a 3 x 3 convolution, as in
-  "Exploring Plain Vision Transformer Backbones for Object Detection" (ViTDet), https://arxiv.org/abs/2203.16527. It
-  differs from the paper in that levels read different blocks instead of the last one, in that there is a level at
-  stride 2, and in that the two finest levels are narrower.
+* `PyramidEncoder`, without parameters: a finer level unfolds channels into space (pixel shuffle), a coarser
+  one is averaged.
+* `SimpleFeaturePyramidEncoder`: transposed convolutions and max pooling, then a 1 x 1 and a 3 x 3
+  convolution, as in "Exploring Plain Vision Transformer Backbones for Object Detection" (ViTDet),
+  https://arxiv.org/abs/2203.16527. It differs from the paper in that levels read different blocks instead of
+  the last one, in that there is a level at stride 2, and in that the two finest levels are narrower.
 
 Written from the papers.
 """
@@ -109,7 +110,7 @@ class PyramidEncoder(TimmViT):
         return levels
 
     def _resample_to_grid(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Brings tokens (B, D, ceil(H / p), ceil(W / p)) to the stride of the grid, (B, D, ceil(H / g), ceil(W / g))."""
+        """Brings tokens (B, D, ceil(H / p), ceil(W / p)) to the grid's stride, (B, D, ceil(H / g), ...)."""
         patch, grid = self.patch_size, self._grid_stride
         if patch == grid:
             return tokens
@@ -165,7 +166,7 @@ class SimpleFeaturePyramidEncoder(PyramidEncoder):
 
 
 def _learned_level(channels_in: int, channels: int, ups: int) -> nn.Sequential:
-    """ViTDet's path to one level: `ups` transposed convolutions, then the two convolutions that all levels have."""
+    """ViTDet's path to one level: `ups` transposed convolutions, then two convolutions that all have."""
     layers: list[nn.Module] = []
     for up in range(ups):
         channels_out = max(channels_in // 2, channels)

@@ -1,10 +1,11 @@
 """Weights of timm's ViTs for the zoo's encoders: SMP's table of them, and the conversion while loading.
 
-SMP takes weights and normalisation from a repository of the Hugging Face Hub with a `config.json` that has `mean` and
-`std` at its top, and a `model.safetensors` of the encoder's own keys. timm's repositories have another form, and not
-all have that file. So each entry of `pretrained_settings`, once it is used, puts two small files of SMP's form into
-the local cache of the Hub, under `vitseg-zoo/timm`: the normalisation, which timm knows without network, and the tag's
-name in place of the weights. The encoder reads the name, and timm loads the weights, as `timm.create_model` would.
+SMP takes weights and normalisation from a repository of the Hugging Face Hub with a `config.json` that has
+`mean` and `std` at its top, and a `model.safetensors` of the encoder's own keys. timm's repositories have
+another form, and not all have that file. So each entry of `pretrained_settings`, once it is used, puts two
+small files of SMP's form into the local cache of the Hub, under `vitseg-zoo/timm`: the normalisation, which
+timm knows without network, and the tag's name in place of the weights. The encoder reads the name, and timm
+loads the weights, as `timm.create_model` would.
 """
 
 import hashlib
@@ -79,9 +80,10 @@ def _publish(name: str) -> str:
 def convert_while_loading(encoder: nn.Module, state_dict: StateDict, prefix: str, *args: Any) -> None:
     """Rewrites a state dict, in place, into that of an encoder that keeps a timm ViT as `model`.
 
-    Taken are: the encoder's own; the timm model's, with or without classifier; and, where the encoder is loaded by
-    itself, a whole SMP model's, or the pointer that `TimmWeights` gives. Position embeddings and patches of another
-    size are resampled as timm does, and the input layers fitted to the number of image channels.
+    Taken are: the encoder's own; the timm model's, with or without classifier; and, where the encoder is
+    loaded by itself, a whole SMP model's, or the pointer that `TimmWeights` gives. Position embeddings and
+    patches of another size are resampled as timm does, and the input layers fitted to the number of image
+    channels.
     """
     own = {
         key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)

@@ -1,4 +1,4 @@
-"""The zoo's segmentation models, as SMP architectures: an encoder, a decoder and SMP's habits."""
+"""ViT-seg as an SMP architecture."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,9 @@ import torch
 from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.initialization import initialize_head
-from segmentation_models_pytorch.encoders import encoders as smp_encoders
 
+from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
 from vitseg_zoo.decoders.patch import PatchDecoder, PatchHead
-from vitseg_zoo.encoders.plain_vit import PlainViTEncoder
 
 _ARTICLE_ENCODER = "vz-vitseg_base_patch16_128"
 
@@ -19,8 +18,12 @@ class VitSeg(SegmentationModel):
     """ViT-seg: a plain Vision Transformer, and a head that turns each token into the logits of its patch.
 
     As described in the article series "Efficient Image Segmentation Using PyTorch"; the defaults are the
-    article's model of 86,284,806 parameters for three classes at 128 x 128. Images hold values in [0, 1] and
-    need no normalisation: the model's first layer is a batch norm. They may have any size.
+    article's model of 86,284,806 parameters for three classes at 128 x 128. Images may have any size.
+
+    With an encoder of the article's, `vz-vitseg_*`, images hold values in [0, 1] and need no normalisation:
+    the model's first layer is a batch norm. With any other encoder the user normalises, as everywhere in SMP:
+    with the mean and deviation that `smp.encoders.get_preprocessing_params(encoder_name, encoder_weights)`
+    gives.
 
     Args:
         encoder_name: A plain ViT of the zoo: `vz-` and the name of the timm model. SMP's own default,
@@ -71,7 +74,7 @@ class VitSeg(SegmentationModel):
         super().__init__()
         if (encoder_name, encoder_weights) == ("resnet34", "imagenet"):
             encoder_name, encoder_weights = _ARTICLE_ENCODER, None
-        self.encoder = _plain_vit(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
+        self.encoder = plain_vit_encoder(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
         channels = self.encoder.out_channels[-1]
         self.decoder = PatchDecoder(channels, head=decoder_head)
         self.segmentation_head = PatchHead(channels, classes, self.encoder.output_stride, activation)
@@ -92,26 +95,3 @@ class VitSeg(SegmentationModel):
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
-
-
-def _plain_vit(
-    name: str, weights: str | None, in_channels: int, encoder_depth: int | None, **kwargs: Any
-) -> PlainViTEncoder:
-    """Builds the plain ViT that an SMP encoder name of the zoo stands for."""
-    if not name.startswith("vz-"):
-        raise ValueError(
-            f"{name!r} is not a plain ViT of the zoo: choose one of the names that "
-            f"`vitseg_zoo.list_models('vz-vit*')` gives, for example {_ARTICLE_ENCODER!r}."
-        )
-    if name not in smp_encoders:
-        known = [key for key in smp_encoders if key.startswith("vz-vit")]
-        raise KeyError(f"Wrong encoder name `{name}`, supported encoders: {known}")
-    if weights is not None and weights not in smp_encoders[name]["pretrained_settings"]:
-        available = list(smp_encoders[name]["pretrained_settings"])
-        raise KeyError(
-            f"Wrong pretrained weights `{weights}` for encoder `{name}`. Available options are: {available}"
-        )
-    timm_name = name.removeprefix("vz-")
-    if weights not in (None, "imagenet"):
-        timm_name = f"{timm_name}.{weights}"
-    return PlainViTEncoder(timm_name, in_channels, encoder_depth, pretrained=weights is not None, **kwargs)

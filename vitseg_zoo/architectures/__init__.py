@@ -1,0 +1,7 @@
+"""The zoo's segmentation models, as SMP architectures: an encoder, a decoder and SMP's habits."""
+
+from vitseg_zoo.architectures.eomt import Eomt
+from vitseg_zoo.architectures.segmenter import Segmenter
+from vitseg_zoo.architectures.vit_seg import VitSeg
+
+__all__ = ["Eomt", "Segmenter", "VitSeg"]

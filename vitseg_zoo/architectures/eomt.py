@@ -1,0 +1,192 @@
+"""EoMT as an SMP architecture."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
+from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
+from segmentation_models_pytorch.base.initialization import initialize_head
+from segmentation_models_pytorch.base.modules import Activation
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
+from vitseg_zoo.decoders.query import QueryDecoder, QueryPrediction, SemanticHead, query_attention_mask
+from vitseg_zoo.encoders.token_blocks import embed_tokens, takes_tokens
+
+_DEFAULT_ENCODER = "vz-vit_base_patch14_reg4_dinov2"
+
+
+class Eomt(SegmentationModel):
+    """EoMT (Kerssies et al. 2025): queries in a plain ViT's last blocks, each giving a mask and a class.
+
+    Paper: https://arxiv.org/abs/2503.19108. Images may have any size, and are normalised by the user with
+    what `smp.encoders.get_preprocessing_params(encoder_name, encoder_weights)` gives.
+
+    The output is logits of each pixel, for any loop, loss and metric. The paper trains the queries
+    themselves:
+
+        loss = vitseg_zoo.QueryLoss(classes=19)
+        loss(model(images, return_queries=True), masks).backward()
+
+    Args:
+        encoder_name: A plain ViT of the zoo, `vz-` and the name of the timm model (ViT, DeiT, EVA-02, DINO v1
+            to v3, CLIP, SigLIP). SMP's default, `"resnet34"` with the weights `"imagenet"`, means
+            `vz-vit_base_patch14_reg4_dinov2`.
+        encoder_depth: How many of the ViT's blocks are used; all of them by default.
+        encoder_weights: A tag of the timm model's weights, `"imagenet"` (its default tag) or `None` (random).
+        num_queries: Number of queries, 100 by default; more than the classes in any one image.
+        query_blocks: In how many of the last blocks queries take part; by default the paper's 3 for ViTs of
+            up to 12 blocks, 4 up to 24, and 5 beyond.
+        in_channels: Channels of the image, 3 by default.
+        classes: Number of output channels, 1 by default.
+        activation: Applied to the logits: `"sigmoid"`, `"softmax"`, `"logsoftmax"`, `"tanh"`, `"identity"`, a
+            callable or `None` (the default).
+        aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
+            `activation`); none by default.
+        kwargs: Passed to the timm model, for example `drop_path_rate`.
+
+    Returns:
+        A model from (B, in_channels, H, W) to logits (B, classes, H, W), or to a pair of them and of labels
+        (B, aux classes) with `aux_params`.
+
+    Raises:
+        ValueError: If the encoder is no plain ViT of the zoo, or of a family that has no place for queries
+            (BEiT, relative positions, SAM), or an argument is out of range.
+        KeyError: If there is no such encoder or no such weights.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp, torch
+        >>> model = smp.create_model("eomt", "vz-vit_tiny_patch16_224", encoder_weights=None, classes=5)
+        >>> model(torch.rand(1, 3, 64, 96)).shape
+        torch.Size([1, 5, 64, 96])
+    """
+
+    _is_torch_scriptable = False
+    requires_divisible_input_shape = False
+
+    @supports_config_loading
+    def __init__(
+        self,
+        encoder_name: str = _DEFAULT_ENCODER,
+        encoder_depth: int | None = None,
+        encoder_weights: str | None = "imagenet",
+        num_queries: int = 100,
+        query_blocks: int | None = None,
+        in_channels: int = 3,
+        classes: int = 1,
+        activation: str | Callable[..., Any] | None = None,
+        aux_params: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if (encoder_name, encoder_weights) == ("resnet34", "imagenet"):
+            encoder_name = _DEFAULT_ENCODER
+        self.encoder = plain_vit_encoder(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
+        if not takes_tokens(self.encoder.model):
+            raise ValueError(
+                f"{encoder_name} has no place for queries among its tokens: choose a ViT, DeiT, EVA-02 or "
+                f"DINO model, for example {_DEFAULT_ENCODER!r}."
+            )
+        depth = len(self.encoder.model.blocks)
+        if query_blocks is None:
+            query_blocks = min(3 if depth <= 12 else 4 if depth <= 24 else 5, depth)
+        if not 1 <= query_blocks <= depth:
+            raise ValueError(
+                f"query_blocks should lie in [1, {depth}], the blocks in use, got {query_blocks}."
+            )
+        channels = self.encoder.embed_dim
+        self.decoder = QueryDecoder(channels, self.encoder.patch_size, classes, num_queries)
+        self.segmentation_head = nn.Sequential(SemanticHead(), Activation(activation))
+        self.classification_head = None if aux_params is None else ClassificationHead(channels, **aux_params)
+        # How likely each of the last blocks is to restrict a query to its mask; see `anneal_masks`.
+        self.mask_probabilities = [0.0] * query_blocks
+        self.name = f"eomt-{encoder_name}"
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Initializes the classification head as SMP does; the decoder has initialized itself."""
+        if self.classification_head is not None:
+            initialize_head(self.classification_head)
+
+    def anneal_masks(self, progress: float) -> None:
+        """Sets masked attention for a point of the training (paper, section 3.3).
+
+        At the start every query attends only to the patches of the mask that it predicts, which speeds
+        learning up. Block by block, the earliest first, that becomes ever less likely, until at the end no
+        block does it, and the model is a plain ViT. A model on which this is never called has no masked
+        attention.
+
+        Args:
+            progress: Which part of the training is over, from 0 to 1.
+        """
+        blocks = len(self.mask_probabilities)
+        # Windows of equal length, between a start in which all masks are on and an end in which all are off.
+        elapsed = [min(max(progress * (blocks + 2) - 1 - block, 0.0), 1.0) for block in range(blocks)]
+        self.mask_probabilities = [(1 - part) ** 0.9 for part in elapsed]
+
+    def forward(
+        self, x: torch.Tensor, return_queries: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | list[QueryPrediction]:
+        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W).
+
+        Args:
+            x: The images.
+            return_queries: Give, for the queries' own loss, what they predict instead: first on entering the
+                ViT where masked attention is in use, in every further block likewise, and last at the end.
+        """
+        height, width = x.shape[2:]
+        predictions, patches = self._predict(x)
+        if return_queries:
+            return predictions
+        masks = self.segmentation_head(predictions[-1])[..., :height, :width]
+        if self.classification_head is not None:
+            return masks, self.classification_head(patches)
+        return masks
+
+    def _predict(self, x: torch.Tensor) -> tuple[list[QueryPrediction], torch.Tensor]:
+        """The queries' predictions, and the map of patches (B, D, h, w) behind the last block."""
+        model, patch = self.encoder.model, self.encoder.patch_size
+        grid = (-(-x.shape[2] // patch), -(-x.shape[3] // patch))
+        num_queries = self.decoder.queries.shape[1]
+        tokens, arguments = embed_tokens(model, x, extra_tokens=num_queries)  # (B, prefix + h*w, D)
+        first = len(model.blocks) - len(self.mask_probabilities)
+        predictions: list[QueryPrediction] = []
+        for index, (block, kwargs) in enumerate(zip(model.blocks, arguments, strict=True)):
+            if index < first and "rope" in kwargs:
+                kwargs = {"rope": kwargs["rope"][..., :-num_queries, :]}
+            if index == first:
+                tokens = torch.cat([tokens, self.decoder.queries.expand(len(x), -1, -1)], dim=1)
+            if index >= first:
+                probability = self.mask_probabilities[index - first]
+                if probability > 0:
+                    prediction, _ = self._read(tokens, grid)
+                    predictions.append(prediction)
+                    kwargs = {**kwargs, "attn_mask": self._attention_mask(prediction, grid, probability)}
+            if model.grad_checkpointing and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False, **kwargs)
+            else:
+                tokens = block(tokens, **kwargs)
+        prediction, patches = self._read(tokens, grid)
+        return [*predictions, prediction], patches
+
+    def _read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> tuple[QueryPrediction, torch.Tensor]:
+        """Reads the prediction off tokens (B, prefix + h*w + Q, D), and gives the map of patches too."""
+        prefix, num_queries = self.encoder.model.num_prefix_tokens, self.decoder.queries.shape[1]
+        tokens = self.encoder.model.norm(tokens)
+        patches = tokens[:, prefix:-num_queries].transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+        return self.decoder(tokens[:, -num_queries:], patches), patches
+
+    def _attention_mask(
+        self, prediction: QueryPrediction, grid: tuple[int, int], probability: float
+    ) -> torch.Tensor:
+        """Masked attention for some queries by chance in training, else for all or none, the likelier."""
+        logits = prediction.mask_logits.detach()
+        if self.training:
+            free = torch.rand(logits.shape[:2], device=logits.device) >= probability
+        else:
+            free = logits.new_full(logits.shape[:2], probability < 0.5, dtype=torch.bool)
+        # A mask that is positive everywhere restricts nothing.
+        logits = logits.masked_fill(free[..., None, None], 1.0)
+        return query_attention_mask(logits, grid, self.encoder.model.num_prefix_tokens)

@@ -1,0 +1,66 @@
+"""How the architectures whose heads read tokens find the encoder that a name of SMP's stands for."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import nn
+
+from vitseg_zoo.encoders.plain_vit import PlainViTEncoder
+from vitseg_zoo.encoders.pyramid import PyramidEncoder
+
+
+def token_encoder(
+    name: str, weights: str | None, in_channels: int, encoder_depth: int | None, **kwargs: Any
+) -> nn.Module:
+    """Builds an encoder of the zoo: a plain ViT with one map at its patches' stride, or another as it is.
+
+    Args:
+        name: `vz-` and the name of a timm model.
+        weights: A tag of the timm model's weights, `"imagenet"` for the default tag, or `None`.
+        in_channels: Channels of the image.
+        encoder_depth: Blocks of a plain ViT to use, or levels of another encoder; all by default.
+        kwargs: Passed to `timm.create_model` for a plain ViT.
+
+    Raises:
+        ValueError: If the name is not one of the zoo's.
+        KeyError: If there is no such encoder or no such weights.
+    """
+    if not name.startswith("vz-"):
+        raise ValueError(
+            f"{name!r} is not an encoder of the zoo: choose one of the names that "
+            "`vitseg_zoo.list_models('vz-*', kind='encoder')` gives, for example 'vz-vit_small_patch16_224'."
+        )
+    if name not in smp_encoders:
+        near = get_close_matches(name, [key for key in smp_encoders if key.startswith("vz-")], n=5)
+        raise KeyError(f"Wrong encoder name `{name}`, the nearest of the zoo's are: {near}")
+    entry = smp_encoders[name]
+    if weights is not None and weights not in entry["pretrained_settings"]:
+        available = list(entry["pretrained_settings"])
+        raise KeyError(
+            f"Wrong pretrained weights `{weights}` for encoder `{name}`. Available options are: {available}"
+        )
+    if not issubclass(entry["encoder"], PyramidEncoder):
+        return get_encoder(name, in_channels=in_channels, depth=encoder_depth or 5, weights=weights)
+    timm_name = entry["params"]["name"]
+    if weights not in (None, "imagenet"):
+        timm_name = f"{timm_name}.{weights}"
+    return PlainViTEncoder(timm_name, in_channels, encoder_depth, pretrained=weights is not None, **kwargs)
+
+
+def plain_vit_encoder(
+    name: str, weights: str | None, in_channels: int, encoder_depth: int | None, **kwargs: Any
+) -> PlainViTEncoder:
+    """Builds the plain ViT that a name of the zoo stands for; arguments and errors are `token_encoder`'s.
+
+    Raises:
+        ValueError: Also if the encoder is no plain ViT.
+    """
+    encoder = token_encoder(name, weights, in_channels, encoder_depth, **kwargs)
+    if not isinstance(encoder, PlainViTEncoder):
+        raise ValueError(
+            f"{name!r} is not a plain ViT of the zoo: choose one of the names that "
+            "`vitseg_zoo.list_models('vz-vit*')` gives, for example 'vz-vitseg_base_patch16_128'."
+        )
+    return encoder
