@@ -14,6 +14,12 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; imported when the name is first asked for.
 _PUBLIC = {
+    "create_model": "vitseg_zoo.models",
+    "load_model": "vitseg_zoo.weights.saving",
+    "load_weights": "vitseg_zoo.weights.conversion",
+    "push_to_hub": "vitseg_zoo.weights.saving",
+    "save_model": "vitseg_zoo.weights.saving",
+    "save_pretrained": "vitseg_zoo.weights.saving",
     "QueryLoss": "vitseg_zoo.training.query_loss",
     "freeze_blocks": "vitseg_zoo.training.parameter_groups",
     "parameter_groups": "vitseg_zoo.training.parameter_groups",

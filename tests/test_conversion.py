@@ -1,0 +1,319 @@
+"""Checkpoints of other programs: each peer is built with random weights, converted, and gives the same logits."""
+
+import argparse
+import pickle
+
+import numpy as np
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import vitseg_zoo
+from vitseg_zoo.cli import main
+from vitseg_zoo.weights.checkpoint import read_checkpoint
+from vitseg_zoo.weights.saving import convert_file, load_model
+
+
+def randomize(model):
+    """Random norms and running statistics, so that one left at its start shows."""
+    for key, value in model.state_dict().items():
+        if value.dtype.is_floating_point:
+            noise = torch.rand_like(value) * 0.5
+            value.copy_(noise + 0.5 if value.ndim == 1 and "bias" not in key else value + 0.1 * (noise - 0.25))
+    return model.eval()
+
+
+def save(content, path):
+    torch.save(content, path)
+    return path
+
+
+def logits(model, image=None):
+    with torch.inference_mode():
+        return model.eval()(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)) if image is None else image)
+
+
+def assert_same(one, other):
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture
+def smp_segformer():
+    return randomize(smp.Segformer("mit_b0", encoder_weights=None, classes=4, decoder_segmentation_channels=256))
+
+
+@pytest.fixture
+def zoo_segformer():
+    return smp.create_model("fusedsegformer", "vz-mit_b0", None, classes=4)
+
+
+def to_nvidia(state_dict):
+    """SMP's names in the layout of NVIDIA's files, written by mmsegmentation 0.x, with its notes."""
+    renamed = {}
+    for key, value in state_dict.items():
+        key = key.replace("encoder.", "backbone.", 1)
+        for level in range(4):
+            key = key.replace(f"decoder.mlp_stage.{level}.linear.", f"decode_head.linear_c{4 - level}.proj.")
+        key = key.replace("decoder.fuse_stage.0.", "decode_head.linear_fuse.conv.")
+        key = key.replace("decoder.fuse_stage.1.", "decode_head.linear_fuse.bn.")
+        renamed[key.replace("segmentation_head.0.", "decode_head.linear_pred.")] = value
+    renamed["decode_head.conv_seg.weight"] = torch.zeros(4, 128, 1, 1)
+    renamed["decode_head.conv_seg.bias"] = torch.zeros(4)
+    meta = {
+        "env_info": "sys.platform: linux",
+        "mmseg_version": "0.11.0",
+        "seed": np.int64(0),
+        "CLASSES": ("wall", "floor", "sky", "tree"),
+        "PALETTE": [[120, 120, 120], np.array([80, 50, 50]), [6, 230, 230], [4, 200, 3]],
+        "epoch": 1,
+    }
+    return {"meta": meta, "state_dict": renamed, "optimizer": {"state": {}, "param_groups": []}}
+
+
+def test_segformer_of_nvidia(smp_segformer, zoo_segformer, tmp_path):
+    path = save(to_nvidia(smp_segformer.state_dict()), tmp_path / "segformer.b0.pth")
+    report = vitseg_zoo.load_weights(zoo_segformer, path)
+    assert report.format == "SegFormer of NVIDIA" and not report.missing and not report.unexpected
+    assert_same(logits(zoo_segformer), logits(smp_segformer))
+    # Into SMP's own class, too; and a converted file tells all.
+    other = smp.Segformer("mit_b0", encoder_weights=None, classes=4)
+    vitseg_zoo.load_weights(other, path)
+    assert torch.equal(logits(other), logits(smp_segformer))
+    convert_file(path, tmp_path / "out.safetensors")
+    model, metadata = load_model(tmp_path / "out.safetensors")
+    assert_same(logits(model), logits(smp_segformer))
+    assert metadata["class_names"] == ["wall", "floor", "sky", "tree"]
+    assert metadata["palette"][1] == [80, 50, 50]
+
+
+def test_segformer_of_hugging_face(zoo_segformer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.SegformerConfig(
+        num_labels=4, decoder_hidden_size=256, id2label={i: f"class {i}" for i in range(4)}
+    )
+    source = randomize(transformers.SegformerForSemanticSegmentation(config))
+    source.save_pretrained(tmp_path)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = source(image).logits  # at a quarter of the size
+    report = vitseg_zoo.load_weights(zoo_segformer, tmp_path / "model.safetensors")
+    assert report.format == "SegFormer of Hugging Face"
+    features = zoo_segformer.eval().encoder(image)
+    with torch.inference_mode():
+        found = zoo_segformer.segmentation_head[0](zoo_segformer.decoder(features))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)  # its norms have another epsilon
+    assert load_model(tmp_path)[1]["class_names"] == ["class 0", "class 1", "class 2", "class 3"]
+
+
+def test_classifier_of_hugging_face(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source = randomize(transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=7)))
+    path = save(source.state_dict(), tmp_path / "mit.bin")
+    model = timm.create_model("mit_b0", num_classes=7)
+    vitseg_zoo.load_weights(model, path)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(image), source(image).logits, atol=1e-3, rtol=1e-3)
+
+
+def test_segformer_of_smp(smp_segformer, zoo_segformer, tmp_path):
+    path = save(smp_segformer.state_dict(), tmp_path / "smp.pth")
+    assert vitseg_zoo.load_weights(zoo_segformer, path).format == "SegFormer of SMP"
+    assert_same(logits(zoo_segformer), logits(smp_segformer))
+    back = smp.Segformer("mit_b0", encoder_weights=None, classes=4)
+    vitseg_zoo.load_weights(back, save(zoo_segformer.state_dict(), tmp_path / "zoo.pth"))
+    assert_same(logits(back), logits(smp_segformer))
+
+
+def test_mmsegmentations_own_segformer_is_refused(smp_segformer, zoo_segformer, tmp_path):
+    weights = to_nvidia(smp_segformer.state_dict())
+    weights["state_dict"] = {
+        key.replace("decode_head.linear_c", "decode_head.convs."): value
+        for key, value in weights["state_dict"].items()
+    }
+    with pytest.raises(ValueError, match="mmsegmentation's own SegFormer"):
+        vitseg_zoo.load_weights(zoo_segformer, save(weights, tmp_path / "mmseg.pth"))
+
+
+@pytest.mark.parametrize("name", ["mit_b0", "pvt_v2_b0"])
+def test_encoder_of_timm(name, tmp_path):
+    source = randomize(timm.create_model(name, num_classes=0, **({} if name == "mit_b0" else {"mlp_ratios": (4,) * 4})))
+    path = save(source.state_dict(), tmp_path / "encoder.pth")
+    model = smp.Unet("vz-mit_b0", encoder_weights=None)
+    vitseg_zoo.load_weights(model.encoder, path)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert_same(model.encoder.eval()(image)[-1], source.forward_features(image))
+    with pytest.raises(RuntimeError, match=r"not in the file: decoder.*strict=False"):
+        vitseg_zoo.load_weights(model, path)
+    assert not vitseg_zoo.load_weights(model, path, strict=False).unexpected
+
+
+def test_vit_of_timm(tmp_path):
+    source = randomize(timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64))
+    path = save(source.state_dict(), tmp_path / "vit.pth")
+    model = smp.create_model("segmenter", "vz-vit_tiny_patch16_224", None, classes=2, img_size=64)
+    vitseg_zoo.load_weights(model.encoder, path)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        tokens = source.forward_features(image)[:, 1:]
+        assert_same(model.encoder.eval()(image)[-1].flatten(2).transpose(1, 2), tokens)
+
+
+def test_notebook_of_the_article(tmp_path):
+    source = randomize(smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=3))
+    places = (
+        ("encoder.model.patch_embed.input_norm.", "layers.0."),
+        ("encoder.model.patch_embed.proj.", "layers.1.pe.embed_layer."),
+        ("encoder.model.pos_embed", "layers.1.position_embed"),
+        ("encoder.model.blocks.", "layers.2."),
+        (".norm1.", ".ln1."),
+        (".norm2.", ".ln2."),
+        (".attn.qkv.", ".mha.in_proj_"),
+        (".attn.proj.", ".mha.out_proj."),
+        (".mlp.fc1.", ".mlp.layers.0."),
+        (".mlp.fc2.", ".mlp.layers.2."),
+        ("segmentation_head.0.", "layers.3.projection."),
+    )
+    notebook = {}
+    for key, value in source.state_dict().items():
+        for own, theirs in places:
+            key = key.replace(own, theirs)
+        notebook[key] = value.flatten(1) if key == "layers.1.pe.embed_layer.weight" else value
+    notebook["layers.1.position_embed"] = notebook["layers.1.position_embed"][0]
+    path = save(notebook, tmp_path / "vit.pth")
+    model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=3)
+    assert vitseg_zoo.load_weights(model, path).format == "ViT-seg of the article's notebook"
+    image = torch.rand(1, 3, 128, 128)
+    assert torch.equal(logits(model, image), logits(source, image))
+    rebuilt, metadata = load_model(path)
+    assert torch.equal(logits(rebuilt, image), logits(source, image))
+    assert metadata["mean"] == [0.0, 0.0, 0.0]  # the model normalises by itself
+
+
+@pytest.mark.parametrize("head", ["mask", "linear"])
+def test_segmenter_of_its_authors(head, tmp_path):
+    arguments = {"encoder_weights": None, "decoder_head": head, "classes": 5, "img_size": 64}
+    source = randomize(smp.create_model("segmenter", "vz-vit_tiny_patch16_384", **arguments))
+    theirs = {"encoder.head.weight": torch.zeros(5, 192), "encoder.head.bias": torch.zeros(5)}
+    for key, value in source.state_dict().items():
+        key = key.replace("encoder.model.", "encoder.")
+        key = key.replace("class_tokens", "cls_emb").replace("proj_in.", "proj_dec.").replace("proj_class", "proj_classes")
+        key = key.replace("decoder.norm.", "decoder.decoder_norm.")
+        if head == "linear":
+            key = key.replace("decoder.", "decoder.head.")
+            value = value.flatten(1) if key == "decoder.head.weight" else value
+        theirs[key] = value
+    path = save({"model": theirs, "n_cls": 5, "epoch": 3}, tmp_path / "checkpoint.pth")
+    model, metadata = load_model(path)
+    assert metadata["arguments"]["decoder_head"] == head
+    assert torch.equal(logits(model), logits(source))
+
+
+class Averaged(nn.Module):
+    """A training module with the trained and the averaged model in it, and tensors beside."""
+
+    def __init__(self, model, averaged):
+        super().__init__()
+        self.model, self.ema_model = model, averaged
+        self.loss = nn.CrossEntropyLoss(weight=torch.ones(2))
+
+
+def unet():
+    return randomize(smp.Unet("resnet18", encoder_weights=None, classes=2, encoder_depth=3, decoder_channels=(32, 16, 8)))
+
+
+def test_prefixes_and_averages(tmp_path):
+    trained, averaged = unet(), unet()
+    model = unet()
+    image = torch.rand(1, 3, 64, 64)
+    for name, content, expected in [
+        ("data parallel", nn.DataParallel(trained).state_dict(), trained),
+        ("compiled", torch.compile(trained).state_dict(), trained),
+        ("compiled in data parallel", nn.DataParallel(torch.compile(trained)).state_dict(), trained),
+        ("averaged", torch.optim.swa_utils.AveragedModel(averaged).state_dict(), averaged),
+        ("lightning", {"state_dict": nn.ModuleDict({"net": torch.compile(trained)}).state_dict()}, trained),
+        ("lightning, averaged", {"state_dict": Averaged(trained, averaged).state_dict()}, averaged),
+        ("timm's", {"state_dict": trained.state_dict(), "state_dict_ema": averaged.state_dict()}, averaged),
+        ("arguments", {"model": trained.state_dict(), "args": argparse.Namespace(lr=0.1)}, trained),
+    ]:
+        vitseg_zoo.load_weights(model, save(content, tmp_path / "last.ckpt"))
+        assert torch.equal(logits(model, image), logits(expected, image)), name
+        randomize(model)
+    ignored = read_checkpoint(save(Averaged(trained, averaged).state_dict(), tmp_path / "last.ckpt")).ignored
+    assert "loss.weight" in ignored and "model.segmentation_head.0.weight" in ignored
+
+
+def test_nothing_is_loaded_by_halves(tmp_path, caplog):
+    source, model = unet(), unet()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    weights = source.state_dict()
+    del weights["decoder.blocks.0.conv1.0.weight"]
+    weights["segmentation_head.0.weight"] = torch.zeros(7, 8, 3, 3)
+    weights["segmentation_head.0.bias"] = torch.zeros(7)
+    weights["decoder.extra"] = torch.zeros(1)
+    path = tmp_path / "other.safetensors"
+    save_file(weights, path)
+    with pytest.raises(RuntimeError) as caught:
+        vitseg_zoo.load_weights(model, path)
+    assert "\n" not in str(caught.value)
+    for named in ("decoder.blocks.0.conv1.0.weight", "segmentation_head.0.weight", "decoder.extra", "strict=False"):
+        assert named in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    report = vitseg_zoo.load_weights(model, path, strict=False)
+    assert report.missing == ("decoder.blocks.0.conv1.0.weight",)
+    assert report.unexpected == ("decoder.extra",)
+    assert set(report.mismatched) == {"segmentation_head.0.weight", "segmentation_head.0.bias"}
+    assert len(caplog.messages) == 1 and "segmentation_head.0.weight" in caplog.messages[0]
+    assert torch.equal(model.encoder.conv1.weight, source.encoder.conv1.weight)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the code in the file ran')",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"state_dict": Bomb()}, protocol=2), "run code"),
+        (b"PK\x03\x04 not really an archive", "damaged"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{broken", "neither"),
+        (b"\xff" * 64, "neither"),
+        (b"", "neither"),
+    ],
+    ids=["bare pickle", "broken archive", "broken header", "oversized header", "empty"],
+)
+def test_files_that_are_refused(content, message, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        vitseg_zoo.load_weights(unet(), path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_zipped_bomb_and_strangers(tmp_path):
+    with pytest.raises(ValueError, match="run code"):
+        read_checkpoint(save({"state_dict": {"weight": torch.zeros(1)}, "extra": Bomb()}, tmp_path / "bomb.pth"))
+    with pytest.raises(ValueError, match="no weights"):
+        read_checkpoint(save({"epoch": 3}, tmp_path / "empty.pth"))
+    with pytest.raises(ValueError, match="does not fit Unet"):
+        vitseg_zoo.load_weights(unet(), save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth"))
+
+
+def test_command(tmp_path, capsys):
+    source = randomize(smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=2))
+    weights = {"state_dict": {f"model.{key}": value for key, value in source.state_dict().items()}}
+    path = save(weights, tmp_path / "a.ckpt")
+    target = tmp_path / "b.safetensors"
+    assert main(["convert", str(path), str(target)]) == 1  # nothing says which architecture
+    message = capsys.readouterr().err
+    assert "load_weights" in message and len(message.splitlines()) == 1
+    vitseg_zoo.save_pretrained(source, tmp_path / "folder")
+    assert main(["convert", str(tmp_path / "folder"), str(target)]) == 0
+    assert "smp.create_model('vitseg'" in capsys.readouterr().out
+    image = torch.rand(1, 3, 128, 128)
+    assert torch.equal(logits(load_model(target)[0], image), logits(source, image))

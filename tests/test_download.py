@@ -1,0 +1,307 @@
+"""Downloads from a server on this machine that speaks the Hub's routes, each in a process of its own."""
+
+import json
+import os
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_server import HostedFile, HubServer
+from safetensors.numpy import save
+
+NAME = "segformer_b0.smp_ade20k_512"
+REPO = "smp-hub/segformer-b0-512x512-ade-160k"
+FILE = f"{REPO}/model.safetensors"
+WEIGHTS = save({"weight": np.arange(5000, dtype=np.float32)})
+
+
+@pytest.fixture
+def hub():
+    with HubServer({FILE: HostedFile(WEIGHTS)}) as server:
+        yield server
+
+
+@pytest.fixture
+def environment(hub, tmp_path):
+    return {
+        "PATH": os.environ["PATH"],
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+        "NO_PROXY": "*",
+    }
+
+
+FETCH = """
+    import sys
+    from vitseg_zoo.weights.download import fetch
+    try:
+        print(fetch(sys.argv[1]))
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+def start(environment, source=NAME, code=FETCH):
+    command = [sys.executable, "-c", textwrap.dedent(code), source]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def fetch(environment, source=NAME):
+    """What `fetch` gives in a process of its own: a path, or the type and message of an error."""
+    process = start(environment, source)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    return output.strip()
+
+
+def vitseg(environment, *arguments):
+    command = [sys.executable, "-m", "vitseg_zoo.cli", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def leftovers(environment):
+    """Files with contents in the cache, and parts of files."""
+    home = Path(environment["HF_HOME"])
+    return [path.name for path in home.rglob("*") if path.is_file() and path.stat().st_size > 1000]
+
+
+def assert_one_sentence(message, error_type, *parts):
+    assert message.startswith(f"{error_type}: "), message
+    assert "\n" not in message, message
+    for part in parts:
+        assert part in message, message
+
+
+def test_downloaded_once_and_shared_with_the_hub(hub, environment):
+    path = Path(fetch(environment))
+    assert path.read_bytes() == WEIGHTS
+    assert path.name == "model.safetensors" and "snapshots" in path.parts
+    assert fetch(environment) == str(path)
+    assert hub.count("GET") == 1
+    # Offline, and without the server: the cache is enough. So it is for the Hub's own function.
+    hub.files.clear()
+    code = f"""
+        from huggingface_hub import hf_hub_download
+        print(hf_hub_download({REPO!r}, "model.safetensors"))
+    """
+    process = start(environment | {"HF_HUB_OFFLINE": "1"}, code=code)
+    assert process.communicate(timeout=60)[0].strip() == str(path)
+    assert fetch(environment | {"HF_HUB_OFFLINE": "1"}) == str(path)
+
+
+def test_token_stays_with_the_hub(hub, environment):
+    hub.files[FILE].on_other_host = True
+    assert Path(fetch(environment | {"HF_TOKEN": "hf_secret"})).read_bytes() == WEIGHTS
+    authorized = {
+        request[1].startswith("/cdn/"): "authorization" in map(str.lower, request[2])
+        for request in hub.requests
+    }
+    assert authorized == {False: True, True: False}
+
+
+def test_slow_server(hub, environment):
+    hub.files[FILE].pause = 0.2
+    assert Path(fetch(environment)).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_connection_cut_once(hub, environment, ranges):
+    hub.files[FILE] = HostedFile(WEIGHTS, cut_after=len(WEIGHTS) // 2, cuts=1, ranges=ranges)
+    assert Path(fetch(environment)).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_next_process_resumes(hub, environment, ranges):
+    """A process that dies leaves a part, and the next one asks for the rest only, where the server lets it."""
+    big = save(
+        {"weight": np.arange(6 * 2**20, dtype=np.float32)}
+    )  # 25 MB: the Hub's library writes 10 MB at a time
+    hub.files[FILE] = HostedFile(big, cut_after=15 * 2**20, cuts=1, ranges=ranges)
+    code = """
+        import os, time
+        time.sleep = lambda seconds: os._exit(9)  # the process dies instead of waiting for its next attempt
+        from vitseg_zoo.weights.download import fetch
+        import sys
+        fetch(sys.argv[1])
+    """
+    assert start(environment, code=code).wait(timeout=60) == 9
+    assert any(name.endswith(".incomplete") for name in leftovers(environment))
+    hub.requests.clear()
+    assert Path(fetch(environment)).read_bytes() == big
+    (request,) = [headers for method, _, headers in hub.requests if method == "GET"]
+    assert {key.lower(): value for key, value in request.items()}["range"] == f"bytes={10 * 2**20}-"
+
+
+def test_connection_that_always_breaks(hub, environment):
+    hub.files[FILE] = HostedFile(WEIGHTS, cut_after=1000)
+    message = fetch(environment)
+    assert_one_sentence(
+        message, "ConnectionError", NAME, "run this again", f"vitseg download {NAME} --to DIR"
+    )
+
+
+@pytest.mark.parametrize(
+    "hosted",
+    [
+        pytest.param(HostedFile(WEIGHTS[:-4000] + bytes(4000), announced=WEIGHTS), id="altered"),
+        pytest.param(HostedFile(WEIGHTS[:9000], announced=WEIGHTS), id="truncated"),
+        pytest.param(HostedFile(WEIGHTS, length=9000), id="length stated too small"),
+        pytest.param(HostedFile(WEIGHTS + WEIGHTS, announced=WEIGHTS), id="too long"),
+        pytest.param(HostedFile(b"<html>Log in to this network</html>" * 50), id="web page"),
+        pytest.param(HostedFile(pickle.dumps({"weight": list(range(2000))})), id="pickle under a false name"),
+        pytest.param(HostedFile(struct.pack("<Q", 200) + b"{broken" * 300), id="broken header"),
+        pytest.param(HostedFile(struct.pack("<Q", 2**40) + bytes(2000)), id="oversized header"),
+    ],
+)
+def test_wrong_file_is_deleted_and_named(hub, environment, hosted):
+    hub.files[FILE] = hosted
+    message = fetch(environment)
+    assert_one_sentence(message, "OSError", "model.safetensors", "deleted")
+    assert not leftovers(environment)
+    # Nothing is left that would stand in the way of the right file.
+    hub.files[FILE] = HostedFile(WEIGHTS)
+    assert Path(fetch(environment)).read_bytes() == WEIGHTS
+
+
+def test_length_stated_too_large(hub, environment):
+    hub.files[FILE].length = len(WEIGHTS) + 500
+    assert_one_sentence(fetch(environment), "ConnectionError", NAME, "run this again")
+    assert not leftovers(environment)
+
+
+def test_file_altered_in_the_cache(hub, environment):
+    path = Path(fetch(environment))
+    blob = path.resolve()
+    blob.write_bytes(WEIGHTS[:-4] + b"oops")
+    assert_one_sentence(fetch(environment), "OSError", "altered", "deleted")
+    assert Path(fetch(environment)).read_bytes() == WEIGHTS
+
+
+def test_two_processes_at_once(hub, environment):
+    hub.files[FILE].pause = 0.3
+    processes = [start(environment) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0].strip() for process in processes]
+    assert outputs[0] == outputs[1]
+    assert Path(outputs[0]).read_bytes() == WEIGHTS
+    assert hub.count("GET") == 1
+
+
+def test_missing(hub, environment):
+    del hub.files[FILE]
+    assert_one_sentence(fetch(environment), "FileNotFoundError", NAME, "404", "HF_TOKEN")
+    hub.files[f"{REPO}/config.json"] = HostedFile(b"{}")
+    assert_one_sentence(fetch(environment), "FileNotFoundError", REPO, "no model.safetensors", "404")
+
+
+def test_pickle_where_a_repository_has_no_safetensors(hub, environment):
+    repository = "nvidia/segformer-b0-finetuned-ade-512-512"
+    hub.files[f"{repository}/pytorch_model.bin"] = HostedFile(b"PK" + bytes(100))
+    assert Path(fetch(environment, "segformer_b0.nv_ade20k_512")).name == "pytorch_model.bin"
+
+
+def test_no_network(environment):
+    with socket.socket() as unused:  # a port at which nobody answers
+        unused.bind(("127.0.0.1", 0))
+        environment["HF_ENDPOINT"] = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        message = fetch(environment)
+    assert_one_sentence(message, "ConnectionError", NAME, "vitseg download", "VITSEG_ZOO_WEIGHTS=DIR")
+
+
+def test_offline(environment):
+    message = fetch(environment | {"HF_HUB_OFFLINE": "1"})
+    assert_one_sentence(message, "ConnectionError", NAME, "HF_HUB_OFFLINE", "VITSEG_ZOO_WEIGHTS=DIR")
+
+
+def mount(folder, options):
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small or read-only file system needs root")
+
+
+def test_full_disk(hub, environment, tmp_path):
+    mount(tmp_path / "small", "size=64k")
+    try:
+        hub.files[FILE] = HostedFile(save({"weight": np.zeros(50000, np.float32)}))
+        message = fetch(environment | {"HF_HOME": str(tmp_path / "small")})
+        assert_one_sentence(message, "OSError", NAME, "full", "HF_HOME")
+        # Where the size is known only when the disk is full already.
+        message = fetch(environment | {"HF_HOME": str(tmp_path / "small")}, f"{hub.endpoint}/{FILE}")
+        assert_one_sentence(message, "OSError", "full", "HF_HOME")
+    finally:
+        subprocess.run(["umount", str(tmp_path / "small")], check=True)
+
+
+def test_cache_that_cannot_be_written(hub, environment, tmp_path):
+    mount(tmp_path / "fixed", "size=1m")
+    try:
+        environment["HF_HOME"] = str(tmp_path / "fixed")
+        path = fetch(environment)
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "fixed")], check=True)
+        assert fetch(environment) == path
+        hub.files["smp-hub/segformer-b1-512x512-ade-160k/model.safetensors"] = HostedFile(WEIGHTS + b"")
+        message = fetch(environment, "segformer_b1.smp_ade20k_512")
+        assert_one_sentence(message, "PermissionError", "segformer_b1", "HF_HOME", "VITSEG_ZOO_WEIGHTS=DIR")
+    finally:
+        subprocess.run(["umount", str(tmp_path / "fixed")], check=True)
+
+
+def test_plain_addresses(hub, environment, tmp_path):
+    hub.files["weights/model.safetensors"] = HostedFile(WEIGHTS)
+    address = f"{hub.endpoint}/weights/model.safetensors"
+    path = Path(fetch(environment, address))
+    assert path.read_bytes() == WEIGHTS and path.name == "model.safetensors"
+    hub.files.clear()
+    assert fetch(environment, address) == str(path)
+    assert_one_sentence(fetch(environment, f"{hub.endpoint}/other.pth"), "FileNotFoundError", "404")
+    assert fetch(environment, path.as_uri()) == str(path)
+    assert_one_sentence(fetch(environment, "http://example.org/model.pth"), "ValueError", "https:")
+    assert_one_sentence(fetch(environment, str(tmp_path / "no.pth")), "FileNotFoundError", "no.pth")
+
+
+def test_carried_to_a_machine_without_network(hub, environment, tmp_path):
+    result = vitseg(environment, "download", NAME, "--to", str(tmp_path / "stick"))
+    assert result.returncode == 0, result.stderr
+    assert "must not be used commercially" in result.stdout
+    assert "VITSEG_ZOO_WEIGHTS" in result.stdout
+    assert not leftovers(environment)
+    file = tmp_path / "stick" / f"{NAME}.safetensors"
+    assert subprocess.run(["sha256sum", "-c", f"{file.name}.sha256"], cwd=file.parent).returncode == 0
+
+    alone = environment | {"HF_HUB_OFFLINE": "1", "VITSEG_ZOO_WEIGHTS": str(file.parent)}
+    assert fetch(alone) == str(file)
+    file.write_bytes(WEIGHTS[:-4] + b"oops")
+    assert_one_sentence(fetch(alone), "OSError", str(file), "altered")
+    assert file.exists()  # the user's own
+    alone["VITSEG_ZOO_WEIGHTS"] = str(tmp_path / "absent")
+    assert_one_sentence(fetch(alone), "FileNotFoundError", "VITSEG_ZOO_WEIGHTS", "absent")
+
+
+def test_encoder_is_carried_as_the_cache_of_timm_and_smp(hub, environment, tmp_path):
+    repository = "smp-hub/mit_b0.imagenet"
+    hub.files[f"{repository}/model.safetensors"] = HostedFile(WEIGHTS)
+    hub.files[f"{repository}/config.json"] = HostedFile(json.dumps({"mean": [0, 0, 0]}).encode())
+    result = vitseg(environment, "download", "mit_b0.nv_in1k", "--to", str(tmp_path / "stick"))
+    assert result.returncode == 0, result.stderr
+    assert "HF_HUB_CACHE" in result.stdout
+    code = """
+        import segmentation_models_pytorch as smp
+        from huggingface_hub import hf_hub_download
+        settings = smp.encoders.encoders["mit_b0"]["pretrained_settings"]["imagenet"]
+        for name in ("config.json", "model.safetensors"):
+            print(hf_hub_download(settings["repo_id"], name, revision=settings["revision"]))
+    """
+    alone = environment | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "stick")}
+    output, errors = start(alone, code=code).communicate(timeout=60)
+    assert len(output.split()) == 2, errors

@@ -1,0 +1,69 @@
+"""Complete models by name."""
+
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from segmentation_models_pytorch.base import SegmentationModel
+
+from vitseg_zoo.weights.catalog import get_entry
+from vitseg_zoo.weights.checkpoint import read_checkpoint
+from vitseg_zoo.weights.conversion import load_checkpoint
+from vitseg_zoo.weights.download import fetch
+from vitseg_zoo.weights.notices import license_notice, say_license
+from vitseg_zoo.weights.saving import metadata_of
+
+
+def create_model(
+    name: str, pretrained: bool = False, classes: int | None = None, in_channels: int = 3, **kwargs: Any
+) -> SegmentationModel:
+    """Builds a complete segmentation model of the catalogue.
+
+    Args:
+        name: Name of the model, such as `"segformer_b2.nv_ade20k_512"`; `vitseg_zoo.list_models(kind="model")` lists
+            all. Without a tag, the first one of that model.
+        pretrained: Download and load its weights; otherwise they are random.
+        classes: Number of output channels; by default as trained. For another number the last layer is new, and one
+            line says so.
+        in_channels: Channels of the image; for another number than 3 the first layer's weights are adapted.
+        kwargs: Passed to `smp.create_model`, such as `activation`.
+
+    Returns:
+        An SMP model in training mode. With `pretrained`, its attribute `pretrained_cfg` says what the weights come
+        with: `class_names`, `mean`, `std`, `license` and so on.
+
+    Raises:
+        ValueError: If there is no model of that name.
+        OSError: If the weights cannot be had; see `vitseg_zoo.weights.download.fetch`.
+
+    Example:
+        >>> import vitseg_zoo
+        >>> model = vitseg_zoo.create_model("segformer_b0.nv_ade20k_512", classes=5)
+        >>> sum(p.numel() for p in model.parameters())
+        3716453
+    """
+    entry = get_entry(name)
+    if entry.kind != "model":
+        raise ValueError(
+            f"{name} is an encoder: use it in a model, smp.create_model(..., encoder_name='vz-{entry.architecture}', "
+            f"encoder_weights={entry.name.partition('.')[2]!r})."
+        )
+    arguments = {"classes": len(entry.class_names), **entry.arguments, **kwargs, "encoder_weights": None}
+    trained_classes, trained_channels = arguments["classes"], arguments.pop("in_channels", 3)
+    arguments["classes"] = trained_classes if classes is None else classes
+    model = smp.create_model(
+        entry.architecture, in_channels=trained_channels if pretrained else in_channels, **arguments
+    )
+    if not pretrained:
+        return model
+    if notice := license_notice(entry):
+        say_license(notice)
+    as_trained = arguments["classes"] == trained_classes
+    report = load_checkpoint(model, read_checkpoint(fetch(entry)), as_trained, entry.name)
+    if report.missing or report.unexpected:  # more than the head
+        raise RuntimeError(f"{entry.name} does not fit its own model, which should not be: {report}.")
+    if in_channels != trained_channels:
+        model.encoder.set_in_channels(in_channels, pretrained=True)
+    model.pretrained_cfg = metadata_of(entry)
+    if not as_trained:
+        model.pretrained_cfg |= {"class_names": (), "palette": (), "metric": "", "metric_source": ""}
+    return model

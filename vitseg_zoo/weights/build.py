@@ -1,0 +1,192 @@
+"""Finds out which model a checkpoint is of, from its notes or from the shapes of its weights, and builds it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from segmentation_models_pytorch.base import SegmentationModel
+
+from vitseg_zoo.weights.catalog import IMAGENET_MEAN, IMAGENET_STD
+from vitseg_zoo.weights.checkpoint import Checkpoint
+from vitseg_zoo.weights.formats import StateDict, recognise
+
+# Blocks of MiT's stages -> size, for stages of 64, 128, 320 and 512 channels; B0 has half of them.
+_MIT_SIZES = {(2, 2, 2, 2): 1, (3, 4, 6, 3): 2, (3, 4, 18, 3): 3, (3, 8, 27, 3): 4, (3, 6, 40, 3): 5}
+_VITSEG_SIZES = {192: "tiny", 384: "small", 768: "base"}
+_VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+
+
+def build_model(metadata: Mapping[str, Any]) -> SegmentationModel:
+    """Builds the SMP model that metadata describe, with random weights.
+
+    Args:
+        metadata: `architecture` and `arguments`.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If there is no such architecture or encoder, or an argument does not fit it.
+    """
+    arguments = {**metadata["arguments"], "encoder_weights": None}
+    try:
+        return smp.create_model(metadata["architecture"], **arguments)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{metadata['architecture']} with {arguments} cannot be built: {error.args[0]}") from error
+
+
+def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    """Finds out which model a checkpoint is of.
+
+    Args:
+        checkpoint: What was read.
+        path: Its file; a `config.json` beside it is read.
+
+    Returns:
+        Metadata in the form of `save_model`.
+
+    Raises:
+        ValueError: If neither the file nor one beside it says what the model is, and the weights do not show it.
+    """
+    notes = checkpoint.notes
+    if "vitseg_zoo" in notes.get("metadata", {}):
+        return json.loads(notes["metadata"]["vitseg_zoo"])
+    hyper_parameters = notes.get("hyper_parameters", {})
+    if "arch" in hyper_parameters:
+        return _from_training(hyper_parameters, checkpoint)
+    beside = path.with_name("config.json")
+    config = json.loads(beside.read_text()) if beside.is_file() else {}
+    if "_model_class" in config:
+        described = {
+            "architecture": config.pop("_model_class").lower(),
+            "arguments": {key: value for key, value in config.items() if not key.startswith("_")},
+        }
+    else:
+        described = _from_shapes(checkpoint.weights, path)
+    described |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | described
+    return described | _class_names(notes, config)
+
+
+def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """A checkpoint of this package's Lightning module."""
+    described = {
+        "architecture": hyper_parameters["arch"],
+        "arguments": {
+            "encoder_name": hyper_parameters["encoder_name"],
+            "classes": len(hyper_parameters["class_names"]),
+            **(hyper_parameters.get("model_args") or {}),
+        },
+        **{key: list(hyper_parameters[key]) for key in ("class_names", "palette") if hyper_parameters.get(key)},
+    }
+    size = hyper_parameters.get("image_size")
+    if size is not None:
+        described["input_size"] = [size, size] if isinstance(size, int) else list(size)
+    for key in ("mean", "std"):
+        if key in checkpoint.notes["beside"]:  # the module's own buffers
+            described[key] = checkpoint.notes["beside"][key].flatten().tolist()
+    return described
+
+
+def _class_names(notes: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Names and colours of the classes, from mmsegmentation's notes or Hugging Face's configuration."""
+    meta = notes.get("meta")
+    found = {}
+    if isinstance(meta, Mapping):
+        if meta.get("CLASSES"):
+            found["class_names"] = list(meta["CLASSES"])
+        if meta.get("PALETTE") is not None:
+            found["palette"] = [[int(value) for value in colour] for colour in meta["PALETTE"]]
+    elif config.get("id2label"):
+        labels = {int(index): name for index, name in config["id2label"].items()}
+        found["class_names"] = [labels[index] for index in sorted(labels)]
+    return found
+
+
+def _from_shapes(weights: StateDict, path: Path) -> dict[str, Any]:
+    known = recognise(weights)
+    if known is not None and known.is_model:
+        converted = known.convert(weights)
+        if "SegFormer" in known.name:
+            return _segformer(converted)
+        if "ViT-seg" in known.name:
+            return _vitseg(converted)
+        if "Segmenter" in known.name:
+            return _segmenter(converted)
+    if known is None:
+        raise ValueError(f"{path}: weights of an unknown format, that begin with {', '.join(list(weights)[:3])}.")
+    raise ValueError(
+        f"{path}: {known.name}, and nothing says "
+        + (
+            "which architecture: build the model and call vitseg_zoo.load_weights(model, path), or put the config.json "
+            "of `save_pretrained` beside the file."
+            if known.is_model
+            else "which decoder: this is an encoder alone, for vitseg_zoo.load_weights(model.encoder, path)."
+        )
+    )
+
+
+def _segformer(weights: StateDict) -> dict[str, Any]:
+    blocks = [
+        len({key.split(".")[5] for key in weights if key.startswith(f"encoder.model.stages.{stage}.blocks.")})
+        for stage in range(4)
+    ]
+    width = weights["encoder.model.patch_embed.proj.weight"].shape[0]
+    size = 0 if width == 32 and blocks == [2, 2, 2, 2] else _MIT_SIZES.get(tuple(blocks))
+    if size is None or width != (64 if size else 32):
+        raise ValueError(f"There is no SegFormer with {blocks} blocks and {width} channels in its first stage.")
+    head = weights["segmentation_head.0.weight"]
+    return {
+        "architecture": "fusedsegformer",
+        "arguments": {
+            "encoder_name": f"vz-mit_b{size}",
+            "decoder_segmentation_channels": head.shape[1],
+            "in_channels": weights["encoder.model.patch_embed.proj.weight"].shape[1],
+            "classes": head.shape[0],
+        },
+    }
+
+
+def _vitseg(weights: StateDict) -> dict[str, Any]:
+    width, channels, side, _ = weights["encoder.model.patch_embed.proj.weight"].shape
+    if width not in _VITSEG_SIZES or side not in (8, 16):
+        raise ValueError(
+            f"There is no ViT-seg with {width} channels and patches of {side}: build the model and call "
+            "vitseg_zoo.load_weights(model, path)."
+        )
+    patches = weights["encoder.model.pos_embed"].shape[1]
+    return {
+        "architecture": "vitseg",
+        "arguments": {
+            "encoder_name": f"vz-vitseg_{_VITSEG_SIZES[width]}_patch{side}_128",
+            "in_channels": channels,
+            "classes": weights["segmentation_head.0.weight"].shape[0] // side**2,
+            "img_size": round(patches**0.5) * side,
+        },
+        "mean": [0.0] * channels,  # the model's first layer normalises
+        "std": [1.0] * channels,
+    }
+
+
+def _segmenter(weights: StateDict) -> dict[str, Any]:
+    width, channels, side, _ = weights["encoder.model.patch_embed.proj.weight"].shape
+    if width not in _VIT_SIZES or side not in (16, 32):
+        raise ValueError(f"There is no Segmenter with {width} channels and patches of {side}.")
+    is_mask = "decoder.class_tokens" in weights
+    classes = weights["decoder.class_tokens"].shape[1] if is_mask else weights["decoder.weight"].shape[0]
+    patches = weights["encoder.model.pos_embed"].shape[1] - 1  # without the class token
+    blocks = {key.split(".")[2] for key in weights if key.startswith("decoder.blocks.")}
+    return {
+        "architecture": "segmenter",
+        "arguments": {
+            "encoder_name": f"vz-vit_{_VIT_SIZES[width]}_patch{side}_384",
+            "decoder_head": "mask" if is_mask else "linear",
+            **({"decoder_depth": len(blocks)} if is_mask else {}),
+            "in_channels": channels,
+            "classes": classes,
+            "img_size": round(patches**0.5) * side,
+        },
+        "mean": [0.5] * channels,  # of the ViTs that the authors begin with
+        "std": [0.5] * channels,
+    }

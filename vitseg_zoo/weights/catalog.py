@@ -1,0 +1,256 @@
+"""The catalogue: every complete model and every encoder that there are weights for.
+
+Complete models are listed here. Encoders are listed by timm (`default_cfgs` of the zoo's and of timm's own models)
+and read from there. Models that come with the package are described by the metadata of their own files.
+"""
+
+import fnmatch
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from vitseg_zoo.weights.labels import (
+    ADE20K_CLASSES,
+    ADE20K_PALETTE,
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_PALETTE,
+    Palette,
+)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What `vitseg predict` uses where no model is named.
+DEFAULT_MODEL = "segformer_b0.pets"
+
+# Where the package keeps its own files; the file's name is the entry's.
+PACKAGED = files("vitseg_zoo") / "weights" / "files"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsEntry:
+    """Weights by name: what they build, where they are, and what is known of them."""
+
+    name: str  # model and tag, "segformer_b2.nv_ade20k_512"
+    kind: Literal["model", "encoder"]  # a complete segmentation model, or an encoder
+    architecture: str  # of a model, as `smp.create_model` takes it; of an encoder, its name in timm
+    arguments: dict[str, Any] = field(default_factory=dict)  # what else `smp.create_model` is given
+
+    repo_id: str | None = None  # repository on the Hugging Face Hub
+    revision: str = "main"  # its commit, tag or branch; what a branch holds is fixed when it is downloaded
+    filenames: tuple[str, ...] = ("model.safetensors",)  # the first of these that the repository has
+    url: str | None = None  # instead of a repository: https:, or file: (of a packaged file, too)
+    # Of the file, in hexadecimal digits. None: could not be seen when this was written; the file is compared with
+    # the SHA-256 and the size that the Hub states when it is downloaded.
+    sha256: str | None = None
+    megabytes: float | None = None  # about; the exact size is the Hub's to say
+
+    class_names: tuple[str, ...] = ()  # in the order of the model's outputs
+    palette: Palette = ()  # RGB colour of each class, 0 to 255
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of the images in [0, 1] that the model takes
+    std: tuple[float, ...] = IMAGENET_STD  # likewise
+    input_size: tuple[int, int] | None = (
+        None  # height and width of the crops in training; others are taken, too
+    )
+
+    license: str = "unknown"  # of the weights, not of the code: SPDX identifier or name
+    commercial_use: bool | None = None  # whether it allows it; None: read the licence
+    training_data: str = ""  # what the weights were trained on
+    metric: str = ""  # as published, in one phrase
+    metric_source: str = ""  # who published it
+
+    @property
+    def file_format(self) -> str:
+        """`"safetensors"`, or `"pickle"`: then read with `torch.load(weights_only=True)`, which runs no code."""
+        name = self.url or self.filenames[0]
+        return "safetensors" if name.endswith(".safetensors") else "pickle"
+
+    @property
+    def source(self) -> str:
+        """Where the weights come from, as one address."""
+        return self.url or f"https://huggingface.co/{self.repo_id}/tree/{self.revision}"
+
+
+NVIDIA_LICENSE = "NVIDIA Source Code License for SegFormer (research and evaluation only)"
+_PAPER = "SegFormer paper, Table 1, https://arxiv.org/abs/2105.15203"
+_SIZES = (15, 55, 110, 189, 257, 339)  # MB of B0 to B5
+# mIoU in percent on the validation part, one scale, of B0 to B5.
+_ADE20K_MIOU = (37.4, 42.2, 46.5, 49.4, 50.3, 51.0)
+_CITYSCAPES_MIOU = (76.2, 78.5, 81.0, 81.7, 82.3, 82.4)
+
+
+def _segformer(size: int, host: Literal["nv", "smp"], data: Literal["ade20k", "cityscapes"]) -> WeightsEntry:
+    """NVIDIA's SegFormer-B`size`, from its own repositories or from SMP's, which hold the same numbers."""
+    ade20k = data == "ade20k"
+    side = 1024 if not ade20k else 640 if size == 5 else 512
+    if host == "nv":
+        repo_id = f"nvidia/segformer-b{size}-finetuned-{'ade' if ade20k else 'cityscapes'}-{side}-{side}"
+    else:
+        repo_id = f"smp-hub/segformer-b{size}-{side}x{side}-{'ade' if ade20k else 'city'}-160k"
+    miou = (_ADE20K_MIOU if ade20k else _CITYSCAPES_MIOU)[size]
+    return WeightsEntry(
+        name=f"segformer_b{size}.{host}_{data}_{side}",
+        kind="model",
+        architecture="fusedsegformer",
+        arguments={
+            "encoder_name": f"vz-mit_b{size}",
+            "decoder_segmentation_channels": 256 if size < 2 else 768,
+        },
+        repo_id=repo_id,
+        # Some of NVIDIA's repositories have only the pickle.
+        filenames=("model.safetensors", "pytorch_model.bin") if host == "nv" else ("model.safetensors",),
+        megabytes=_SIZES[size],
+        class_names=ADE20K_CLASSES if ade20k else CITYSCAPES_CLASSES,
+        palette=ADE20K_PALETTE if ade20k else CITYSCAPES_PALETTE,
+        input_size=(side, side),
+        license=NVIDIA_LICENSE,
+        commercial_use=False,
+        training_data=f"ImageNet-1k, then {'ADE20K' if ade20k else 'Cityscapes'}",
+        metric=f"mIoU {miou} % on {'ADE20K' if ade20k else 'Cityscapes'} val, one scale",
+        metric_source=_PAPER,
+    )
+
+
+_MODELS = [
+    _segformer(size, host, data)
+    for host in ("nv", "smp")
+    for data in ("ade20k", "cityscapes")
+    for size in range(6)
+]
+
+
+def list_entries(filter: str = "*", kind: Literal["model", "encoder"] | None = None) -> list[WeightsEntry]:
+    """Lists what there are weights for.
+
+    Args:
+        filter: Wildcard that the name has to match.
+        kind: `"model"` or `"encoder"`; both by default.
+
+    Returns:
+        The entries: packaged models, other models, encoders.
+
+    Example:
+        >>> from vitseg_zoo.weights.catalog import list_entries
+        >>> [entry.name for entry in list_entries("segformer_b0.nv*")]
+        ['segformer_b0.nv_ade20k_512', 'segformer_b0.nv_cityscapes_1024']
+    """
+    entries: list[WeightsEntry] = []
+    if kind != "encoder":
+        entries += [*_packaged(), *_MODELS]
+    if kind != "model":
+        entries += _encoders()
+    return [entry for entry in entries if fnmatch.fnmatch(entry.name, filter or "*")]
+
+
+def get_entry(name: str) -> WeightsEntry:
+    """Finds weights by name.
+
+    Args:
+        name: Name of an entry; without a tag, the first one of that model.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: If there is none of that name; says which come close.
+
+    Example:
+        >>> from vitseg_zoo.weights.catalog import get_entry
+        >>> get_entry("segformer_b2.nv_ade20k_512").license
+        'NVIDIA Source Code License for SegFormer (research and evaluation only)'
+    """
+    for entries in (
+        [*_packaged(), *_MODELS],
+        _encoders,
+    ):  # encoders need timm: only where models do not have it
+        listed = entries() if callable(entries) else entries
+        for entry in listed:
+            if name in (entry.name, entry.name.partition(".")[0]):
+                return entry
+    import difflib
+
+    known = [entry.name for entry in list_entries()]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f": did you mean {', '.join(close)}?" if close else "."
+    raise ValueError(f"There are no weights named {name!r}{hint} `vitseg list` shows all names.")
+
+
+def _packaged() -> Iterator[WeightsEntry]:
+    """Models whose files are in the package; their metadata say what they are."""
+    folder = Path(str(PACKAGED))
+    for path in sorted(folder.glob("*.safetensors")):
+        yield entry_from_metadata(path.stem, read_metadata(path), url=path.as_uri())
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Reads what a file that this package saved says of its model; empty for other safetensors files."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return json.loads((file.metadata() or {}).get("vitseg_zoo", "{}"))
+
+
+def entry_from_metadata(name: str, metadata: dict[str, Any], url: str) -> WeightsEntry:
+    """Makes an entry of a saved file's metadata."""
+    known = {key: metadata[key] for key in WeightsEntry.__dataclass_fields__ if key in metadata}
+    for key in ("class_names", "mean", "std", "input_size"):
+        if known.get(key) is not None:
+            known[key] = tuple(known[key])
+    known["palette"] = tuple(tuple(colour) for colour in metadata.get("palette", ()))
+    return WeightsEntry(**{**known, "name": name, "kind": "model", "url": url})
+
+
+# Licences in timm's spelling that let anybody use the weights.
+_PERMISSIVE = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}
+
+
+@cache
+def _encoders() -> list[WeightsEntry]:
+    """Encoders of the zoo, one entry for each tag of weights that timm knows."""
+    from segmentation_models_pytorch.encoders import encoders as smp_encoders
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    from vitseg_zoo.registry import list_models
+
+    models = {name.removeprefix("vz-") for name in list_models(kind="encoder")}
+    entries = []
+    for name in list_pretrained():
+        model = name.partition(".")[0]
+        if model not in models:
+            continue
+        cfg = get_pretrained_cfg(name)
+        repo_id, revision, filenames = cfg.hf_hub_id, "main", ("model.safetensors", "pytorch_model.bin")
+        if repo_id and "@" in repo_id:
+            repo_id, revision = repo_id.split("@")
+        # NVIDIA's ImageNet weights, which SMP hosts as safetensors at revisions that it pins.
+        pinned = smp_encoders.get(model, {}).get("pretrained_settings", {}).get("imagenet")
+        if pinned and cfg.tag == "nv_in1k":
+            repo_id, revision, filenames = pinned["repo_id"], pinned["revision"], ("model.safetensors",)
+        license = cfg.license or "unknown"
+        nvidia = cfg.tag == "nv_in1k"
+        entries.append(
+            WeightsEntry(
+                name=name,
+                kind="encoder",
+                architecture=model,
+                repo_id=repo_id,
+                revision=revision,
+                filenames=filenames,
+                url=None if repo_id else cfg.url,
+                mean=tuple(cfg.mean),
+                std=tuple(cfg.std),
+                input_size=tuple(cfg.input_size[1:]),
+                license=NVIDIA_LICENSE if nvidia else license,
+                commercial_use=False
+                if nvidia or "-nc" in license
+                else True
+                if license in _PERMISSIVE
+                else None,
+                training_data="ImageNet-1k" if nvidia else "",
+            )
+        )
+    return entries

@@ -1,0 +1,263 @@
+"""Fetches weights to a local file, checked before anything uses them.
+
+Files of the Hugging Face Hub go into its own cache, in its own layout, and `huggingface_hub` does the talking (mirror
+in `HF_ENDPOINT`, tokens, proxies, offline mode, progress bar). What it leaves out is added here: the SHA-256 is
+compared before a file gets its name, and a download that was interrupted goes on where it stopped in a later
+process, too. For that, files come over plain HTTP.
+
+A file in the folder that the variable VITSEG_ZOO_WEIGHTS names, filled by `vitseg download NAME --to DIR`, comes first.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from huggingface_hub import cached_assets_path, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.file_download import get_hf_file_metadata, http_get, repo_folder_name
+from huggingface_hub.utils import WeakFileLock, build_hf_headers
+
+from vitseg_zoo import __version__
+from vitseg_zoo.weights.catalog import WeightsEntry, get_entry
+from vitseg_zoo.weights.check import check_file, find_fault, sha256_of
+from vitseg_zoo.weights.download_errors import explained
+
+FOLDER_VARIABLE = "VITSEG_ZOO_WEIGHTS"
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None) -> Path:
+    """Gives a local file with weights, downloaded if need be.
+
+    Args:
+        source: An entry of the catalogue or its name, an https: or file: address, or a path.
+        cache_dir: The Hub's cache to use instead of the user's own.
+
+    Returns:
+        Path of the file, whose size, checksum (where one is known) and format are right.
+
+    Raises:
+        ConnectionError: If there is no network, or a server fails.
+        FileNotFoundError: If there is no such file.
+        PermissionError: If a repository needs a login, or the cache cannot be written.
+        OSError: If the disk is full, or the file is not the one that it should be; such a download is deleted.
+        ValueError: If there are no weights of that name, or the address is neither https: nor file:.
+
+    Example:
+        >>> from vitseg_zoo.weights.download import fetch
+        >>> path = fetch("segformer_b0.nv_ade20k_512")  # doctest: +SKIP
+    """
+    if isinstance(source, str) and re.match(r"(https?|file):", source):
+        return _fetch_url(source)
+    if not isinstance(source, WeightsEntry) and (
+        Path(source).exists() or Path(source).suffix in CHECKPOINT_SUFFIXES
+    ):
+        return _local_file(Path(source))
+    entry = source if isinstance(source, WeightsEntry) else get_entry(str(source))
+    if provided := _provided_file(entry):
+        return provided
+    if entry.url:
+        return _fetch_url(entry.url, entry.sha256, entry.name)
+    with explained(entry.name, cache_dir or constants.HF_HUB_CACHE):
+        return _fetch_from_hub(entry, Path(cache_dir or constants.HF_HUB_CACHE))
+
+
+def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
+    """Downloads weights for a machine without network.
+
+    A model's file is named like the model, with its SHA-256 beside it in the form of `sha256sum`; there, set
+    VITSEG_ZOO_WEIGHTS to the folder. An encoder is stored as in the Hub's cache, which timm and SMP read themselves;
+    there, set HF_HUB_CACHE to the folder.
+
+    Args:
+        source: An entry of the catalogue, or its name.
+        folder: Where to; made if need be.
+
+    Returns:
+        Path of the weights.
+
+    Raises:
+        OSError: As `fetch`.
+        ValueError: If there are no weights of that name.
+    """
+    entry = get_entry(source) if isinstance(source, str) else source
+    folder = Path(folder)
+    with explained(entry.name, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if entry.kind == "encoder" and entry.repo_id:
+            path = _fetch_from_hub(entry, folder)
+            hf_hub_download(entry.repo_id, "config.json", revision=entry.revision, cache_dir=folder)
+            return path
+        if entry.url:
+            path = _fetch_url(entry.url, entry.sha256, entry.name)
+            target = folder / f"{entry.name}{path.suffix}"
+            _copy(path, target)
+        elif cached := _cached_file(entry, Path(constants.HF_HUB_CACHE)):
+            target = folder / f"{entry.name}{cached.suffix}"
+            _copy(cached, target)
+        else:
+            filename, metadata = _hub_metadata(entry)
+            target = folder / f"{entry.name}{Path(filename).suffix}"
+            with WeakFileLock(f"{target}.lock"):
+                _download_hub_file(entry, metadata, target, filename)
+            Path(f"{target}.lock").unlink(missing_ok=True)
+        _write_atomically(Path(f"{target}.sha256"), f"{sha256_of(target)}  {target.name}\n")
+        return target
+
+
+def _provided_file(entry: WeightsEntry) -> Path | None:
+    """The file of an entry in the folder that the user names, checked against the SHA-256 beside it."""
+    folder = os.environ.get(FOLDER_VARIABLE)
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{FOLDER_VARIABLE} names {folder}, which is no folder: correct or unset it.")
+    for suffix in (".safetensors", ".bin", ".pth"):
+        path = Path(folder) / f"{entry.name}{suffix}"
+        if path.is_file():
+            beside = Path(f"{path}.sha256")
+            sha256 = beside.read_text().split()[0] if beside.is_file() else entry.sha256
+            check_file(path, sha256=sha256)
+            return path
+    return None
+
+
+def _local_file(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    return path
+
+
+def _fetch_from_hub(entry: WeightsEntry, cache_dir: Path) -> Path:
+    if cached := _cached_file(entry, cache_dir):
+        return cached
+    filename, metadata = _hub_metadata(entry)
+    storage = repo_folder_name(repo_id=entry.repo_id, repo_type="model")
+    blob = cache_dir / storage / "blobs" / metadata.etag
+    lock = cache_dir / ".locks" / storage / f"{metadata.etag}.lock"  # the one that `hf_hub_download` takes
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if not blob.exists():
+            _download_hub_file(entry, metadata, blob, filename)
+    # The contents are there: this only gives them their name.
+    return Path(hf_hub_download(entry.repo_id, filename, revision=entry.revision, cache_dir=cache_dir))
+
+
+def _cached_file(entry: WeightsEntry, cache_dir: Path) -> Path | None:
+    """The entry's file in the Hub's cache. The Hub names what it stores by SHA-256, so it is compared at every use."""
+    for filename in entry.filenames:
+        found = try_to_load_from_cache(entry.repo_id, filename, cache_dir=cache_dir, revision=entry.revision)
+        if isinstance(found, str):
+            blob = Path(found).resolve().name
+            check_file(Path(found), sha256=blob if _SHA256.fullmatch(blob) else None, delete=True)
+            return Path(found)
+    return None
+
+
+def _hub_metadata(entry: WeightsEntry):
+    """The first of the entry's file names that its repository has, and what the Hub says of that file."""
+    for filename in entry.filenames:
+        url = hf_hub_url(entry.repo_id, filename, revision=entry.revision)
+        try:
+            metadata = get_hf_file_metadata(url, headers=_headers())
+        except EntryNotFoundError:
+            continue
+        if not metadata.etag or not metadata.commit_hash:
+            raise ConnectionError(
+                f"{constants.ENDPOINT} does not answer like the Hugging Face Hub: check HF_ENDPOINT."
+            )
+        return filename, metadata
+    raise FileNotFoundError(
+        f"{entry.repo_id} has no {' and no '.join(entry.filenames)} at {entry.revision} (404): the weights were "
+        "moved or removed by their owner; `vitseg list` shows others."
+    )
+
+
+def _download_hub_file(entry: WeightsEntry, metadata, destination: Path, filename: str) -> None:
+    url = hf_hub_url(entry.repo_id, filename, revision=metadata.commit_hash)
+    headers = _headers()
+    if urlsplit(metadata.location).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)  # contents lie with another host, which the token is not for
+    sha256 = metadata.etag if _SHA256.fullmatch(metadata.etag) else entry.sha256
+    _download(metadata.location, destination, filename, metadata.size, sha256, headers)
+
+
+def _headers() -> dict[str, str]:
+    return build_hf_headers(library_name="vitseg_zoo", library_version=__version__)
+
+
+def _fetch_url(url: str, sha256: str | None = None, name: str | None = None) -> Path:
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        path = _local_file(Path(url2pathname(parts.path)))
+        check_file(path, sha256=sha256)
+        return path
+    on_this_machine = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme != "https" and not (parts.scheme == "http" and on_this_machine):
+        raise ValueError(f"Weights come from https: or file: addresses, not from {url!r}.")
+    filename = Path(parts.path).name or "weights"
+    with explained(name or url, constants.HF_ASSETS_CACHE):
+        # A folder for each address: two addresses may end in the same name.
+        folder = cached_assets_path("vitseg_zoo", "weights", hashlib.sha256(url.encode()).hexdigest()[:16])
+        path = folder / filename
+        with WeakFileLock(folder / f"{filename}.lock"):
+            if path.exists():
+                check_file(path, sha256=sha256, delete=True)
+            else:
+                _download(url, path, filename, None, sha256, {})
+    return path
+
+
+def _download(
+    url: str, destination: Path, filename: str, size: int | None, sha256: str | None, headers: dict[str, str]
+) -> None:
+    """Downloads to a file beside `destination`, going on where that ends, and renames it when it was checked."""
+    partial = destination.with_name(f"{destination.name}.incomplete")
+    start = partial.stat().st_size if partial.exists() else 0
+    if start and (sha256 is None or (size is not None and start > size)):
+        partial.unlink()  # without a checksum nothing would show that its parts fit
+        start = 0
+    free = shutil.disk_usage(destination.parent).free
+    if size is not None and size - start > free:
+        raise OSError(28, f"{(size - start) / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
+    try:
+        with partial.open("ab") as file:
+            http_get(
+                url, file, resume_size=start, headers=headers, expected_size=size, displayed_filename=filename
+            )
+    except OSError as error:
+        # A refusal, a full disk, a wrong length: unlike after a broken connection, nothing worth going on with.
+        received = partial.stat().st_size if partial.exists() else 0
+        partial.unlink(missing_ok=True)
+        ended_early = isinstance(error, HfHubHTTPError) and error.response.status_code == 416
+        if error.errno is None and (ended_early or not isinstance(error, HfHubHTTPError)):
+            raise OSError(
+                f"{url} sent {received} bytes as {filename}, not the {size} that were announced: they were deleted; "
+                "try again, or tell its owner."
+            ) from error
+        raise
+    if fault := find_fault(partial, sha256, size, filename):
+        partial.unlink()
+        raise OSError(f"What {url} sent as {filename} {fault}: it was deleted; try again, or tell its owner.")
+    os.replace(partial, destination)
+
+
+def _copy(path: Path, target: Path) -> None:
+    partial = target.with_name(f"{target.name}.{os.getpid()}.incomplete")
+    try:
+        shutil.copyfile(path, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
+    partial.write_text(text)
+    os.replace(partial, path)

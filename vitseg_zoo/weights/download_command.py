@@ -1,0 +1,28 @@
+"""`vitseg download NAME`: fetch weights into the cache, or into a folder for a machine without network."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("names", nargs="+", metavar="NAME", help="name of weights, as `vitseg list` shows it")
+    parser.add_argument(
+        "--to", metavar="DIR", help="folder to put files into instead of the cache, made if need be"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Downloads; prints where each file is."""
+    from vitseg_zoo.weights.catalog import get_entry
+    from vitseg_zoo.weights.download import FOLDER_VARIABLE, download_to, fetch
+    from vitseg_zoo.weights.notices import license_notice
+
+    variables = set()
+    for entry in [get_entry(name) for name in args.names]:
+        if notice := license_notice(entry):
+            print(notice)
+        print(download_to(entry, args.to) if args.to else fetch(entry))
+        variables.add("HF_HUB_CACHE" if entry.kind == "encoder" and entry.repo_id else FOLDER_VARIABLE)
+    if args.to:
+        print(f"On the other machine, set {' and '.join(sorted(variables))} to where you copy {args.to}.")
+    return 0

@@ -1,0 +1,91 @@
+"""Turns what can go wrong in a download into one sentence that says what to do."""
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+
+@contextlib.contextmanager
+def explained(name: str, folder: str | Path) -> Iterator[None]:
+    """Explains the errors of a download.
+
+    Args:
+        name: What is downloaded: the name of an entry, or an address.
+        folder: Where it is stored.
+    """
+    elsewhere = (
+        "on a machine with network, download it and pass its path"
+        if ":" in name
+        else f"run `vitseg download {name} --to DIR` on a machine with network, copy DIR here and set "
+        "VITSEG_ZOO_WEIGHTS=DIR"
+    )
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise ConnectionError(
+            f"{name} is not in the cache and HF_HUB_OFFLINE forbids to download it: unset that, or {elsewhere}."
+        ) from error
+    except GatedRepoError as error:
+        raise PermissionError(
+            f"{name}: its owner gives access on request: ask for it on {_page(error)}, then set HF_TOKEN."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name}: the Hub has no such revision any more (404, {_page(error)})."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name}: the Hub has no such repository (404, {_page(error)}), or it is private and needs HF_TOKEN."
+        ) from error
+    except HfHubHTTPError as error:
+        raise _refused(name, error, elsewhere) from error
+    except (HTTPError, LocalEntryNotFoundError) as error:
+        raise ConnectionError(
+            f"{name}: no connection, or a broken one, to {urlsplit(name).hostname or constants.ENDPOINT} "
+            f"({_first_line(error)}): run this again to go on where it stopped, or {elsewhere}."
+        ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                error.errno,
+                f"{name} could not be stored, the disk of {folder} is full ({error.strerror}): free some space, or "
+                "set HF_HOME to a folder on another disk.",
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise PermissionError(
+                f"{name} could not be stored, {folder} cannot be written ({error.strerror}): set HF_HOME to a folder "
+                f"of your own, or {elsewhere}."
+            ) from error
+        raise
+
+
+def _page(error: HfHubHTTPError) -> str:
+    return str(error.response.url).partition("/resolve/")[0]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _refused(name: str, error: HfHubHTTPError, elsewhere: str) -> OSError:
+    status, url = error.response.status_code, error.response.url
+    if status == 404:
+        return FileNotFoundError(f"{name}: there is no such file (404, {url}).")
+    if status in (401, 403):
+        return PermissionError(f"{name}: {url} needs a login ({status}): set HF_TOKEN.")
+    return ConnectionError(
+        f"{name}: {url} answers with an error ({status}): try again later, or {elsewhere}."
+    )

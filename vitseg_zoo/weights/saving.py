@@ -1,0 +1,212 @@
+"""Saves a model as one file that says what it is, and reads it back; publishes it with a model card.
+
+The file is safetensors with a JSON object under the key `vitseg_zoo` of its metadata: the SMP architecture and its
+arguments, and what `METADATA` lists. SMP's own `from_pretrained` reads the same folders.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from segmentation_models_pytorch.base import SegmentationModel
+
+from vitseg_zoo import __version__
+from vitseg_zoo.weights.build import build_model, describe_checkpoint
+from vitseg_zoo.weights.card import make_model_card
+from vitseg_zoo.weights.catalog import WeightsEntry, get_entry
+from vitseg_zoo.weights.checkpoint import read_checkpoint
+from vitseg_zoo.weights.conversion import LoadReport, load_checkpoint
+from vitseg_zoo.weights.download import CHECKPOINT_SUFFIXES, fetch
+from vitseg_zoo.weights.notices import license_notice, say_license
+
+# What may be said of a model; the meaning is that of the catalogue's fields.
+METADATA = (
+    *("class_names", "palette", "mean", "std", "input_size"),
+    *("license", "commercial_use", "training_data", "metric", "metric_source", "source", "recipe", "limits"),
+)
+
+
+def save_model(model: SegmentationModel, path: str | Path, half: bool = False, **metadata: Any) -> Path:
+    """Saves a model as one safetensors file from which `load_model` builds it again.
+
+    Args:
+        model: A model of `smp.create_model`.
+        path: The file; replaced in one step if it exists.
+        half: Store 32-bit numbers as 16-bit ones, in half the space; they are 32-bit again when loaded.
+        metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `license`,
+            `commercial_use`, `training_data`, `metric`, `metric_source`, `source`, `recipe`, `limits`. What a model
+            of `vitseg_zoo.create_model` was loaded with is kept where nothing else is given.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If some of the metadata is unknown or does not fit the model.
+
+    Example:
+        >>> import tempfile
+        >>> import segmentation_models_pytorch as smp
+        >>> model = smp.Unet("resnet18", encoder_weights=None, classes=2).eval()
+        >>> path = save_model(model, f"{tempfile.mkdtemp()}/pets.safetensors", class_names=["pet", "rest"])
+        >>> again, metadata = load_model(path)
+        >>> metadata["class_names"]
+        ['pet', 'rest']
+    """
+    path = Path(path)
+    description = {"format": "pt", "vitseg_zoo": json.dumps(describe_model(model, metadata))}
+    weights = {}
+    for key, value in model.state_dict().items():
+        dtype = torch.float16 if half and value.dtype == torch.float32 else value.dtype
+        # A copy of its own: neither shared with another tensor nor in another memory format.
+        weights[key] = value.detach().to("cpu", dtype, memory_format=torch.contiguous_format, copy=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(weights, partial, metadata=description)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def save_pretrained(model: SegmentationModel, folder: str | Path, **metadata: Any) -> Path:
+    """Saves a model, its configuration and a model card to a folder for `smp.from_pretrained`.
+
+    Args:
+        model: A model of `smp.create_model`.
+        folder: Where to; made if need be.
+        metadata: See `save_model`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: See `save_model`.
+    """
+    folder = Path(folder)
+    _write_folder(model, folder, str(folder), metadata)
+    return folder
+
+
+def push_to_hub(
+    model: SegmentationModel, repo_id: str, private: bool | None = None, token: str | None = None, **metadata: Any
+) -> str:
+    """Publishes a model on the Hugging Face Hub as `save_pretrained` writes it.
+
+    Args:
+        model: A model of `smp.create_model`.
+        repo_id: Repository, made if need be: `"name/model"`.
+        private: Make the repository visible to nobody else.
+        token: Token with the right to write; that of `hf auth login` or HF_TOKEN by default.
+        metadata: See `save_model`.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ValueError: See `save_model`.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as folder:
+        _write_folder(model, Path(folder), repo_id, metadata)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add model"))
+
+
+def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a model: its SMP architecture, that one's arguments, and metadata."""
+    unknown = sorted(set(metadata) - set(METADATA))
+    if unknown:
+        raise ValueError(f"Unknown metadata {', '.join(unknown)}: known are {', '.join(METADATA)}.")
+    arguments = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    arguments["encoder_weights"] = None  # the file has them
+    kept = {key: value for key, value in getattr(model, "pretrained_cfg", {}).items() if key in METADATA}
+    described = {
+        "architecture": type(model).__name__.lower(),
+        "arguments": arguments,
+        **{key: value for key, value in (kept | dict(metadata)).items() if value not in (None, (), [], "")},
+        "vitseg_zoo_version": __version__,
+    }
+    classes = arguments.get("classes")
+    for key in ("class_names", "palette"):
+        if key in described and len(described[key]) != classes:
+            raise ValueError(f"{key} has {len(described[key])} values, but the model has {classes} classes.")
+    return described
+
+
+def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
+    """A catalogue entry's part that is said of a model."""
+    return {key: getattr(entry, key) for key in METADATA if hasattr(entry, key)}
+
+
+def _write_folder(model: SegmentationModel, folder: Path, where: str, metadata: Mapping[str, Any]) -> None:
+    described = describe_model(model, metadata)
+    save_model(model, folder / "model.safetensors", **metadata)
+    config = {**described["arguments"], "_model_class": type(model).__name__}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+    make_model_card(described, where, type(model).__name__).save(folder / "README.md")
+
+
+def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
+    """Builds a model from a file or a folder alone, whatever program wrote it, and loads its weights.
+
+    Args:
+        source: A file of `save_model`, a folder of `save_pretrained`, a checkpoint of this package's training, a
+            foreign checkpoint that is recognised by its keys, or a name of the catalogue.
+
+    Returns:
+        The model in evaluation mode, and what is known of it: `architecture`, `arguments`, `mean` and `std` of
+        images in [0, 1], and where they are known `class_names`, `palette`, `license` and so on.
+
+    Raises:
+        ValueError: If the file does not say, and does not show, what model it is of.
+        RuntimeError: If the weights do not fit the model.
+        OSError: If the file cannot be found or downloaded.
+    """
+    model, metadata, _ = _load(source)
+    return model.eval(), metadata
+
+
+def convert_file(source: str | Path, target: str | Path) -> tuple[LoadReport, dict[str, Any]]:
+    """Rewrites what `load_model` takes as a file of `save_model`.
+
+    Args:
+        source: See `load_model`.
+        target: The file to write.
+
+    Returns:
+        What was recognised and left over, and what the new file says.
+
+    Raises:
+        ValueError, RuntimeError, OSError: See `load_model`.
+    """
+    model, metadata, report = _load(source)
+    save_model(model, target, **{key: value for key, value in metadata.items() if key in METADATA})
+    return report, metadata
+
+
+def _load(source: str | Path) -> tuple[SegmentationModel, dict[str, Any], LoadReport]:
+    entry = None
+    path = Path(source)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    elif not path.exists() and path.suffix not in CHECKPOINT_SUFFIXES:
+        entry = get_entry(str(source))
+        path = fetch(entry)
+    checkpoint = read_checkpoint(fetch(path))
+    if entry is None:
+        metadata = describe_checkpoint(checkpoint, path)
+    else:
+        arguments = {"classes": len(entry.class_names), **entry.arguments}
+        metadata = {"architecture": entry.architecture, "arguments": arguments, **metadata_of(entry)}
+        if notice := license_notice(entry):
+            say_license(notice)
+    model = build_model(metadata)
+    return model, metadata, load_checkpoint(model, checkpoint, strict=True, name=str(source))
