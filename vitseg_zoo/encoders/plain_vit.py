@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import create_model, list_models, list_modules, model_entrypoint
+from timm.models import create_model, list_models, list_modules
 from torch import nn
 
 from vitseg_zoo.encoders.fixed_grid import FixedGridRunner
@@ -62,15 +62,15 @@ def create_plain_vit(
     Raises:
         ValueError: If the model is no plain ViT.
     """
-    classes = list(_plain_vit_classes(sys.modules[model_entrypoint(name).__module__]))
-    for flag in ("dynamic_img_size", "dynamic_img_pad"):
-        if any(flag in _init_parameters(cls) for cls in classes):
-            kwargs.setdefault(flag, True)
-    model = None
-    if classes:
-        model = create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **kwargs)
+    args = dict(pretrained=pretrained, in_chans=in_channels, num_classes=0, **kwargs)
+    try:
+        model = create_model(name, **{"dynamic_img_size": True, "dynamic_img_pad": True, **args})
+    except TypeError as error:
+        if "dynamic_img" not in str(error):
+            raise
+        model = create_model(name, **args)  # a class that has its own way of taking any size
     strides = {_side(info["reduction"]) for info in getattr(model, "feature_info", [])}
-    if len(strides) != 1:
+    if len(strides) != 1 or not is_plain_vit_class(type(model)):
         raise ValueError(
             f"{name} is not a plain ViT, with one grid of tokens from the first block to the last: "
             "choose one of `vitseg_zoo.list_models('vz-vit*')`."

@@ -27,6 +27,8 @@ from torch import nn
 from vitseg_zoo.encoders.plain_vit import TimmViT
 from vitseg_zoo.encoders.timm_weights import TimmWeights
 
+_MIN_CHANNELS = 8  # of a level that unfolds channels: Linknet divides them by four
+
 
 class PyramidEncoder(TimmViT):
     """A timm ViT with one map at each of SMP's strides, in the form of SMP's encoders.
@@ -44,7 +46,7 @@ class PyramidEncoder(TimmViT):
         >>> import segmentation_models_pytorch as smp, torch
         >>> encoder = smp.encoders.get_encoder("vz-vitseg_tiny_patch16_128", weights=None)
         >>> [tuple(feature.shape[1:]) for feature in encoder(torch.rand(1, 3, 64, 64))]
-        [(3, 64, 64), (3, 32, 32), (12, 16, 16), (48, 8, 8), (192, 4, 4), (192, 2, 2)]
+        [(3, 64, 64), (12, 32, 32), (12, 16, 16), (48, 8, 8), (192, 4, 4), (192, 2, 2)]
     """
 
     def __init__(self, name: str, depth: int = 5, output_stride: int = 32, **kwargs: Any) -> None:
@@ -74,9 +76,9 @@ class PyramidEncoder(TimmViT):
         return [self.embed_dim // shuffle**2 for shuffle in shuffles]
 
     def _shuffle(self, level: int) -> int:
-        """By how much a level unfolds channels into space: as far as the width can be divided."""
+        """By how much a level unfolds channels into space; what is left to its stride is interpolated."""
         shuffle = max(1, self._grid_stride // 2**level)
-        while self.embed_dim % shuffle**2:
+        while shuffle > 1 and (self.embed_dim % shuffle**2 or self.embed_dim // shuffle**2 < _MIN_CHANNELS):
             shuffle //= 2
         return shuffle
 

@@ -12,10 +12,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from vitseg_zoo.decoders.query import QueryPrediction
+
+try:
+    from scipy.optimize import linear_sum_assignment
+except ImportError as error:
+    raise ImportError("The queries' loss matches with SciPy: pip install 'vitseg-zoo[train]'.") from error
 
 
 class QueryLoss(nn.Module):

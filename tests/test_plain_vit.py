@@ -1,0 +1,244 @@
+"""timm's ViTs as encoders: which are found, and that they compute what timm computes, at any size."""
+
+import copy
+import pickle
+import time
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from huggingface_hub import constants
+from tiny_vits import FAMILIES, WEIGHTS_FILE
+from torch import nn
+
+from vitseg_zoo.encoders import timm_vits
+from vitseg_zoo.encoders.plain_vit import PlainViTEncoder, plain_vit_names
+
+
+def test_finds_every_family_and_nothing_else() -> None:
+    names = set(plain_vit_names())
+    assert names >= {
+        "vit_base_patch16_224", "vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2",
+        "vit_base_patch16_siglip_224", "vit_small_patch16_dinov3", "vit_base_patch16_clip_224",
+        "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "beit_base_patch16_224",
+        "beitv2_base_patch16_224", "eva02_tiny_patch14_224", "flexivit_small",
+        "samvit_base_patch16", "vit_relpos_small_patch16_224",
+    }  # fmt: skip
+    others = {
+        "swin_tiny_patch4_window7_224",
+        "cait_xxs24_224",
+        "pvt_v2_b0",
+        "vit_base_r50_s16_224",
+        "resnet18",
+    }
+    assert not names & others
+    assert all(f"vz-{name}" in smp.encoders.encoders for name in names)
+
+
+def test_listing_builds_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: nn.Module, *args: object, **kwargs: object) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(nn.Module, "__init__", refuse)
+    start = time.perf_counter()
+    entries = timm_vits._smp_encoders()
+    print(f"{len(entries)} names in {1e3 * (time.perf_counter() - start):.0f} ms")
+    assert len(entries) > 400
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("native", [True, False])
+def test_map_is_timms(name: str, native: bool) -> None:
+    encoder = PlainViTEncoder(name).eval()
+    reference = copy.deepcopy(encoder.model)
+    height, width = reference.patch_embed.img_size
+    if not native:
+        patch = encoder.patch_size
+        height, width = 6 * patch, 3 * patch
+        if name != "tiny_sam":  # which takes any size by itself
+            reference.set_input_size(img_size=(height, width))
+    image = torch.randn(2, 3, height, width)
+    with torch.no_grad():
+        expected = reference.forward_intermediates(
+            image, indices=1, norm=name != "tiny_sam", intermediates_only=True
+        )[0]
+        image_again, actual = encoder(image)
+    assert image_again is image
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sizes_may_change_and_are_padded_to_whole_patches(name: str) -> None:
+    encoder = PlainViTEncoder(name, in_channels=4).eval()
+    patch = encoder.patch_size
+    with torch.no_grad():
+        for height, width in [(50, 70), (32, 96), (50, 70)]:
+            image = torch.randn(1, 4, height, width)
+            padded = nn.functional.pad(image, (0, -width % patch, 0, -height % patch))
+            feature = encoder(image)[-1]
+            assert feature.shape == (1, 64, -(-height // patch), -(-width // patch))
+            torch.testing.assert_close(feature, encoder(padded)[-1])
+
+
+def test_training_at_another_size_reaches_the_models_own_tables() -> None:
+    encoder = PlainViTEncoder("tiny_beit")
+    parameters = dict(encoder.named_parameters())
+    encoder(torch.randn(1, 3, 96, 48))[-1].square().sum().backward()
+    assert {name: id(p) for name, p in encoder.named_parameters()} == {
+        n: id(p) for n, p in parameters.items()
+    }
+    table = encoder.model.blocks[0].attn.relative_position_bias_table
+    assert table.grad.abs().sum() > 0
+    # A finite difference in the direction of the gradient, in float64.
+    encoder = encoder.double().eval()
+    image = torch.randn(1, 3, 96, 48, dtype=torch.float64)
+    table = encoder.model.blocks[0].attn.relative_position_bias_table
+    table.grad = None
+    encoder(image)[-1].square().sum().backward()
+    step = 1e-5 * table.grad / table.grad.norm()
+    with torch.no_grad():
+        table += step
+        above = encoder(image)[-1].square().sum()
+        table -= 2 * step
+        below = encoder(image)[-1].square().sum()
+    torch.testing.assert_close((above - below) / 2e-5, table.grad.norm(), rtol=1e-5, atol=1e-8)
+
+
+def test_copies_and_pickles_after_another_size() -> None:
+    encoder = PlainViTEncoder("tiny_beit").eval()
+    image = torch.randn(1, 3, 32, 96)
+    with torch.no_grad():
+        expected = encoder(image)[-1]
+        for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+            assert torch.equal(copied(image)[-1], expected)
+
+
+def test_grey_images_give_what_three_equal_channels_gave() -> None:
+    encoder = PlainViTEncoder("tiny_vit").eval()
+    grey = torch.randn(1, 1, 64, 64)
+    expected = encoder(grey.expand(-1, 3, -1, -1))[-1]
+    encoder.set_in_channels(1)
+    assert encoder.out_channels == [1, 64]
+    torch.testing.assert_close(encoder.eval()(grey)[-1], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("prefix", ["vz-", "vz-sfp-"])
+def test_loads_timms_weights_with_classifier(name: str, prefix: str) -> None:
+    weights = timm.create_model(name).state_dict()  # a classifier of 10 classes and all
+    encoder = smp.encoders.get_encoder(prefix + name, weights=None, depth=3)
+    encoder.load_state_dict(weights)
+    own = encoder.model.state_dict()
+    assert own and all(torch.equal(value, weights[key]) for key, value in own.items())
+    encoder.load_state_dict(encoder.state_dict())
+
+
+def test_loads_weights_of_another_resolution_as_timm_resamples_them() -> None:
+    large = timm.create_model("tiny_vit", img_size=128)
+    encoder = PlainViTEncoder("tiny_vit")
+    encoder.load_state_dict(large.state_dict())
+    large.set_input_size(img_size=64)
+    torch.testing.assert_close(encoder.model.pos_embed, large.pos_embed)
+
+
+def test_loads_the_encoder_of_a_whole_smp_model_and_into_one() -> None:
+    unet = smp.Unet("vz-tiny_vit", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
+    encoder = smp.encoders.get_encoder("vz-tiny_vit", weights=None)
+    encoder.load_state_dict(unet.state_dict())
+    assert torch.equal(encoder.model.pos_embed, unet.encoder.model.pos_embed)
+    other = smp.Unet("vz-tiny_vit", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8))
+    other.load_state_dict(unet.state_dict())
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(unet.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+
+
+def test_strange_weights_are_an_error() -> None:
+    weights = timm.create_model("tiny_vit").state_dict()
+    encoder = PlainViTEncoder("tiny_vit")
+    with pytest.raises(RuntimeError, match="strange"):
+        encoder.load_state_dict({**weights, "strange.weight": torch.zeros(1)})
+    del weights["blocks.0.attn.qkv.weight"]
+    with pytest.raises(RuntimeError, match=r"blocks\.0\.attn\.qkv\.weight"):
+        encoder.load_state_dict(weights)
+
+
+def test_preprocessing_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    for name, tag in [("vit_small_patch14_dinov2", "lvd142m"), ("vit_base_patch16_siglip_224", "webli")]:
+        smp.encoders.encoders[f"vz-{name}"]["pretrained_settings"][tag].clear()  # as if first used now
+        params = smp.encoders.get_preprocessing_params(f"vz-{name}", pretrained=tag)
+        cfg = timm.models.get_pretrained_cfg(f"{name}.{tag}")
+        assert (params["mean"], params["std"]) == (list(cfg.mean), list(cfg.std))
+        assert (params["input_range"], params["input_space"]) == ([0, 1], "RGB")
+    default = smp.encoders.get_preprocessing_params("vz-vit_tiny_patch16_224")
+    assert default["mean"] == [0.5, 0.5, 0.5]
+    with pytest.raises(ValueError, match="Available pretrained options"):
+        smp.encoders.get_preprocessing_params("vz-vitseg_tiny_patch16_128")
+    for name, tag in [("vit_small_patch14_dinov2", "lvd142m"), ("vit_base_patch16_siglip_224", "webli")]:
+        smp.encoders.encoders[f"vz-{name}"]["pretrained_settings"][tag].clear()
+
+
+@pytest.mark.parametrize("weights", ["local", "imagenet"])
+def test_smp_takes_the_weights_of_timms_tags(weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    smp.encoders.encoders["vz-tiny_vit"]["pretrained_settings"][weights].clear()
+    trained = timm.create_model("tiny_vit").state_dict()
+    torch.save(trained, WEIGHTS_FILE)
+    unet = smp.Unet("vz-tiny_vit", encoder_weights=weights)
+    assert torch.equal(unet.encoder.model.blocks[0].attn.qkv.weight, trained["blocks.0.attn.qkv.weight"])
+    grey = smp.FPN("vz-sfp-tiny_vit", encoder_weights=weights, in_channels=1)
+    torch.testing.assert_close(
+        grey.encoder.model.patch_embed.proj.weight, trained["patch_embed.proj.weight"].sum(1, keepdim=True)
+    )
+    vitseg = smp.create_model("vitseg", "vz-tiny_vit", encoder_weights=weights)
+    assert torch.equal(vitseg.encoder.model.norm.weight, trained["norm.weight"])
+    assert smp.encoders.get_preprocessing_params("vz-tiny_vit", weights)["std"] == [0.4, 0.5, 0.6]
+    with pytest.raises(KeyError, match="Wrong pretrained weights `none`"):
+        smp.create_model("vitseg", "vz-tiny_vit", encoder_weights="none")
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("name", ["tiny_vit", "tiny_eva", "tiny_beit"])
+def test_vitseg_takes_any_plain_vit(name: str, head: str) -> None:
+    model = smp.create_model(
+        "vitseg", f"vz-{name}", encoder_weights=None, classes=5, in_channels=4, decoder_head=head
+    )
+    assert model(torch.randn(2, 4, 60, 75)).shape == (2, 5, 60, 75)
+
+
+def test_other_encoders_are_refused_by_name() -> None:
+    for name in ("resnet18", "tu-vit_tiny_patch16_224"):
+        with pytest.raises(ValueError, match="vz-vit_small_patch16_224"):
+            smp.create_model("vitseg", name, encoder_weights=None)
+    with pytest.raises(KeyError, match="vz-vit_tiny_patch16_224"):
+        smp.create_model("vitseg", "vz-vit_tiny_patch16_242", encoder_weights=None)
+    with pytest.raises(ValueError, match="resnet18 is not a plain ViT"):
+        PlainViTEncoder("resnet18")
+    with pytest.raises(ValueError, match=r"encoder_depth must lie in \[1, 5\], got 6"):
+        PlainViTEncoder("tiny_vit", encoder_depth=6)
+
+
+def test_configure_sets_drop_path_and_keeps_weights() -> None:
+    encoder = smp.encoders.get_encoder("vz-tiny_vit", weights=None).eval()
+    image = torch.randn(1, 3, 64, 64)
+    before = encoder(image)
+    encoder.configure(drop_path_rate=0.2)
+    assert encoder.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
+    assert not encoder.training
+    for a, b in zip(before, encoder(image), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    encoder = PlainViTEncoder("tiny_eva")
+    image = torch.randn(1, 3, 56, 56)
+    gradients = []
+    for enable in (False, True):
+        encoder.set_grad_checkpointing(enable)
+        encoder.zero_grad()
+        encoder(image)[-1].square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in encoder.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
