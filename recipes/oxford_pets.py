@@ -1,0 +1,211 @@
+"""Trains a segmentation model on the Oxford-IIIT Pet photographs, from random weights, to the ViT-seg article's recipe.
+
+    python recipes/oxford_pets.py --data DIR --out runs/vitseg
+    python recipes/oxford_pets.py --data DIR --out runs/unet --arch unet --encoder-name resnet34
+    python recipes/oxford_pets.py --data DIR --out runs/vitseg --resume          # goes on where it stopped
+    vitseg predict cat.jpg --checkpoint runs/vitseg/checkpoints/best.ckpt --out masks
+
+--out receives metrics.csv, curves.png, predictions.png, training.gif, checkpoints/{best,last}.ckpt and results.json.
+Copy this file and edit it: everything that is decided here is in the few lines below.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+from vitseg_zoo.data.dataset import SegmentationDataset
+from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, OxfordPets
+from vitseg_zoo.data.transforms import flip_and_jitter
+from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
+from vitseg_zoo.training.data_module import SegmentationDataModule
+from vitseg_zoo.training.module import SegmentationModule
+from vitseg_zoo.training.pictures import save_curves
+from vitseg_zoo.training.precision import choose_precision
+
+ARCH = "vitseg"
+# The article's ViT has 86 million parameters (vz-vitseg_base_patch16_128); the small one suits a CPU.
+ENCODER_NAMES = {"vitseg": "vz-vitseg_small_patch16_128", "fusedsegformer": "vz-mit_b0"}
+CNN_ENCODER_NAME = "resnet18"  # for every other architecture
+MODEL_ARGS: dict = {}  # further arguments of the architecture, as {"decoder_head": "mlp"}
+EPOCHS = 50  # the article's
+IMAGE_SIZE = 128  # the article's; images are squeezed to a square
+BATCH_SIZE = 64  # the article's
+LEARNING_RATE = 4e-4  # the article's, with Adam
+LR_STEP, LR_GAMMA = 12, 0.8  # the article's StepLR
+SEED = 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "--data",
+        type=Path,
+        default=Path("data"),
+        help="folder of oxford-iiit-pet; downloaded if not there (%(default)s)",
+    )
+    add("--out", type=Path, required=True, help="folder for everything that is written")
+    add("--arch", default=ARCH, help="any architecture of smp.create_model (%(default)s)")
+    add("--encoder-name", help="any encoder that fits; by default a small one for the architecture")
+    add("--encoder-weights", help="pretrained weights, as imagenet; by default random ones")
+    add("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
+    add("--max-steps", type=int, default=-1, help="stop after so many training steps, to try things out")
+    add("--batch-size", type=int, default=BATCH_SIZE, help="images a step and device (%(default)s)")
+    add("--lr", type=float, default=LEARNING_RATE, help="learning rate of Adam (%(default)s)")
+    add("--image-size", type=int, default=IMAGE_SIZE, help="side of the square, in pixels (%(default)s)")
+    add(
+        "--precision",
+        default="auto",
+        help="a precision of Lightning, as 32-true or bf16-mixed; auto takes the faster",
+    )
+    add("--devices", default="auto", help="as Lightning's Trainer takes it (%(default)s)")
+    add("--num-workers", type=int, help="processes that augment; by default none on a CPU")
+    add("--seed", type=int, default=SEED, help="(%(default)s)")
+    add("--resume", action="store_true", help="continue from OUT/checkpoints/last.ckpt")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    started = time.time()
+    last = args.out / "checkpoints" / "last.ckpt"
+    if args.resume and not last.exists():
+        raise SystemExit(f"there is nothing to resume: {last} does not exist.")
+    if not args.resume and (args.out / "metrics.csv").exists():
+        raise SystemExit(
+            f"{args.out} holds an earlier training: give another --out, or --resume to continue it."
+        )
+    encoder_name = args.encoder_name or ENCODER_NAMES.get(args.arch, CNN_ENCODER_NAME)
+
+    seed_everything(args.seed, verbose=False)
+    datasets = {}
+    for split in ("train", "val", "test"):
+        datasets[split] = SegmentationDataset(
+            OxfordPets(args.data, split, download=True),
+            args.image_size,
+            classes=len(CLASS_NAMES),
+            augment=flip_and_jitter() if split == "train" else None,
+            seed=args.seed,
+        )
+    data = SegmentationDataModule(
+        **datasets, batch_size=args.batch_size, num_workers=args.num_workers, seed=args.seed
+    )
+    module = SegmentationModule(
+        args.arch,
+        encoder_name,
+        args.encoder_weights,
+        CLASS_NAMES,
+        PALETTE,
+        args.image_size,
+        background=BACKGROUND,
+        learning_rate=args.lr,
+        lr_step=LR_STEP,
+        lr_gamma=LR_GAMMA,
+        seed=args.seed,
+        model_args=MODEL_ARGS,
+    )
+    precision = args.precision
+    if precision == "auto":
+        precision = choose_precision(module.model, (args.image_size, args.image_size))
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    print(
+        f"{args.arch} with {encoder_name}: {parameters:,} parameters, precision {precision}, "
+        + ", ".join(f"{len(dataset)} {split}" for split, dataset in datasets.items())
+        + " images",
+        flush=True,
+    )
+
+    gallery = PredictionGallery(datasets["val"], args.out)
+    save = {
+        "dirpath": args.out / "checkpoints",
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
+    best = ModelCheckpoint(filename="best", monitor="val_miou", mode="max", **save)
+    callbacks = [EpochLog(args.out / "metrics.csv"), gallery, best, ModelCheckpoint(filename="last", **save)]
+    show_progress = sys.stdout.isatty()
+    trainer = Trainer(
+        max_epochs=args.epochs,
+        max_steps=args.max_steps,
+        precision=precision,
+        devices=args.devices,
+        callbacks=callbacks + ([RichProgressBar()] if show_progress else []),
+        enable_progress_bar=show_progress,
+        enable_model_summary=False,
+        logger=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, data, ckpt_path=last if args.resume else None, weights_only=True)
+    if not last.exists():  # --max-steps ended within the first epoch
+        trainer.save_checkpoint(last)
+        shutil.copy(last, last.with_name("best.ckpt"))
+
+    scores = {}
+    for name in ("last", "best"):
+        trainer.test(module, data, ckpt_path=last.with_name(f"{name}.ckpt"), weights_only=True, verbose=False)
+        scores[name] = {
+            key.removeprefix("test_"): round(float(value), 5)
+            for key, value in trainer.callback_metrics.items()
+        }
+    if not trainer.is_global_zero:
+        return
+    if (args.out / "metrics.csv").exists():
+        save_curves({"": args.out / "metrics.csv"}, args.out / "curves.png")
+    results = {
+        "arch": args.arch,
+        "encoder_name": encoder_name,
+        "parameters": parameters,
+        "epochs": trainer.current_epoch,
+        "test_last": scores["last"],
+        "test_best": scores["best"],
+        "seconds": round(time.time() - started, 1),
+        "precision": precision,
+        "hardware": hardware(trainer),
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in (
+                "vitseg-zoo",
+                "torch",
+                "timm",
+                "segmentation-models-pytorch",
+                "lightning",
+                "albumentations",
+            )
+        },
+    }
+    partial = args.out / "results.json.partial"
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(partial, args.out / "results.json")
+    print(json.dumps({"test_last": scores["last"], "test_best": scores["best"]}, indent=2))
+
+
+def hardware(trainer: Trainer) -> str:
+    """What the training ran on."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{torch.get_num_threads()} threads of {name}"
+
+
+if __name__ == "__main__":
+    main()

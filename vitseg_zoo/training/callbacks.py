@@ -1,0 +1,123 @@
+"""Callbacks: one line of metrics for each epoch, and the same validation images predicted after each epoch."""
+
+import csv
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch.utils.data import Dataset
+
+from vitseg_zoo.training import pictures
+
+
+class EpochLog(Callback):
+    """Writes metrics.csv, one row for each epoch, and prints the row with the time that is left.
+
+    Lightning's CSVLogger spreads an epoch over several rows and deletes the file when a training is resumed.
+
+    Args:
+        path: the CSV file; rows of epochs before the resumed one are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict] = []
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.first = trainer.current_epoch
+        self.started = self.epoch_started = time.monotonic()
+        if self.path.exists() and self.first:
+            with open(self.path, newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < self.first]
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        now = time.monotonic()
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row |= {
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": now - self.epoch_started,
+        }
+        self.epoch_started = now
+        self.rows.append(row | values)
+        if not trainer.is_global_zero:
+            return
+        partial = self.path.with_name(self.path.name + ".partial")
+        with open(partial, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(self.rows[-1]), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(partial, self.path)
+
+        done = trainer.current_epoch + 1
+        left = (now - self.started) / (done - self.first) * (trainer.max_epochs - done)
+        shown = ("train_loss", "val_loss", "val_pixel_accuracy", "val_miou")
+        scores = "  ".join(f"{name} {values[name]:.4f}" for name in shown if name in values)
+        module.print(
+            f"epoch {done}/{trainer.max_epochs}  {scores}  {row['seconds']:.1f} s, "
+            f"{timedelta(seconds=round(left))} left",
+            flush=True,
+        )
+
+
+class PredictionGallery(Callback):
+    """Predicts the same validation images after each epoch.
+
+    Each epoch's masks are one small picture in `folder`/epochs, so that a resumed training has the earlier ones.
+    At the end they become `folder`/training.gif, and the last ones, beside images and truth, `folder`/predictions.png.
+
+    Args:
+        dataset: validation data set of (image, mask) pairs; its first images are shown.
+        folder: where to write.
+        count: number of images; the article shows 21.
+    """
+
+    def __init__(self, dataset: Dataset, folder: Path, count: int = 21) -> None:
+        pairs = [dataset[index] for index in range(min(count, len(dataset)))]
+        self.images = torch.stack([image for image, _ in pairs])  # (N, C, H, W) in [0, 1]
+        self.masks = torch.stack([mask for _, mask in pairs])  # (N, H, W)
+        self.folder = Path(folder)
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        tiles = pictures.colour(self._predict(module), module.hparams.palette)
+        target = self.folder / "epochs" / f"{trainer.current_epoch:04d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pictures.save_png(pictures.frame(tiles, f"epoch {trainer.current_epoch + 1}"), target)
+
+    def _predict(self, module: LightningModule) -> np.ndarray:
+        labels = []
+        with torch.no_grad(), module.trainer.precision_plugin.forward_context():
+            for image in self.images.split(8):
+                labels.append(module(image.to(module.device)).argmax(1).to("cpu", torch.uint8))
+        return torch.cat(labels).numpy()
+
+    def save(self, module: LightningModule) -> None:
+        """Writes predictions.png and training.gif from the module as it is and the epochs so far."""
+        palette = module.hparams.palette
+        images = (self.images[:, :3] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        pictures.save_png(
+            pictures.comparison(
+                images,
+                pictures.colour(self.masks.numpy(), palette),
+                {"prediction": pictures.colour(self._predict(module), palette)},
+            ),
+            self.folder / "predictions.png",
+        )
+        epochs = sorted((self.folder / "epochs").glob("*.png"))
+        if epochs:
+            frames = [Image.open(path).convert("RGB") for path in epochs]
+            pictures.save_gif(frames, self.folder / "training.gif")
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            was_training = module.training
+            module.eval()
+            self.save(module)
+            module.train(was_training)

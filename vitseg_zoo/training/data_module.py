@@ -1,0 +1,68 @@
+"""The Lightning data module: loaders of three data sets, in an order that a resumed training repeats."""
+
+import os
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, DistributedSampler
+
+from vitseg_zoo.data.dataset import SegmentationDataset
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Loaders for training, validation and test.
+
+    Use it with ``Trainer(reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False)``: the training loader
+    is made anew for each epoch, from (seed, epoch) alone.
+
+    Args:
+        train: data set to train on.
+        val: data set to validate on.
+        test: data set to test on; None for none.
+        batch_size: images a step and device.
+        num_workers: processes that augment; None chooses. On a CPU alone the default is none: augmenting
+            a cached image takes a small part of a training step, and workers would take cores from it.
+        seed: seed of the order.
+
+    Example:
+        >>> data = SegmentationDataModule(train, val, test, batch_size=64)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        train: SegmentationDataset,
+        val: SegmentationDataset,
+        test: SegmentationDataset | None,
+        batch_size: int,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(train) < batch_size:
+            raise ValueError(
+                f"batch_size is {batch_size}, but there are only {len(train)} training images; choose a smaller one."
+            )
+        self.datasets = {"train": train, "val": val, "test": test}
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+
+    def train_dataloader(self) -> DataLoader:
+        dataset, trainer = self.datasets["train"].cache(), self.trainer
+        dataset.set_epoch(trainer.current_epoch)
+        sampler = DistributedSampler(dataset, trainer.world_size, trainer.global_rank, seed=self.seed)
+        sampler.set_epoch(trainer.current_epoch)
+        # A last batch of one image would break batch normalisation.
+        return self._loader(dataset, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.datasets["val"].cache())
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self.datasets["test"].cache())
+
+    def _loader(self, dataset: SegmentationDataset, **options) -> DataLoader:
+        on_gpu = self.trainer.strategy.root_device.type != "cpu"
+        workers = self.num_workers
+        if workers is None:
+            workers = min(8, os.cpu_count() or 1) if on_gpu else 0
+        return DataLoader(dataset, self.batch_size, num_workers=workers, pin_memory=on_gpu, **options)

@@ -1,0 +1,139 @@
+"""The Lightning module around any SMP segmentation model, built as SMP's own examples build theirs."""
+
+from collections.abc import Sequence
+
+import segmentation_models_pytorch as smp
+import torch
+from lightning.pytorch import LightningModule
+from segmentation_models_pytorch.encoders import get_preprocessing_params
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from vitseg_zoo.training.metrics import SegmentationMetrics
+
+
+class SegmentationModule(LightningModule):
+    """Trains a model of `smp.create_model` with cross-entropy, Adam and StepLR, and measures it by epoch.
+
+    Its hyper-parameters are plain values and lie in every checkpoint, so that `vitseg predict` can rebuild the
+    model. Subclass it and override `configure_optimizers` for another optimizer, or set `loss` for another loss.
+
+    Args:
+        arch: architecture, as `smp.create_model` takes it.
+        encoder_name: encoder, as `smp.create_model` takes it.
+        encoder_weights: name of pretrained weights; None starts from random ones. Images are then normalised
+            with the mean and deviation those weights were trained with; from random weights they stay in [0, 1].
+        class_names: one name for each class, in order.
+        palette: one RGB colour (0 to 255) for each class.
+        image_size: side of the square, or (height, width), that images are resized to.
+        ignore_index: mask value of pixels that count neither in the loss nor in the metrics; None if there are none.
+        background: class that the micro IoU leaves out; None for none.
+        learning_rate: of Adam.
+        lr_step: epochs after which StepLR multiplies the learning rate by `lr_gamma`.
+        lr_gamma: see `lr_step`.
+        seed: start of each epoch's random numbers (dropout), so that a resumed training repeats an uninterrupted one.
+        channels_last: keep images and weights in the memory format torch.channels_last.
+        model_args: further arguments of the architecture.
+
+    Example:
+        >>> module = SegmentationModule("unet", "resnet18", None, ["cat", "rest"], [(255, 0, 0), (0, 0, 0)], 64)
+        >>> module(torch.rand(1, 3, 64, 64)).shape
+        torch.Size([1, 2, 64, 64])
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        encoder_name: str,
+        encoder_weights: str | None,
+        class_names: Sequence[str],
+        palette: Sequence[Sequence[int]],
+        image_size: int | Sequence[int],
+        ignore_index: int | None = None,
+        background: int | None = None,
+        learning_rate: float = 4e-4,
+        lr_step: int = 12,
+        lr_gamma: float = 0.8,
+        seed: int = 0,
+        channels_last: bool = False,
+        model_args: dict | None = None,
+    ) -> None:
+        super().__init__()
+        class_names, palette = list(class_names), [list(colour) for colour in palette]
+        self.save_hyperparameters()
+        self.model = smp.create_model(
+            arch,
+            encoder_name=encoder_name,
+            encoder_weights=encoder_weights,
+            classes=len(class_names),
+            **(model_args or {}),
+        )
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.memory_format)
+        mean, std = _normalisation(encoder_name, encoder_weights)
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.loss = nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
+        # Not in a ModuleDict named by stage: "train" is a method of every module.
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            SegmentationMetrics(class_names, ignore_index, background) for _ in range(3)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Returns the logits (B, classes, H, W) of images (B, C, H, W) in [0, 1]."""
+        image = (image - self.mean) / self.std
+        return self.model(image.contiguous(memory_format=self.memory_format))
+
+    def shared_step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
+        """Returns the loss of a batch of (B, C, H, W) images and (B, H, W) masks, and counts it in the metrics."""
+        image, mask = batch
+        logits = self(image)
+        loss = self.loss(logits.float(), mask)
+        getattr(self, f"{stage}_metrics").update(logits.argmax(1), mask)
+        self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        return loss
+
+    def shared_epoch_end(self, stage: str) -> None:
+        """Logs the metrics of the whole split."""
+        metrics = getattr(self, f"{stage}_metrics")
+        self.log_dict({f"{stage}_{name}": value for name, value in metrics.compute().items()})
+        metrics.reset()
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.hparams.seed + self.current_epoch)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        loss = self.shared_step(batch, "train")
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.shared_epoch_end("train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        self.shared_step(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        self.shared_epoch_end("val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        self.shared_step(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self.shared_epoch_end("test")
+
+    def configure_optimizers(self) -> dict:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.hparams.learning_rate)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, self.hparams.lr_step, self.hparams.lr_gamma)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+
+
+def _normalisation(encoder_name: str, encoder_weights: str | None) -> tuple[list[float], list[float]]:
+    """Mean and deviation of the images (in [0, 1]) that the weights were trained on."""
+    if encoder_weights is None:
+        return [0.0], [1.0]
+    if encoder_name.startswith("vz-"):
+        settings = get_pretrained_cfg(encoder_name.removeprefix("vz-")).to_dict()
+    else:
+        settings = get_preprocessing_params(encoder_name, encoder_weights)
+    return list(settings["mean"]), list(settings["std"])

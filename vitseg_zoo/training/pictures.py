@@ -1,0 +1,126 @@
+"""Pictures of a training: truth next to prediction, the GIF over epochs, and the curves."""
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+COLUMNS = 7  # 21 images make three rows, as in figure 8 of the article
+_MARGIN = 24
+_IGNORED = (255, 255, 255)
+
+
+def colour(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Colours class indices.
+
+    Args:
+        labels: (..., H, W) class indices; indices beyond the palette (ignored pixels) become white.
+        palette: one RGB colour (0 to 255) for each class.
+
+    Returns:
+        (..., H, W, 3) uint8.
+    """
+    table = np.full((256, 3), _IGNORED, np.uint8)
+    table[: len(palette)] = palette
+    return table[np.clip(labels, 0, 255)]
+
+
+def comparison(images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, np.ndarray]) -> Image.Image:
+    """One picture with, for each block of seven images, a row of images, of truth, and of each prediction.
+
+    Args:
+        images: (N, H, W, 3) uint8.
+        truth: (N, H, W, 3) coloured masks.
+        predictions: name -> (N, H, W, 3) coloured masks; one row each.
+
+    Returns:
+        RGB picture with the names of the rows at the left.
+    """
+    rows = {"image": images, "truth": truth, **predictions}
+    height, width = images.shape[1:3]
+    font = ImageFont.load_default(size=max(10, height // 9))
+    left = _MARGIN + max(int(font.getlength(name)) for name in rows)
+    blocks = range(0, len(images), COLUMNS)
+    block_height = len(rows) * height + _MARGIN
+    canvas = Image.new("RGB", (left + COLUMNS * width, len(blocks) * block_height - _MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    for block, first in enumerate(blocks):
+        for row, (name, tiles) in enumerate(rows.items()):
+            top = block * block_height + row * height
+            draw.text((_MARGIN // 2, top + height // 2), name, fill="black", font=font, anchor="lm")
+            for column, tile in enumerate(tiles[first : first + COLUMNS]):
+                canvas.paste(Image.fromarray(tile), (left + column * width, top))
+    return canvas
+
+
+def frame(tiles: np.ndarray, caption: str) -> Image.Image:
+    """One frame of the GIF: coloured masks (N, H, W, 3), seven in a row, under a caption."""
+    count, height, width, _ = tiles.shape
+    font = ImageFont.load_default(size=16)
+    canvas = Image.new("RGB", (COLUMNS * width, _MARGIN + -(-count // COLUMNS) * height), "white")
+    ImageDraw.Draw(canvas).text((6, _MARGIN // 2), caption, fill="black", font=font, anchor="lm")
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, COLUMNS)
+        canvas.paste(Image.fromarray(tile), (column * width, _MARGIN + row * height))
+    return canvas
+
+
+def save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 300) -> None:
+    """Writes an endless GIF of RGB frames; the last one stays for two seconds."""
+    small = [picture.quantize(64, dither=Image.Dither.NONE) for picture in frames]
+    durations = [milliseconds] * (len(small) - 1) + [2000]
+    partial = path.with_name(path.name + ".partial")
+    small[0].save(partial, format="GIF", save_all=True, append_images=small[1:], duration=durations, loop=0)
+    os.replace(partial, path)
+
+
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Writes a PNG under a temporary name first, so that a reader never sees half of it."""
+    partial = path.with_name(path.name + ".partial")
+    picture.save(partial, format="PNG")
+    os.replace(partial, path)
+
+
+def read_metrics(path: Path) -> dict[str, list[float]]:
+    """Reads a metrics.csv: column name -> one value for each epoch."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+
+
+def save_curves(runs: Mapping[str, Path], path: Path) -> None:
+    """Plots loss, pixel accuracy and mIoU over epochs.
+
+    Args:
+        runs: name of a run -> its metrics.csv. Each run has one colour; training is dashed, validation solid.
+        path: PNG to write.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window system, no global state
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = {"loss": "cross-entropy", "pixel_accuracy": "pixel accuracy", "miou": "mIoU"}
+    for axes, (metric, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for index, (name, source) in enumerate(runs.items()):
+            metrics = read_metrics(source)
+            epochs = [epoch + 1 for epoch in metrics.get("epoch", [])]
+            for stage, style in {"train": "--", "val": "-"}.items():
+                values = metrics.get(f"{stage}_{metric}")
+                if values:
+                    label = " ".join(filter(None, [name, {"train": "train", "val": "validation"}[stage]]))
+                    axes.plot(
+                        epochs,
+                        values,
+                        style,
+                        color=f"C{index}",
+                        label=label,
+                        marker="." if len(epochs) < 3 else "",
+                    )
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png", dpi=110)
+    os.replace(partial, path)

@@ -1,0 +1,67 @@
+"""results.json, the outcome of a training: written once at its end, read to compare trainings."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+
+_PACKAGES = ("vitseg-zoo", "torch", "timm", "segmentation-models-pytorch", "lightning", "albumentations")
+
+
+def save_results(results: Mapping, path: Path) -> None:
+    """Writes results as JSON, under a temporary name first."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a training's outcome depends on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def hardware(trainer: Trainer) -> str:
+    """What a training ran on."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{torch.get_num_threads()} threads of {name}"
+
+
+def final_scores(results: Mapping) -> dict[str, float]:
+    """Scores on the test split: of the epoch with the best validation if they were taken, or of the last."""
+    return results.get("test_best") or results["test_last"]
+
+
+def comparison_table(results: Mapping[str, Mapping]) -> tuple[list[str], list[list[str]]]:
+    """The scores of several trainings as text.
+
+    Args:
+        results: name of a training -> the content of its results.json.
+
+    Returns:
+        Names of the columns, and a row for each training.
+
+    Example:
+        >>> scores = {"pixel_accuracy": 0.9, "miou": 0.8, "iou_pet": 0.7}
+        >>> comparison_table({"U-Net": {"test_last": scores, "parameters": 2_500_000, "seconds": 61.0}})[1]
+        [['U-Net', '90.0 %', '80.0 %', '70.0 %', '2.50 M', '61']]
+    """
+    first = final_scores(next(iter(results.values())))
+    columns = {"pixel_accuracy": "pixel accuracy", "miou": "mIoU"}
+    columns |= {key: f"IoU {key.removeprefix('iou_')}" for key in first if key.startswith("iou_")}
+    rows = []
+    for name, result in results.items():
+        scores = final_scores(result)
+        shares = [f"{100 * scores[key]:.1f} %" for key in columns]
+        rows.append([name, *shares, f"{result['parameters'] / 1e6:.2f} M", f"{result['seconds']:.0f}"])
+    return ["", *columns.values(), "parameters", "seconds"], rows
