@@ -1,0 +1,114 @@
+"""A timm model with maps at strides 4, 8, 16 and 32 as an SMP encoder with all of the five levels that SMP expects.
+
+SMP's own encoders of this kind have an empty level at stride 2, which Unet++ and Linknet reject. Here that level
+is the image itself, each 2 x 2 square of pixels unfolded into channels: no parameters, and no pixel lost.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models import create_model
+from torch import nn
+
+from vitseg_zoo.weights.segformer import checkpoint_filter_fn
+
+
+class HierarchicalEncoder(nn.Module):
+    """A timm model with strides 4 to 32 in the form of SMP's encoders.
+
+    State dicts are converted while loading: the timm model's own, and for MiT those of NVIDIA, SMP and Hugging Face.
+
+    Args:
+        name: Name of the timm model.
+        depth: Number of levels, 2 to 5; level i has stride 2 ** i.
+        output_stride: Stride that no level exceeds, by dilation: 8, 16 or 32.
+        kwargs: Passed to `timm.create_model` (`drop_path_rate`, ...).
+
+    Raises:
+        ValueError: If `depth` or `output_stride` is out of range, or the model has other strides.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp, torch
+        >>> encoder = smp.encoders.get_encoder("vz-mit_b0", weights=None)
+        >>> [tuple(feature.shape[1:]) for feature in encoder(torch.rand(1, 3, 64, 64))]
+        [(3, 64, 64), (12, 32, 32), (32, 16, 16), (64, 8, 8), (160, 4, 4), (256, 2, 2)]
+    """
+
+    _is_torch_scriptable = False
+    _is_torch_exportable = True
+    _is_torch_compilable = True
+
+    # Levels that are a view of the image: a decoder that has no use for them may leave them out.
+    parameter_free_levels = (1,)
+
+    def __init__(self, name: str, depth: int = 5, output_stride: int = 32, **kwargs: Any) -> None:
+        super().__init__()
+        if not 2 <= depth <= 5:
+            raise ValueError(f"{type(self).__name__} depth should be in range [2, 5], got {depth}.")
+        self._create_kwargs = {"model_name": name, **kwargs}
+        self._depth = depth
+        self._create(in_channels=3)
+        self.register_load_state_dict_pre_hook(_convert_while_loading)
+        if output_stride != 32:
+            self.make_dilated(output_stride)
+
+    def _create(self, in_channels: int) -> None:
+        self.model = create_model(**self._create_kwargs, in_chans=in_channels, num_classes=0)
+        strides = [info["reduction"] for info in self.model.feature_info]
+        if strides != [4, 8, 16, 32]:
+            raise ValueError(
+                f"{self._create_kwargs['model_name']} has maps at the strides {strides}, not at 4, 8, 16 and 32."
+            )
+        self._channels = [info["num_chs"] for info in self.model.feature_info][: self._depth - 1]
+        self._in_channels = in_channels
+        self.model.prune_intermediate_layers(list(range(self._depth - 1)))
+
+    @property
+    def out_channels(self) -> list[int]:
+        """Channels of the image and of each level."""
+        return [self._in_channels, 4 * self._in_channels, *self._channels]
+
+    @property
+    def output_stride(self) -> int:
+        """Stride of the last level."""
+        return self.model.feature_info[self._depth - 2]["reduction"]
+
+    def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
+        """Changes the number of image channels; weights of the first convolution are repeated if `pretrained`."""
+        if in_channels == self._in_channels:
+            return
+        state_dict, output_stride = self.state_dict(), self.output_stride
+        self._create(in_channels)
+        if output_stride < 2**self._depth:
+            self.make_dilated(output_stride)
+        if pretrained:
+            self.load_state_dict(state_dict)
+
+    def make_dilated(self, output_stride: int) -> None:
+        """Replaces the strides of levels coarser than `output_stride`, 8 or 16, by dilation."""
+        if output_stride not in (8, 16):
+            raise ValueError(f"Output stride should be 16 or 8, got {output_stride}.")
+        self.model.set_output_stride(output_stride)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Maps an image (B, C, H, W) to itself and the levels, (B, C_i, ceil(H / 2**i), ceil(W / 2**i))."""
+        return [x, self.stride_2(x), *self.forward_maps(x)]
+
+    def forward_maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The levels that the model computes, from stride 4 on."""
+        return self.model.forward_intermediates(x, intermediates_only=True)
+
+    @staticmethod
+    def stride_2(x: torch.Tensor) -> torch.Tensor:
+        """Unfolds squares of 2 x 2 pixels into channels; (B, C, H, W) to (B, 4 C, ceil(H / 2), ceil(W / 2))."""
+        return F.pixel_unshuffle(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), 2)
+
+
+def _convert_while_loading(
+    module: HierarchicalEncoder, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+) -> None:
+    own = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    weights = {key.removeprefix(prefix).removeprefix("model."): value for key, value in own.items()}
+    for key, value in checkpoint_filter_fn(weights, module.model).items():
+        state_dict[f"{prefix}model.{key}"] = value
