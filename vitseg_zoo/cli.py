@@ -6,11 +6,14 @@ import sys
 
 # Name -> (module with `add_arguments(parser)` and `run(args) -> int`, what `vitseg --help` says of it).
 COMMANDS = {
-    "quickstart": ("vitseg_zoo.quickstart", "train ViT-seg next to a CNN in about two minutes, without any download"),
+    "quickstart": ("vitseg_zoo.quickstart", "train ViT-seg next to a CNN in two minutes, without a download"),
     "list": ("vitseg_zoo.list_command", "list models, encoders and architectures of the zoo"),
     "info": ("vitseg_zoo.info_command", "show all that is known of a model or an encoder"),
     "download": ("vitseg_zoo.weights.download_command", "fetch weights, also for a machine without network"),
-    "convert": ("vitseg_zoo.weights.convert_command", "turn a foreign checkpoint into one file that says all"),
+    "convert": (
+        "vitseg_zoo.weights.convert_command",
+        "turn a foreign checkpoint into one file that says all",
+    ),
     "trace": ("vitseg_zoo.trace", "show how a tensor's shape changes step by step through a model"),
 }
 
