@@ -1,4 +1,4 @@
-"""Checkpoints of other programs: each peer is built with random weights, converted, and gives the same logits."""
+"""Checkpoints of other programs: each peer is built at random, converted, and gives the same logits."""
 
 import argparse
 import pickle
@@ -22,7 +22,9 @@ def randomize(model):
     for key, value in model.state_dict().items():
         if value.dtype.is_floating_point:
             noise = torch.rand_like(value) * 0.5
-            value.copy_(noise + 0.5 if value.ndim == 1 and "bias" not in key else value + 0.1 * (noise - 0.25))
+            value.copy_(
+                noise + 0.5 if value.ndim == 1 and "bias" not in key else value + 0.1 * (noise - 0.25)
+            )
     return model.eval()
 
 
@@ -33,7 +35,9 @@ def save(content, path):
 
 def logits(model, image=None):
     with torch.inference_mode():
-        return model.eval()(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)) if image is None else image)
+        return model.eval()(
+            torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3)) if image is None else image
+        )
 
 
 def assert_same(one, other):
@@ -42,7 +46,9 @@ def assert_same(one, other):
 
 @pytest.fixture
 def smp_segformer():
-    return randomize(smp.Segformer("mit_b0", encoder_weights=None, classes=4, decoder_segmentation_channels=256))
+    return randomize(
+        smp.Segformer("mit_b0", encoder_weights=None, classes=4, decoder_segmentation_channels=256)
+    )
 
 
 @pytest.fixture
@@ -110,7 +116,9 @@ def test_segformer_of_hugging_face(zoo_segformer, tmp_path):
 
 def test_classifier_of_hugging_face(tmp_path):
     transformers = pytest.importorskip("transformers")
-    source = randomize(transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=7)))
+    source = randomize(
+        transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=7))
+    )
     path = save(source.state_dict(), tmp_path / "mit.bin")
     model = timm.create_model("mit_b0", num_classes=7)
     vitseg_zoo.load_weights(model, path)
@@ -140,7 +148,9 @@ def test_mmsegmentations_own_segformer_is_refused(smp_segformer, zoo_segformer, 
 
 @pytest.mark.parametrize("name", ["mit_b0", "pvt_v2_b0"])
 def test_encoder_of_timm(name, tmp_path):
-    source = randomize(timm.create_model(name, num_classes=0, **({} if name == "mit_b0" else {"mlp_ratios": (4,) * 4})))
+    source = randomize(
+        timm.create_model(name, num_classes=0, **({} if name == "mit_b0" else {"mlp_ratios": (4,) * 4}))
+    )
     path = save(source.state_dict(), tmp_path / "encoder.pth")
     model = smp.Unet("vz-mit_b0", encoder_weights=None)
     vitseg_zoo.load_weights(model.encoder, path)
@@ -201,7 +211,11 @@ def test_segmenter_of_its_authors(head, tmp_path):
     theirs = {"encoder.head.weight": torch.zeros(5, 192), "encoder.head.bias": torch.zeros(5)}
     for key, value in source.state_dict().items():
         key = key.replace("encoder.model.", "encoder.")
-        key = key.replace("class_tokens", "cls_emb").replace("proj_in.", "proj_dec.").replace("proj_class", "proj_classes")
+        key = (
+            key.replace("class_tokens", "cls_emb")
+            .replace("proj_in.", "proj_dec.")
+            .replace("proj_class", "proj_classes")
+        )
         key = key.replace("decoder.norm.", "decoder.decoder_norm.")
         if head == "linear":
             key = key.replace("decoder.", "decoder.head.")
@@ -223,7 +237,9 @@ class Averaged(nn.Module):
 
 
 def unet():
-    return randomize(smp.Unet("resnet18", encoder_weights=None, classes=2, encoder_depth=3, decoder_channels=(32, 16, 8)))
+    return randomize(
+        smp.Unet("resnet18", encoder_weights=None, classes=2, encoder_depth=3, decoder_channels=(32, 16, 8))
+    )
 
 
 def test_prefixes_and_averages(tmp_path):
@@ -260,7 +276,12 @@ def test_nothing_is_loaded_by_halves(tmp_path, caplog):
     with pytest.raises(RuntimeError) as caught:
         vitseg_zoo.load_weights(model, path)
     assert "\n" not in str(caught.value)
-    for named in ("decoder.blocks.0.conv1.0.weight", "segmentation_head.0.weight", "decoder.extra", "strict=False"):
+    for named in (
+        "decoder.blocks.0.conv1.0.weight",
+        "segmentation_head.0.weight",
+        "decoder.extra",
+        "strict=False",
+    ):
         assert named in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     report = vitseg_zoo.load_weights(model, path, strict=False)
@@ -297,7 +318,9 @@ def test_files_that_are_refused(content, message, tmp_path):
 
 def test_zipped_bomb_and_strangers(tmp_path):
     with pytest.raises(ValueError, match="run code"):
-        read_checkpoint(save({"state_dict": {"weight": torch.zeros(1)}, "extra": Bomb()}, tmp_path / "bomb.pth"))
+        read_checkpoint(
+            save({"state_dict": {"weight": torch.zeros(1)}, "extra": Bomb()}, tmp_path / "bomb.pth")
+        )
     with pytest.raises(ValueError, match="no weights"):
         read_checkpoint(save({"epoch": 3}, tmp_path / "empty.pth"))
     with pytest.raises(ValueError, match="does not fit Unet"):

@@ -123,7 +123,7 @@ def test_connection_cut_once(hub, environment, ranges):
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_next_process_resumes(hub, environment, ranges):
-    """A process that dies leaves a part, and the next one asks for the rest only, where the server lets it."""
+    """A process that dies leaves a part; the next one asks for the rest only, where the server lets it."""
     big = save(
         {"weight": np.arange(6 * 2**20, dtype=np.float32)}
     )  # 25 MB: the Hub's library writes 10 MB at a time

@@ -19,17 +19,17 @@ def create_model(
     """Builds a complete segmentation model of the catalogue.
 
     Args:
-        name: Name of the model, such as `"segformer_b2.nv_ade20k_512"`; `vitseg_zoo.list_models(kind="model")` lists
-            all. Without a tag, the first one of that model.
+        name: Name of the model, such as `"segformer_b2.nv_ade20k_512"`;
+            `vitseg_zoo.list_models(kind="model")` lists all. Without a tag, the first one of that model.
         pretrained: Download and load its weights; otherwise they are random.
-        classes: Number of output channels; by default as trained. For another number the last layer is new, and one
-            line says so.
+        classes: Number of output channels; by default as trained. For another number the last layer is new,
+            and one line says so.
         in_channels: Channels of the image; for another number than 3 the first layer's weights are adapted.
         kwargs: Passed to `smp.create_model`, such as `activation`.
 
     Returns:
-        An SMP model in training mode. With `pretrained`, its attribute `pretrained_cfg` says what the weights come
-        with: `class_names`, `mean`, `std`, `license` and so on.
+        An SMP model in training mode. With `pretrained`, its attribute `pretrained_cfg` says what the weights
+        come with: `class_names`, `mean`, `std`, `license` and so on.
 
     Raises:
         ValueError: If there is no model of that name.
@@ -43,9 +43,10 @@ def create_model(
     """
     entry = get_entry(name)
     if entry.kind != "model":
+        tag = entry.name.partition(".")[2]
         raise ValueError(
-            f"{name} is an encoder: use it in a model, smp.create_model(..., encoder_name='vz-{entry.architecture}', "
-            f"encoder_weights={entry.name.partition('.')[2]!r})."
+            f"{name} is an encoder: use it in a model, "
+            f"smp.create_model(..., encoder_name='vz-{entry.architecture}', encoder_weights={tag!r})."
         )
     arguments = {"classes": len(entry.class_names), **entry.arguments, **kwargs, "encoder_weights": None}
     trained_classes, trained_channels = arguments["classes"], arguments.pop("in_channels", 3)

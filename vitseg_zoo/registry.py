@@ -50,14 +50,15 @@ def register_in_smp() -> None:
 
 def list_models(
     filter: str | Sequence[str] = "",
-    kind: Literal["encoder", "architecture"] | None = None,
+    kind: Literal["encoder", "architecture", "model"] | None = None,
 ) -> list[str]:
-    """Lists what the zoo adds to SMP and timm, sorted by name.
+    """Lists what the zoo has, sorted by name.
 
     Args:
         filter: Wildcard or wildcards that a name has to match, as in `timm.list_models`; all by default.
         kind: `"encoder"` for SMP encoders (`vz-` and the name of the timm model), `"architecture"` for names
-            that `smp.create_model` takes; both by default.
+            that `smp.create_model` takes, `"model"` for complete models with weights, names that
+            `vitseg_zoo.create_model` takes; all by default.
 
     Returns:
         The names.
@@ -70,9 +71,12 @@ def list_models(
         >>> vitseg_zoo.list_models("vz-vitseg_tiny*")
         ['vz-vitseg_tiny_patch16_128', 'vz-vitseg_tiny_patch8_128']
     """
+    from vitseg_zoo.weights.catalog import list_entries
+
     listings = {
         "encoder": lambda: [name for mapping in _load_group(ENCODER_GROUP) for name in mapping],
         "architecture": lambda: [cls.__name__.lower() for cls in _load_group(ARCHITECTURE_GROUP)],
+        "model": lambda: [entry.name for entry in list_entries(kind="model")],
     }
     if kind is not None and kind not in listings:
         raise ValueError(f"Unknown kind {kind!r} of model, choose one of {list(listings)}.")

@@ -11,6 +11,7 @@ from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
 from vitseg_zoo.decoders.query import QueryDecoder, QueryPrediction, SemanticHead, query_attention_mask
 from vitseg_zoo.encoders.token_blocks import embed_tokens, takes_tokens
@@ -18,7 +19,7 @@ from vitseg_zoo.encoders.token_blocks import embed_tokens, takes_tokens
 _DEFAULT_ENCODER = "vz-vit_base_patch14_reg4_dinov2"
 
 
-class Eomt(SegmentationModel):
+class Eomt(ModelCardMixin, SegmentationModel):
     """EoMT (Kerssies et al. 2025): queries in a plain ViT's last blocks, each giving a mask and a class.
 
     Paper: https://arxiv.org/abs/2503.19108. Images may have any size, and are normalised by the user with

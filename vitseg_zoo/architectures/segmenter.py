@@ -10,13 +10,14 @@ from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
+from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.architectures.token_encoder import token_encoder
 from vitseg_zoo.decoders.mask_transformer import LinearDecoder, MaskTransformerDecoder
 
 _DEFAULT_ENCODER = "vz-vit_small_patch16_384"
 
 
-class Segmenter(SegmentationModel):
+class Segmenter(ModelCardMixin, SegmentationModel):
     """Segmenter (Strudel et al. 2021): a ViT whose patches are scored against learned class tokens.
 
     Paper: https://arxiv.org/abs/2105.05633. Images may have any size, and are normalised by the user with

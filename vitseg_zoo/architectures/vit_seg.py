@@ -8,13 +8,14 @@ from segmentation_models_pytorch.base import ClassificationHead, SegmentationMod
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.initialization import initialize_head
 
+from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
 from vitseg_zoo.decoders.patch import PatchDecoder, PatchHead
 
 _ARTICLE_ENCODER = "vz-vitseg_base_patch16_128"
 
 
-class VitSeg(SegmentationModel):
+class VitSeg(ModelCardMixin, SegmentationModel):
     """ViT-seg: a plain Vision Transformer, and a head that turns each token into the logits of its patch.
 
     As described in the article series "Efficient Image Segmentation Using PyTorch"; the defaults are the

@@ -1,1 +1,1 @@
-"""Weights: the catalogue, downloads that are checked, conversion of foreign checkpoints, saving and loading."""
+"""Weights: the catalogue, checked downloads, conversion of foreign checkpoints, saving and loading."""

@@ -1,4 +1,4 @@
-"""Finds out which model a checkpoint is of, from its notes or from the shapes of its weights, and builds it."""
+"""Finds out which model a checkpoint is of, from its notes or its weights' shapes, and builds it."""
 
 import json
 from collections.abc import Mapping
@@ -34,7 +34,10 @@ def build_model(metadata: Mapping[str, Any]) -> SegmentationModel:
     try:
         return smp.create_model(metadata["architecture"], **arguments)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{metadata['architecture']} with {arguments} cannot be built: {error.args[0]}") from error
+        reason = str(error.args[0]).partition(", supported encoders")[0]  # SMP would list hundreds
+        raise ValueError(
+            f"A {metadata['architecture']} with {arguments} cannot be built: {reason}."
+        ) from error
 
 
 def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
@@ -48,7 +51,8 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         Metadata in the form of `save_model`.
 
     Raises:
-        ValueError: If neither the file nor one beside it says what the model is, and the weights do not show it.
+        ValueError: If neither the file nor one beside it says what the model is, and the weights do not show
+            it.
     """
     notes = checkpoint.notes
     if "vitseg_zoo" in notes.get("metadata", {}):
@@ -78,7 +82,11 @@ def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint) 
             "classes": len(hyper_parameters["class_names"]),
             **(hyper_parameters.get("model_args") or {}),
         },
-        **{key: list(hyper_parameters[key]) for key in ("class_names", "palette") if hyper_parameters.get(key)},
+        **{
+            key: list(hyper_parameters[key])
+            for key in ("class_names", "palette")
+            if hyper_parameters.get(key)
+        },
     }
     size = hyper_parameters.get("image_size")
     if size is not None:
@@ -115,12 +123,14 @@ def _from_shapes(weights: StateDict, path: Path) -> dict[str, Any]:
         if "Segmenter" in known.name:
             return _segmenter(converted)
     if known is None:
-        raise ValueError(f"{path}: weights of an unknown format, that begin with {', '.join(list(weights)[:3])}.")
+        raise ValueError(
+            f"{path}: weights of an unknown format, that begin with {', '.join(list(weights)[:3])}."
+        )
     raise ValueError(
         f"{path}: {known.name}, and nothing says "
         + (
-            "which architecture: build the model and call vitseg_zoo.load_weights(model, path), or put the config.json "
-            "of `save_pretrained` beside the file."
+            "which architecture: build the model and call vitseg_zoo.load_weights(model, path), or put the "
+            "config.json of `save_pretrained` beside the file."
             if known.is_model
             else "which decoder: this is an encoder alone, for vitseg_zoo.load_weights(model.encoder, path)."
         )
@@ -135,7 +145,9 @@ def _segformer(weights: StateDict) -> dict[str, Any]:
     width = weights["encoder.model.patch_embed.proj.weight"].shape[0]
     size = 0 if width == 32 and blocks == [2, 2, 2, 2] else _MIT_SIZES.get(tuple(blocks))
     if size is None or width != (64 if size else 32):
-        raise ValueError(f"There is no SegFormer with {blocks} blocks and {width} channels in its first stage.")
+        raise ValueError(
+            f"There is no SegFormer with {blocks} blocks and {width} channels in its first stage."
+        )
     head = weights["segmentation_head.0.weight"]
     return {
         "architecture": "fusedsegformer",

@@ -1,11 +1,13 @@
 """The catalogue: every complete model and every encoder that there are weights for.
 
-Complete models are listed here. Encoders are listed by timm (`default_cfgs` of the zoo's and of timm's own models)
-and read from there. Models that come with the package are described by the metadata of their own files.
+Complete models are listed here. Encoders are listed by timm (`default_cfgs` of the zoo's and of timm's own
+models) and read from there. Models that come with the package are described by the metadata of their own
+files.
 """
 
 import fnmatch
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,10 +46,11 @@ class WeightsEntry:
     revision: str = "main"  # its commit, tag or branch; what a branch holds is fixed when it is downloaded
     filenames: tuple[str, ...] = ("model.safetensors",)  # the first of these that the repository has
     url: str | None = None  # instead of a repository: https:, or file: (of a packaged file, too)
-    # Of the file, in hexadecimal digits. None: could not be seen when this was written; the file is compared with
-    # the SHA-256 and the size that the Hub states when it is downloaded.
+    # Of the file, in hexadecimal digits. None: could not be seen when this was written; the file is compared
+    # with the SHA-256 and the size that the Hub states when it is downloaded.
     sha256: str | None = None
-    megabytes: float | None = None  # about; the exact size is the Hub's to say
+    megabytes: float | None = None  # of the file, about; the exact size is the Hub's to say
+    parameters: float | None = None  # of a model, in millions
 
     class_names: tuple[str, ...] = ()  # in the order of the model's outputs
     palette: Palette = ()  # RGB colour of each class, 0 to 255
@@ -62,22 +65,28 @@ class WeightsEntry:
     training_data: str = ""  # what the weights were trained on
     metric: str = ""  # as published, in one phrase
     metric_source: str = ""  # who published it
+    recipe: str = ""  # how it was trained, of models of our own
+    limits: str = ""  # what it is not good for
 
     @property
     def file_format(self) -> str:
-        """`"safetensors"`, or `"pickle"`: then read with `torch.load(weights_only=True)`, which runs no code."""
+        """`"safetensors"`, or `"pickle"`, read with `torch.load(weights_only=True)`, which runs no code."""
         name = self.url or self.filenames[0]
         return "safetensors" if name.endswith(".safetensors") else "pickle"
 
     @property
     def source(self) -> str:
         """Where the weights come from, as one address."""
+        if self.url is not None and self.url.startswith(Path(str(PACKAGED)).as_uri()):
+            return "in the package"
         return self.url or f"https://huggingface.co/{self.repo_id}/tree/{self.revision}"
 
 
 NVIDIA_LICENSE = "NVIDIA Source Code License for SegFormer (research and evaluation only)"
 _PAPER = "SegFormer paper, Table 1, https://arxiv.org/abs/2105.15203"
-_SIZES = (15, 55, 110, 189, 257, 339)  # MB of B0 to B5
+# Of B0 to B5.
+_MEGABYTES = (15, 55, 110, 189, 257, 339)
+_PARAMETERS = (3.7, 13.7, 27.4, 47.2, 64.0, 84.6)
 # mIoU in percent on the validation part, one scale, of B0 to B5.
 _ADE20K_MIOU = (37.4, 42.2, 46.5, 49.4, 50.3, 51.0)
 _CITYSCAPES_MIOU = (76.2, 78.5, 81.0, 81.7, 82.3, 82.4)
@@ -103,7 +112,8 @@ def _segformer(size: int, host: Literal["nv", "smp"], data: Literal["ade20k", "c
         repo_id=repo_id,
         # Some of NVIDIA's repositories have only the pickle.
         filenames=("model.safetensors", "pytorch_model.bin") if host == "nv" else ("model.safetensors",),
-        megabytes=_SIZES[size],
+        megabytes=_MEGABYTES[size],
+        parameters=_PARAMETERS[size],
         class_names=ADE20K_CLASSES if ade20k else CITYSCAPES_CLASSES,
         palette=ADE20K_PALETTE if ade20k else CITYSCAPES_PALETTE,
         input_size=(side, side),
@@ -183,29 +193,44 @@ def _packaged() -> Iterator[WeightsEntry]:
     """Models whose files are in the package; their metadata say what they are."""
     folder = Path(str(PACKAGED))
     for path in sorted(folder.glob("*.safetensors")):
-        yield entry_from_metadata(path.stem, read_metadata(path), url=path.as_uri())
+        yield entry_of_file(path)
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Reads what a file that this package saved says of its model; empty for other safetensors files."""
+def entry_of_file(path: Path) -> WeightsEntry:
+    """Makes an entry of a file of `vitseg_zoo.save_model`, from what it says of itself.
+
+    Args:
+        path: The file; its name without the ending becomes the entry's.
+
+    Raises:
+        ValueError: If it is no such file.
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        return json.loads((file.metadata() or {}).get("vitseg_zoo", "{}"))
-
-
-def entry_from_metadata(name: str, metadata: dict[str, Any], url: str) -> WeightsEntry:
-    """Makes an entry of a saved file's metadata."""
+        metadata = json.loads((file.metadata() or {}).get("vitseg_zoo", "{}"))
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    if not metadata:
+        raise ValueError(f"{path} does not say what model it is of: `vitseg convert` writes files that do.")
     known = {key: metadata[key] for key in WeightsEntry.__dataclass_fields__ if key in metadata}
     for key in ("class_names", "mean", "std", "input_size"):
         if known.get(key) is not None:
             known[key] = tuple(known[key])
     known["palette"] = tuple(tuple(colour) for colour in metadata.get("palette", ()))
-    return WeightsEntry(**{**known, "name": name, "kind": "model", "url": url})
+    known |= {"name": path.stem, "kind": "model", "url": path.resolve().as_uri()}
+    known |= {"megabytes": path.stat().st_size / 1e6, "parameters": sum(map(math.prod, shapes)) / 1e6}
+    return WeightsEntry(**known)
 
 
 # Licences in timm's spelling that let anybody use the weights.
 _PERMISSIVE = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}
+
+
+def _allows_commercial_use(license: str) -> bool | None:
+    """What a licence in timm's spelling says; None where it has to be read."""
+    if "-nc" in license or "noncommercial" in license:
+        return False
+    return True if license in _PERMISSIVE else None
 
 
 @cache

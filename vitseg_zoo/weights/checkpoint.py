@@ -25,7 +25,8 @@ _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|module)(?=\.)")
 # A training module's attribute that holds averaged weights.
 _AVERAGED = re.compile(r"(^|[._])(ema|averaged|swa|shadow)([._]|$)")
 
-# Found in training programs' notes beside the weights; making one of these runs nothing of the file's choosing.
+# Found in training programs' notes beside the weights; making one of these runs nothing of the file's
+# choosing.
 _HARMLESS = [
     argparse.Namespace,
     pathlib.PosixPath,
@@ -43,15 +44,17 @@ class Checkpoint:
 
     weights: StateDict  # by the names that the model itself has, without those of a module around it
     notes: dict[str, Any] = field(default_factory=dict)  # what else is in it: metadata, hyper-parameters
-    ignored: list[str] = field(default_factory=list)  # tensors beside the model's: a loss's, a copy not averaged
+    ignored: list[str] = field(
+        default_factory=list
+    )  # tensors beside the model's: a loss's, a copy not averaged
     prefix: str = ""  # what stood before the names
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads the weights from a safetensors file, or from what `torch.save` wrote.
 
-    Of nested checkpoints, averaged weights (EMA) are preferred. What DataParallel, `torch.compile` or a Lightning
-    module put before the names is taken away.
+    Of nested checkpoints, averaged weights (EMA) are preferred. What DataParallel, `torch.compile` or a
+    Lightning module put before the names is taken away.
 
     Args:
         path: The file.
@@ -99,10 +102,10 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)|global ([\w.]+)", str(error))
         what = next(filter(None, named.groups()), "") if named else ""
+        objects = f"Python objects ({what})" if what else "Python objects"
         raise ValueError(
-            f"{path} holds Python objects{f' ({what})' if what else ''} beside tensors, which are not loaded as that "
-            "would run code from the file: save the weights alone, torch.save(model.state_dict(), ...), or as "
-            "safetensors."
+            f"{path} holds {objects} beside tensors, which are not loaded as that would "
+            "run code from the file: save the weights alone, torch.save(model.state_dict(), ...)."
         ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is damaged or no PyTorch checkpoint: get it again.") from error
@@ -125,7 +128,9 @@ def _find_weights(content: Mapping[str, Any], notes: dict[str, Any]) -> StateDic
 
 def _strip(tensors: StateDict, notes: dict[str, Any]) -> Checkpoint:
     """Takes away what stands before the model's own names."""
-    plain = {_WRAPPERS.sub(r"\1", key).replace("..", ".").lstrip("."): value for key, value in tensors.items()}
+    plain = {
+        _WRAPPERS.sub(r"\1", key).replace("..", ".").lstrip("."): value for key, value in tensors.items()
+    }
     prefix = _model_prefix(list(plain))
     # The count of `AveragedModel` stands beside its model.
     own = {key: None for key in plain if key.startswith(prefix) and key != "n_averaged"}

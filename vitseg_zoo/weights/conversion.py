@@ -40,21 +40,23 @@ class LoadReport:
 def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> LoadReport:
     """Loads weights into a model, whatever program wrote them.
 
-    Recognised by their keys: SegFormer of NVIDIA, Hugging Face and SMP, MiT, any SMP model, timm's ViTs and PVTv2,
-    Segmenter, the notebook of the article; bare, in a Lightning checkpoint, with averaged weights (EMA), or with what
-    `torch.compile` and DistributedDataParallel put before the names. No code from the file is run.
+    Recognised by their keys: SegFormer of NVIDIA, Hugging Face and SMP, MiT, any SMP model, timm's ViTs and
+    PVTv2, Segmenter, the notebook of the article; bare, in a Lightning checkpoint, with averaged weights
+    (EMA), or with what `torch.compile` and DistributedDataParallel put before the names. No code from the
+    file is run.
 
     Args:
         model: A model of `smp.create_model`, one of its encoders, or a timm model.
         path: The file, an https: or file: address, or a name of the catalogue.
-        strict: All of the model's tensors have to be in the file, and all of the file's in the model. Without,
-            what fits is loaded, and what does not is reported in one line.
+        strict: All of the model's tensors have to be in the file, and all of the file's in the model.
+            Without, what fits is loaded, and what does not is reported in one line.
 
     Returns:
         What was loaded and what was not.
 
     Raises:
-        ValueError: If the file is damaged, would run code, or has a format that is not known or another function.
+        ValueError: If the file is damaged, would run code, or has a format that is not known or another
+            function.
         RuntimeError: If something is missing or left over and `strict` is set; the model is then as it was.
         OSError: If the file cannot be found or downloaded.
 
@@ -83,10 +85,11 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
     format_name, weights = _best_fit(model, checkpoint.weights)
     if weights is None:
         raise ValueError(
-            f"{name} ({format_name}) does not fit {type(model).__name__}: no tensor has a name of the model's; "
-            f"the file begins with {_some(list(checkpoint.weights))}, the model with {_some(list(before))}."
+            f"{name} ({format_name}) does not fit {type(model).__name__}: no tensor has one of its names; "
+            f"the file begins with {_some(list(checkpoint.weights))}, "
+            f"the model with {_some(list(before))}."
         )
-    # Of an encoder, other shapes may be resampled by it (positions, patches); of the rest they cannot be used.
+    # An encoder may resample other shapes (positions, patches); of the rest they cannot be used.
     mismatched = [
         key
         for key, value in weights.items()
@@ -97,7 +100,9 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
         result = model.load_state_dict(fitting, strict=False)
     except Exception as error:  # of another shape in the encoder, or refused by its conversion
         model.load_state_dict(before)
-        raise RuntimeError(f"{name} ({format_name}) does not fit {type(model).__name__}: {_reason(error)}") from error
+        raise RuntimeError(
+            f"{name} ({format_name}) does not fit {type(model).__name__}: {_reason(error)}"
+        ) from error
     missing = [key for key in result.missing_keys if key not in mismatched]
     report = LoadReport(
         format_name,
@@ -126,7 +131,9 @@ def _best_fit(model: nn.Module, weights: StateDict) -> tuple[str, StateDict | No
     best, most = None, 0
     for spelling in _spellings(model, weights):
         for placed in _placements(spelling):
-            fit = sum(2 if own[key].shape == value.shape else 1 for key, value in placed.items() if key in own)
+            fit = sum(
+                2 if own[key].shape == value.shape else 1 for key, value in placed.items() if key in own
+            )
             if fit > most:
                 best, most = placed, fit
     return name, best
@@ -141,9 +148,13 @@ def _spellings(model: nn.Module, weights: StateDict) -> Iterator[StateDict]:
     converted = known.convert(weights)  # refuses what is another function
     yield weights
     yield converted
+    if any(key.startswith("encoder.model.stages.") for key in weights):  # the zoo's own
+        yield convert_to_smp(weights)
     if "SegFormer" in known.name:
         yield convert_to_smp(converted)
-        yield checkpoint_filter_fn(weights, model if hasattr(model, "head") and hasattr(model, "stages") else None)
+        yield checkpoint_filter_fn(
+            weights, model if hasattr(model, "head") and hasattr(model, "stages") else None
+        )
     elif "MiT" in known.name:
         yield convert_to_smp({f"encoder.model.{key}": value for key, value in converted.items()})
 

@@ -5,7 +5,9 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("source", metavar="IN", help="checkpoint of any kind, a folder of `save_pretrained`, or a name")
+    parser.add_argument(
+        "source", metavar="IN", help="checkpoint of any kind, a folder of `save_pretrained`, or a name"
+    )
     parser.add_argument("target", metavar="OUT.safetensors", help="file to write")
 
 

@@ -1,11 +1,12 @@
 """Fetches weights to a local file, checked before anything uses them.
 
-Files of the Hugging Face Hub go into its own cache, in its own layout, and `huggingface_hub` does the talking (mirror
-in `HF_ENDPOINT`, tokens, proxies, offline mode, progress bar). What it leaves out is added here: the SHA-256 is
-compared before a file gets its name, and a download that was interrupted goes on where it stopped in a later
-process, too. For that, files come over plain HTTP.
+Files of the Hugging Face Hub go into its own cache, in its own layout, and `huggingface_hub` does the talking
+(mirror in `HF_ENDPOINT`, tokens, proxies, offline mode, progress bar). What it leaves out is added here: the
+SHA-256 is compared before a file gets its name, and a download that was interrupted goes on where it stopped
+in a later process, too. For that, files come over plain HTTP.
 
-A file in the folder that the variable VITSEG_ZOO_WEIGHTS names, filled by `vitseg download NAME --to DIR`, comes first.
+A file in the folder that the variable VITSEG_ZOO_WEIGHTS names, filled by `vitseg download NAME --to DIR`,
+comes first.
 """
 
 import hashlib
@@ -45,7 +46,8 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
         ConnectionError: If there is no network, or a server fails.
         FileNotFoundError: If there is no such file.
         PermissionError: If a repository needs a login, or the cache cannot be written.
-        OSError: If the disk is full, or the file is not the one that it should be; such a download is deleted.
+        OSError: If the disk is full, or the file is not the one that it should be; such a download is
+            deleted.
         ValueError: If there are no weights of that name, or the address is neither https: nor file:.
 
     Example:
@@ -71,8 +73,8 @@ def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
     """Downloads weights for a machine without network.
 
     A model's file is named like the model, with its SHA-256 beside it in the form of `sha256sum`; there, set
-    VITSEG_ZOO_WEIGHTS to the folder. An encoder is stored as in the Hub's cache, which timm and SMP read themselves;
-    there, set HF_HUB_CACHE to the folder.
+    VITSEG_ZOO_WEIGHTS to the folder. An encoder is stored as in the Hub's cache, which timm and SMP read
+    themselves; there, set HF_HUB_CACHE to the folder.
 
     Args:
         source: An entry of the catalogue, or its name.
@@ -150,7 +152,7 @@ def _fetch_from_hub(entry: WeightsEntry, cache_dir: Path) -> Path:
 
 
 def _cached_file(entry: WeightsEntry, cache_dir: Path) -> Path | None:
-    """The entry's file in the Hub's cache. The Hub names what it stores by SHA-256, so it is compared at every use."""
+    """The entry's file in the Hub's cache, where contents are named by SHA-256: compared at every use."""
     for filename in entry.filenames:
         found = try_to_load_from_cache(entry.repo_id, filename, cache_dir=cache_dir, revision=entry.revision)
         if isinstance(found, str):
@@ -174,8 +176,8 @@ def _hub_metadata(entry: WeightsEntry):
             )
         return filename, metadata
     raise FileNotFoundError(
-        f"{entry.repo_id} has no {' and no '.join(entry.filenames)} at {entry.revision} (404): the weights were "
-        "moved or removed by their owner; `vitseg list` shows others."
+        f"{entry.repo_id} has no {' and no '.join(entry.filenames)} at {entry.revision} (404): the weights "
+        "were moved or removed by their owner; `vitseg list` shows others."
     )
 
 
@@ -217,7 +219,7 @@ def _fetch_url(url: str, sha256: str | None = None, name: str | None = None) -> 
 def _download(
     url: str, destination: Path, filename: str, size: int | None, sha256: str | None, headers: dict[str, str]
 ) -> None:
-    """Downloads to a file beside `destination`, going on where that ends, and renames it when it was checked."""
+    """Downloads to a file beside `destination`, going on where that ends; renames it when it was checked."""
     partial = destination.with_name(f"{destination.name}.incomplete")
     start = partial.stat().st_size if partial.exists() else 0
     if start and (sha256 is None or (size is not None and start > size)):
@@ -232,14 +234,15 @@ def _download(
                 url, file, resume_size=start, headers=headers, expected_size=size, displayed_filename=filename
             )
     except OSError as error:
-        # A refusal, a full disk, a wrong length: unlike after a broken connection, nothing worth going on with.
+        # A refusal, a full disk, a wrong length: unlike after a broken connection, nothing worth going on
+        # with.
         received = partial.stat().st_size if partial.exists() else 0
         partial.unlink(missing_ok=True)
         ended_early = isinstance(error, HfHubHTTPError) and error.response.status_code == 416
         if error.errno is None and (ended_early or not isinstance(error, HfHubHTTPError)):
             raise OSError(
-                f"{url} sent {received} bytes as {filename}, not the {size} that were announced: they were deleted; "
-                "try again, or tell its owner."
+                f"{url} sent {received} bytes as {filename}, not the {size} that were announced: they were "
+                "deleted; try again, or tell its owner."
             ) from error
         raise
     if fault := find_fault(partial, sha256, size, filename):

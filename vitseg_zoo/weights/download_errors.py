@@ -36,7 +36,8 @@ def explained(name: str, folder: str | Path) -> Iterator[None]:
         yield
     except OfflineModeIsEnabled as error:
         raise ConnectionError(
-            f"{name} is not in the cache and HF_HUB_OFFLINE forbids to download it: unset that, or {elsewhere}."
+            f"{name} is not in the cache and HF_HUB_OFFLINE forbids to download it: unset that, or "
+            f"{elsewhere}."
         ) from error
     except GatedRepoError as error:
         raise PermissionError(
@@ -48,7 +49,8 @@ def explained(name: str, folder: str | Path) -> Iterator[None]:
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"{name}: the Hub has no such repository (404, {_page(error)}), or it is private and needs HF_TOKEN."
+            f"{name}: the Hub has no such repository (404, {_page(error)}), or it is private and needs "
+            "HF_TOKEN."
         ) from error
     except HfHubHTTPError as error:
         raise _refused(name, error, elsewhere) from error
@@ -61,13 +63,13 @@ def explained(name: str, folder: str | Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
-                f"{name} could not be stored, the disk of {folder} is full ({error.strerror}): free some space, or "
-                "set HF_HOME to a folder on another disk.",
+                f"{name} could not be stored, the disk of {folder} is full ({error.strerror}): free some "
+                "space, or set HF_HOME to a folder on another disk.",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise PermissionError(
-                f"{name} could not be stored, {folder} cannot be written ({error.strerror}): set HF_HOME to a folder "
-                f"of your own, or {elsewhere}."
+                f"{name} could not be stored, {folder} cannot be written ({error.strerror}): set HF_HOME to "
+                f"a folder of your own, or {elsewhere}."
             ) from error
         raise
 

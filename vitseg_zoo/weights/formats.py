@@ -29,7 +29,8 @@ def recognise(weights: StateDict) -> Format | None:
 def convert_notebook(weights: StateDict) -> StateDict:
     """Gives the weights of the article's notebook the names of `smp.VitSeg`.
 
-    The notebook's layers are: 0 the batch norm, 1 the patch embedding, 2 the blocks, 3 the projection to pixels.
+    The notebook's layers are: 0 the batch norm, 1 the patch embedding, 2 the blocks, 3 the projection to
+    pixels.
 
     Args:
         weights: `layers.1.pe.embed_layer.weight` and so on.
@@ -112,7 +113,9 @@ _MIT = (
 
 # The first that matches counts.
 FORMATS = (
-    Format("ViT-seg of the article's notebook", True, _has(r"layers\.1\.pe\.embed_layer\."), convert_notebook),
+    Format(
+        "ViT-seg of the article's notebook", True, _has(r"layers\.1\.pe\.embed_layer\."), convert_notebook
+    ),
     Format(
         "Segmenter of its authors",
         True,
@@ -120,7 +123,9 @@ FORMATS = (
         convert_segmenter,
     ),
     # Converting these refuses them, with the reason.
-    Format("mmsegmentation's SegFormer", True, _has(r"decode_head\.(convs|fusion_conv)\."), convert_segformer),
+    Format(
+        "mmsegmentation's SegFormer", True, _has(r"decode_head\.(convs|fusion_conv)\."), convert_segformer
+    ),
     Format("SegFormer of NVIDIA", True, _has(r"decode_head\.linear_c\d\.", _MIT), convert_segformer),
     Format(
         "SegFormer of Hugging Face",
@@ -128,7 +133,12 @@ FORMATS = (
         _has(r"decode_head\.(linear_c\.\d|linear_projections\.\d)\.", _MIT),
         convert_segformer,
     ),
-    Format("SegFormer of SMP", True, _has(r"decoder\.fuse_stage\.", r"encoder\.patch_embed1\."), convert_segformer),
+    Format(
+        "SegFormer of SMP",
+        True,
+        _has(r"decoder\.fuse_stage\.", r"encoder\.patch_embed1\."),
+        convert_segformer,
+    ),
     Format("model of SMP", True, _has(r"encoder\.", r"(decoder|segmentation_head)\."), _same),
     Format("MiT or PVTv2", False, _has(_MIT), checkpoint_filter_fn),
     Format("ViT of timm", False, _has(r"blocks\.0\.", r"patch_embed\.proj\."), _same),

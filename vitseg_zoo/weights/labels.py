@@ -1,8 +1,8 @@
 """Names and colours of the classes of the data sets that complete models were trained on.
 
-In the order in which the models number them: ADE20K's 150 classes of the scene parsing benchmark (label 0 of its
-files, "other", is left out), https://arxiv.org/abs/1608.05442, and the 19 of Cityscapes, https://arxiv.org/abs/1604.01685.
-The colours are those that mmsegmentation and Hugging Face show.
+In the order in which the models number them: ADE20K's 150 classes of the scene parsing benchmark (label 0 of
+its files, "other", is left out), https://arxiv.org/abs/1608.05442, and the 19 of Cityscapes,
+https://arxiv.org/abs/1604.01685. The colours are those that mmsegmentation and Hugging Face show.
 """
 
 Palette = tuple[tuple[int, int, int], ...]

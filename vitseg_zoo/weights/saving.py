@@ -1,7 +1,7 @@
 """Saves a model as one file that says what it is, and reads it back; publishes it with a model card.
 
-The file is safetensors with a JSON object under the key `vitseg_zoo` of its metadata: the SMP architecture and its
-arguments, and what `METADATA` lists. SMP's own `from_pretrained` reads the same folders.
+The file is safetensors with a JSON object under the key `vitseg_zoo` of its metadata: the SMP architecture
+and its arguments, and what `METADATA` lists. SMP's own `from_pretrained` reads the same folders.
 """
 
 import json
@@ -39,8 +39,8 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         path: The file; replaced in one step if it exists.
         half: Store 32-bit numbers as 16-bit ones, in half the space; they are 32-bit again when loaded.
         metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `license`,
-            `commercial_use`, `training_data`, `metric`, `metric_source`, `source`, `recipe`, `limits`. What a model
-            of `vitseg_zoo.create_model` was loaded with is kept where nothing else is given.
+            `commercial_use`, `training_data`, `metric`, `metric_source`, `source`, `recipe`, `limits`. What a
+            model of `vitseg_zoo.create_model` was loaded with is kept where nothing else is given.
 
     Returns:
         The path.
@@ -94,7 +94,11 @@ def save_pretrained(model: SegmentationModel, folder: str | Path, **metadata: An
 
 
 def push_to_hub(
-    model: SegmentationModel, repo_id: str, private: bool | None = None, token: str | None = None, **metadata: Any
+    model: SegmentationModel,
+    repo_id: str,
+    private: bool | None = None,
+    token: str | None = None,
+    **metadata: Any,
 ) -> str:
     """Publishes a model on the Hugging Face Hub as `save_pretrained` writes it.
 
@@ -158,12 +162,12 @@ def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
     """Builds a model from a file or a folder alone, whatever program wrote it, and loads its weights.
 
     Args:
-        source: A file of `save_model`, a folder of `save_pretrained`, a checkpoint of this package's training, a
-            foreign checkpoint that is recognised by its keys, or a name of the catalogue.
+        source: A file of `save_model`, a folder of `save_pretrained`, a checkpoint of this package's
+            training, a foreign checkpoint that is recognised by its keys, or a name of the catalogue.
 
     Returns:
-        The model in evaluation mode, and what is known of it: `architecture`, `arguments`, `mean` and `std` of
-        images in [0, 1], and where they are known `class_names`, `palette`, `license` and so on.
+        The model in evaluation mode, and what is known of it: `architecture`, `arguments`, `mean` and `std`
+        of images in [0, 1], and where they are known `class_names`, `palette`, `license` and so on.
 
     Raises:
         ValueError: If the file does not say, and does not show, what model it is of.

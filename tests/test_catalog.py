@@ -1,0 +1,163 @@
+"""The catalogue, models by name, and the commands that show them."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from safetensors.torch import save_file
+from timm.models import get_pretrained_cfg
+
+import vitseg_zoo
+from vitseg_zoo.cli import main
+from vitseg_zoo.weights import catalog, notices
+from vitseg_zoo.weights.catalog import get_entry, list_entries
+
+
+@pytest.fixture
+def offline_weights(tmp_path, monkeypatch):
+    """Random weights of SMP's SegFormer-B0 in the folder that VITSEG_ZOO_WEIGHTS names."""
+    monkeypatch.setenv("VITSEG_ZOO_WEIGHTS", str(tmp_path))
+    source = smp.Segformer("mit_b0", encoder_weights=None, classes=150).eval()
+    save_file(source.state_dict(), tmp_path / "segformer_b0.smp_ade20k_512.safetensors")
+    notices.say_license.cache_clear()
+    return source
+
+
+@pytest.mark.parametrize("entry", list_entries(kind="model"), ids=lambda entry: entry.name)
+def test_entries_say_all(entry):
+    assert entry.arguments["encoder_name"] in vitseg_zoo.list_models(kind="encoder")
+    assert entry.architecture in vitseg_zoo.list_models(kind="architecture")
+    assert entry.repo_id or entry.url
+    assert len(entry.palette) in (0, len(entry.class_names))
+    assert entry.license != "unknown" and entry.commercial_use is not None
+    assert entry.training_data and entry.metric and entry.metric_source
+    assert len(entry.mean) == len(entry.std) and entry.input_size
+
+
+def test_names_are_unique_and_listed():
+    names = [entry.name for entry in list_entries()]
+    assert len(names) == len(set(names))
+    models = vitseg_zoo.list_models(kind="model")
+    assert {f"segformer_b{i}.nv_cityscapes_1024" for i in range(6)} < set(models)
+    assert set(models) < set(vitseg_zoo.list_models())
+    assert vitseg_zoo.list_models("segformer_b5*ade*", kind="model") == [
+        "segformer_b5.nv_ade20k_640",
+        "segformer_b5.smp_ade20k_640",
+    ]
+
+
+def test_labels_of_data_sets():
+    ade20k, cityscapes = get_entry("segformer_b0.nv_ade20k_512"), get_entry("segformer_b0.nv_cityscapes_1024")
+    assert len(ade20k.class_names) == 150 and len(cityscapes.class_names) == 19
+    assert dict(zip(ade20k.class_names, ade20k.palette, strict=True))["sky"] == (6, 230, 230)
+    assert dict(zip(cityscapes.class_names, cityscapes.palette, strict=True))["car"] == (0, 0, 142)
+    assert all(len(set(entry.class_names)) == len(entry.class_names) for entry in (ade20k, cityscapes))
+
+
+@pytest.mark.parametrize("size", range(6))
+def test_encoders_are_pinned_as_smp_pins_them(size):
+    entry = get_entry(f"mit_b{size}.nv_in1k")
+    pinned = smp.encoders.encoders[f"mit_b{size}"]["pretrained_settings"]["imagenet"]
+    assert (entry.repo_id, entry.revision) == (pinned["repo_id"], pinned["revision"])
+    assert entry.commercial_use is False
+
+
+def test_encoders_are_timms():
+    for entry in list_entries("vit_small*", kind="encoder"):
+        cfg = get_pretrained_cfg(entry.name)
+        assert entry.mean == tuple(cfg.mean) and entry.license in (cfg.license, "unknown")
+    assert get_entry("mit_pvt_b2.in1k").commercial_use
+    assert not any(entry.commercial_use for entry in list_entries() if "noncommercial" in entry.license)
+
+
+def test_unknown_names_get_suggestions():
+    with pytest.raises(ValueError, match=r"did you mean segformer_b2\.nv_ade20k_512"):
+        get_entry("segformer_b2.nvidia_ade20k_512")
+    with pytest.raises(ValueError, match=r"is an encoder.*vz-mit_b0"):
+        vitseg_zoo.create_model("mit_b0.nv_in1k")
+
+
+def test_create_model_with_weights(offline_weights, caplog):
+    image = torch.rand(1, 3, 64, 64)
+    for _ in range(2):
+        model = vitseg_zoo.create_model("segformer_b0.smp_ade20k_512", pretrained=True)
+        assert model.training
+        with torch.inference_mode():
+            torch.testing.assert_close(model.eval()(image), offline_weights(image), atol=1e-4, rtol=1e-4)
+    assert len(model.pretrained_cfg["class_names"]) == 150
+    # The licence is said once, though weights were loaded twice.
+    assert [message for message in caplog.messages if "commercially" in message] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+def test_create_model_with_other_classes_and_channels(offline_weights, caplog):
+    caplog.set_level(logging.WARNING)
+    model = vitseg_zoo.create_model("segformer_b0.smp_ade20k_512", pretrained=True, classes=5, in_channels=4)
+    with torch.inference_mode():
+        assert model.eval()(torch.rand(1, 4, 64, 64)).shape == (1, 5, 64, 64)
+    own, theirs = model.state_dict(), offline_weights.state_dict()
+    assert torch.equal(own["decoder.fuse_stage.0.weight"], theirs["decoder.fuse_stage.0.weight"])
+    said = [message for message in caplog.messages if "not loaded" in message]
+    assert len(said) == 1 and "segmentation_head.0.weight" in said[0]
+    assert model.pretrained_cfg["class_names"] == ()
+
+
+def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
+    model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=3).eval()
+    names, colours = ("pet", "background", "border"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    vitseg_zoo.save_model(
+        model,
+        tmp_path / "vitseg_tiny.pets.safetensors",
+        half=True,
+        class_names=names,
+        palette=colours,
+        mean=(0, 0, 0),
+        std=(1, 1, 1),
+        license="cc-by-sa-4.0",
+        commercial_use=True,
+    )
+    entry = get_entry("vitseg_tiny")
+    assert (entry.name, entry.class_names, entry.palette) == ("vitseg_tiny.pets", names, colours)
+    assert entry.source == "in the package"
+    again = vitseg_zoo.create_model("vitseg_tiny.pets", pretrained=True).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(image), model(image), atol=2e-2, rtol=2e-2)  # 16-bit numbers
+    assert again.state_dict()["segmentation_head.0.weight"].dtype == torch.float32
+
+
+def test_commands(tmp_path, capsys):
+    assert main(["list", "vz-vitseg_*"]) == 0
+    table = capsys.readouterr().out
+    assert "vz-vitseg_tiny_patch16_128" in table and "5.5 M" in table
+    assert main(["list", "--kind", "model"]) == 0
+    assert "segformer_b2.nv_ade20k_512" in capsys.readouterr().out
+    assert main(["list", "nothing*"]) == 1
+    assert "No name matches" in capsys.readouterr().err
+
+    assert main(["info", "segformer_b2.nv_ade20k_512"]) == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "NOT ALLOWED",
+        "46.5 %",
+        "Table 1",
+        "nvidia/segformer-b2",
+        "wall, building, sky",
+        "not known beforehand",
+    ):
+        assert part in shown
+    assert main(["info", "vitseg"]) == 0
+    assert "decoder_head" in capsys.readouterr().out
+    assert main(["info", "vz-mit_b1"]) == 0
+    assert "smp-hub/mit_b1.imagenet" in capsys.readouterr().out
+    assert main(["info", "no_such_thing"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_documentation_names_only_what_there_is():
+    page = (Path(__file__).parents[1] / "docs" / "weights.md").read_text()
+    for name in ("segformer_b2.nv_ade20k_512", "VITSEG_ZOO_WEIGHTS", "vitseg convert", "vitseg download"):
+        assert name in page

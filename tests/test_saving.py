@@ -1,0 +1,175 @@
+"""Files and folders that say what they are; reading them back gives the same numbers bit by bit."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from torch import nn
+
+import vitseg_zoo
+
+METADATA = {
+    "class_names": ["pet", "rest"],
+    "palette": [[255, 0, 0], [0, 0, 0]],
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.2, 0.2],
+    "input_size": [64, 96],
+    "license": "apache-2.0",
+    "training_data": "drawn animals",
+    "metric": "mIoU 91.0 %",
+    "limits": "Drawings only.",
+}
+
+
+def build(architecture="vitseg", encoder="vz-vitseg_tiny_patch16_128", **arguments):
+    model = smp.create_model(architecture, encoder, None, classes=2, **arguments)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+    return model.eval()
+
+
+def logits(model, image):
+    with torch.inference_mode():
+        return model(image)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "arguments"),
+    [
+        ("vitseg", "vz-vitseg_tiny_patch16_128", {"decoder_head": "mlp", "img_size": 64}),
+        ("segmenter", "vz-vit_tiny_patch16_224", {"decoder_depth": 1}),
+        ("fusedsegformer", "vz-mit_b0", {"decoder_segmentation_channels": 64}),
+        ("unet", "vz-mit_b0", {"decoder_attention_type": "scse"}),
+        ("fpn", "resnet18", {}),
+    ],
+)
+def test_file_is_enough(architecture, encoder, arguments, tmp_path):
+    model = build(architecture, encoder, **arguments).to(memory_format=torch.channels_last)
+    path = vitseg_zoo.save_model(model, tmp_path / "sub" / "model.safetensors", **METADATA)
+    assert os.listdir(path.parent) == ["model.safetensors"]
+    again, metadata = vitseg_zoo.load_model(path)
+    model.to(memory_format=torch.contiguous_format)
+    image = torch.rand(1, 3, 64, 64)
+    assert type(again) is type(model) and not again.training
+    assert torch.equal(logits(again, image), logits(model, image))
+    assert {key: metadata[key] for key in METADATA} == METADATA
+    assert metadata["vitseg_zoo_version"] == vitseg_zoo.__version__
+    # Saved again, it says the same.
+    vitseg_zoo.save_model(again, path, **{key: metadata[key] for key in METADATA})
+    assert vitseg_zoo.load_model(path)[1] == metadata
+
+
+def test_folder_is_read_by_smp_alone(tmp_path):
+    model = build()
+    vitseg_zoo.save_pretrained(model, tmp_path / "pets", **METADATA)
+    image = torch.rand(1, 3, 64, 64)
+    torch.save((image, logits(model, image)), tmp_path / "expected.pt")
+    code = f"""
+import sys, torch
+import segmentation_models_pytorch as smp
+model = smp.from_pretrained({str(tmp_path / "pets")!r})
+image, expected = torch.load({str(tmp_path / "expected.pt")!r})
+with torch.inference_mode():
+    assert torch.equal(model(image), expected)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert torch.equal(logits(vitseg_zoo.load_model(tmp_path / "pets")[0], image), logits(model, image))
+    assert json.loads((tmp_path / "pets" / "config.json").read_text())["_model_class"] == "VitSeg"
+
+
+@pytest.mark.parametrize("method", [False, True], ids=["function", "SMP's own method"])
+def test_card_says_all_and_its_snippet_runs(method, tmp_path):
+    model = build()
+    if method:
+        model.save_pretrained(tmp_path, model_card_kwargs={"where": str(tmp_path), **METADATA})
+    else:
+        vitseg_zoo.save_pretrained(model, tmp_path, **METADATA)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "apache-2.0" and card.data.pipeline_tag == "image-segmentation"
+    for part in ("0. pet", "1. rest", "mIoU 91.0 %", "drawn animals", "Drawings only."):
+        assert part in card.text
+    (snippet,) = re.findall(r"```python\n(# pip.*?)```", card.text, re.DOTALL)
+    namespace = {}
+    exec(snippet, namespace)
+    assert namespace["labels"].shape == (1, 64, 96)
+
+
+def test_card_of_another_licence(tmp_path):
+    vitseg_zoo.save_pretrained(build(), tmp_path, license="Research only", commercial_use=False)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.license, card.data.license_name) == ("other", "Research only")
+    assert "Commercial use of the weights is not allowed" in card.text
+
+
+def test_push_to_hub(monkeypatch):
+    uploaded = {}
+
+    class Api:
+        def __init__(self, token=None):
+            uploaded["token"] = token
+
+        def create_repo(self, repo_id, **arguments):
+            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            uploaded["files"] = sorted(os.listdir(folder_path))
+            uploaded["card"] = Path(folder_path, "README.md").read_text()
+            return f"https://huggingface.co/{repo_id}/commit/1"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    address = vitseg_zoo.push_to_hub(build(), "pets", token="hf_x", **METADATA)
+    assert address == "https://huggingface.co/me/pets/commit/1"
+    assert uploaded["files"] == ["README.md", "config.json", "model.safetensors"]
+    assert "smp.from_pretrained('me/pets')" in uploaded["card"]
+
+
+def test_wrong_metadata(tmp_path):
+    with pytest.raises(ValueError, match="class_names has 3 values, but the model has 2 classes"):
+        vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", class_names=["a", "b", "c"])
+    with pytest.raises(ValueError, match="Unknown metadata licence"):
+        vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", licence="mit")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    path = vitseg_zoo.save_model(build(), tmp_path / "a.safetensors")
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vitseg_zoo.weights.saving.save_file", fail)
+    with pytest.raises(OSError, match="No space left"):
+        vitseg_zoo.save_model(build(), path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_checkpoint_of_our_training(tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+    module_type = pytest.importorskip("vitseg_zoo.training.module").SegmentationModule
+    module = module_type("unet", "resnet18", None, METADATA["class_names"], METADATA["palette"], [64, 96])
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    model, metadata = vitseg_zoo.load_model(tmp_path / "last.ckpt")
+    image = torch.rand(1, 3, 64, 96)
+    assert torch.equal(logits(model, image), logits(module.model.eval(), image))
+    assert metadata["class_names"] == METADATA["class_names"]
+    assert (metadata["mean"], metadata["std"]) == ([0.0], [1.0])  # trained from random weights on [0, 1]
+    assert list(metadata["input_size"]) == [64, 96]
+
+
+def test_metadata_hold_no_code(tmp_path):
+    path = vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", **METADATA)
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["vitseg_zoo"])["architecture"] == "vitseg"

@@ -1,0 +1,38 @@
+"""The zoo's own model card behind SMP's `save_pretrained` and `push_to_hub`."""
+
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+
+class ModelCardMixin:
+    """Comes before `SegmentationModel` among the bases of an architecture."""
+
+    def generate_model_card(
+        self,
+        *args: Any,
+        where: str = "<this folder or repository>",
+        metrics: Any = None,
+        dataset: str | None = None,
+        **metadata: Any,
+    ) -> ModelCard:
+        """Writes the card; `huggingface_hub` calls this with the `model_card_kwargs` of `save_pretrained`.
+
+        Args:
+            args: There for SMP's interface.
+            where: What `smp.from_pretrained` is to read in the card's snippet.
+            metrics: SMP's word for `metric`.
+            dataset: SMP's word for `training_data`.
+            metadata: What `vitseg_zoo.save_model` takes.
+
+        Returns:
+            The card.
+        """
+        from vitseg_zoo.weights.card import make_model_card
+        from vitseg_zoo.weights.saving import describe_model
+
+        if metrics is not None:
+            metadata.setdefault("metric", str(metrics))
+        if dataset is not None:
+            metadata.setdefault("training_data", dataset)
+        return make_model_card(describe_model(self, metadata), where, type(self).__name__)

@@ -1,0 +1,91 @@
+"""`vitseg list [FILTER]`: the zoo's models, architectures and encoders as a table."""
+
+import argparse
+from typing import Any
+
+# Building a model only to count its parameters takes up to a second: not for hundreds of encoders.
+_MOST_COUNTED = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "filter", nargs="?", default="", help="wildcard that names have to match, as '*mit_b*'"
+    )
+    parser.add_argument(
+        "--kind",
+        choices=["model", "architecture", "encoder"],
+        help="only complete models with weights, SMP architectures, or SMP encoders",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table."""
+    from vitseg_zoo.registry import list_models
+
+    names = {kind: list_models(args.filter, kind) for kind in ("model", "architecture", "encoder")}
+    rows: list[tuple[str, ...]] = []
+    if args.kind in (None, "model"):
+        rows += [_model_row(name) for name in names["model"]]
+    if args.kind in (None, "architecture"):
+        rows += [(name, "architecture", "", "", "", "") for name in names["architecture"]]
+    counted = len(names["encoder"]) <= _MOST_COUNTED
+    if args.kind in (None, "encoder"):
+        rows += _encoder_rows(names["encoder"], counted)
+    if not rows:
+        raise ValueError(f"No name matches {args.filter!r}; wildcards stand for a part, as in '*mit*'.")
+    _print_table([("name", "kind", "parameters", "stride", "licence of the weights", "weights"), *rows])
+    if not counted and args.kind in (None, "encoder"):
+        print(
+            f"Parameters of encoders are counted where at most {_MOST_COUNTED} match: vitseg list 'vz-mit*'"
+        )
+    return 0
+
+
+def _model_row(name: str) -> tuple[str, ...]:
+    from vitseg_zoo.weights.catalog import get_entry
+
+    entry = get_entry(name)
+    size = f"{entry.parameters:.1f} M" if entry.parameters else ""
+    stride = "4" if "segformer" in entry.architecture else ""  # of its logits
+    return name, "model", size, stride, _license(entry), name.partition(".")[2]
+
+
+def _encoder_rows(names: list[str], counted: bool) -> list[tuple[str, ...]]:
+    from segmentation_models_pytorch.encoders import encoders
+
+    from vitseg_zoo.weights.catalog import list_entries
+
+    entries: dict[str, list[Any]] = {}
+    for entry in list_entries(kind="encoder"):
+        entries.setdefault(entry.architecture, []).append(entry)
+    rows = []
+    for name in names:
+        timm_name = encoders[name]["params"].get("name", name.removeprefix("vz-"))
+        weights = entries.get(timm_name, [])
+        tags = ", ".join(entry.name.partition(".")[2] for entry in weights) or "none"
+        licenses = ", ".join(dict.fromkeys(_license(entry) for entry in weights))
+        size, stride = _measure(name) if counted else ("", "")
+        rows.append((name, "encoder", size, stride, licenses, tags))
+    return rows
+
+
+def _measure(name: str) -> tuple[str, str]:
+    """Parameters and stride of an encoder, built without memory for its weights."""
+    import torch
+    from segmentation_models_pytorch.encoders import get_encoder
+
+    with torch.device("meta"):
+        encoder = get_encoder(name, weights=None)
+    parameters = sum(parameter.numel() for parameter in encoder.parameters())
+    return f"{parameters / 1e6:.1f} M", str(encoder.output_stride)
+
+
+def _license(entry: Any) -> str:
+    return entry.license.partition(" (")[0] + (" (not commercial)" if entry.commercial_use is False else "")
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
