@@ -38,6 +38,8 @@ class EpochLog(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         now = time.monotonic()
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
+        # Callbacks are called before the module, whose logged train scores are still of the epoch before.
+        values |= {f"train_{name}": float(value) for name, value in module.train_metrics.compute().items()}
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row |= {
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
