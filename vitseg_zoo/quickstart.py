@@ -19,7 +19,7 @@ from torch import Tensor
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE
 from vitseg_zoo.data.synthetic import SyntheticPets
-from vitseg_zoo.data.transforms import flip_and_jitter
+from vitseg_zoo.data.transforms import flip
 from vitseg_zoo.training import pictures
 from vitseg_zoo.training.callbacks import EpochLog
 from vitseg_zoo.training.data_module import SegmentationDataModule
@@ -56,13 +56,14 @@ def run(args: argparse.Namespace) -> int:
     started = time.time()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
     warnings.filterwarnings("ignore", message=".*does not have many workers")  # a cached picture needs none
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning 2.6 with torch 2.14
     args.out.mkdir(parents=True, exist_ok=True)
 
     print(f"drawing {sum(COUNTS.values())} animals", flush=True)
     datasets = {}
     for split, count in COUNTS.items():
         drawn = SyntheticPets(count, split, IMAGE_SIZE, args.seed)
-        augment = flip_and_jitter() if split == "train" else None
+        augment = flip() if split == "train" else None
         datasets[split] = SegmentationDataset(
             drawn, IMAGE_SIZE, len(CLASS_NAMES), None, augment, args.seed
         ).cache()

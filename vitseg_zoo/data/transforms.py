@@ -32,6 +32,15 @@ def resize(image_size: int | tuple[int, int]) -> A.Compose:
     )
 
 
+def flip() -> A.Compose:
+    """Horizontal flip of every second image.
+
+    Returns:
+        Pipeline for uint8 images (H, W, C) and integer masks (H, W).
+    """
+    return A.Compose([A.HorizontalFlip(p=0.5)])
+
+
 def flip_and_jitter() -> A.Compose:
     """The augmentation of the ViT-seg article: horizontal flip and colour jitter.
 
