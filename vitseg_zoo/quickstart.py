@@ -60,13 +60,7 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
 
     print(f"drawing {sum(COUNTS.values())} animals", flush=True)
-    datasets = {}
-    for split, count in COUNTS.items():
-        drawn = SyntheticPets(count, split, IMAGE_SIZE, args.seed)
-        augment = flip() if split == "train" else None
-        datasets[split] = SegmentationDataset(
-            drawn, IMAGE_SIZE, len(CLASS_NAMES), None, augment, args.seed
-        ).cache()
+    datasets = {split: _dataset(split, args.seed) for split in COUNTS}
     shown = [datasets["val"][index] for index in range(PICTURES)]
     images, masks = torch.stack([image for image, _ in shown]), torch.stack([mask for _, mask in shown])
 
@@ -90,11 +84,14 @@ def run(args: argparse.Namespace) -> int:
         args.out / "report.html",
         title="ViT-seg next to a CNN",
         introduction=(
-            f"vitseg quickstart trained both from random weights on {COUNTS['train']} drawn animals, "
-            f"{args.epochs} times each. Classes are pet, background and the border between them. {trivial}"
+            f"vitseg quickstart trained both from random weights for {args.epochs} epochs on "
+            f"{COUNTS['train']} drawn animals. Classes are pet, background and the border between. {trivial}"
         ),
         figures=[
-            ("Validation pictures at the end: image, truth and predictions", args.out / "predictions.png"),
+            (
+                "Validation pictures at the end: pets yellow, background violet, borders teal",
+                args.out / "predictions.png",
+            ),
             ("The same pictures after each epoch", args.out / "training.gif"),
         ],
     )
@@ -102,6 +99,12 @@ def run(args: argparse.Namespace) -> int:
     print(format_table(*comparison_table(results)))
     print(f"\n{time.time() - started:.0f} s in all. Report: {(args.out / 'report.html').resolve()}")
     return 0
+
+
+def _dataset(split: str, seed: int) -> SegmentationDataset:
+    drawn = SyntheticPets(COUNTS[split], split, IMAGE_SIZE, seed)
+    augment = flip() if split == "train" else None
+    return SegmentationDataset(drawn, IMAGE_SIZE, len(CLASS_NAMES), augment=augment, seed=seed).cache()
 
 
 class QuickModule(SegmentationModule):
