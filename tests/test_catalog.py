@@ -58,7 +58,7 @@ def test_labels_of_data_sets():
 
 @pytest.mark.parametrize("size", range(6))
 def test_encoders_are_pinned_as_smp_pins_them(size):
-    entry = get_entry(f"mit_b{size}.nv_in1k")
+    entry = get_entry(f"mit_b{size}.imagenet")
     pinned = smp.encoders.encoders[f"mit_b{size}"]["pretrained_settings"]["imagenet"]
     assert (entry.repo_id, entry.revision) == (pinned["repo_id"], pinned["revision"])
     assert entry.commercial_use is False

@@ -292,7 +292,7 @@ def test_encoder_is_carried_as_the_cache_of_timm_and_smp(hub, environment, tmp_p
     repository = "smp-hub/mit_b0.imagenet"
     hub.files[f"{repository}/model.safetensors"] = HostedFile(WEIGHTS)
     hub.files[f"{repository}/config.json"] = HostedFile(json.dumps({"mean": [0, 0, 0]}).encode())
-    result = vitseg(environment, "download", "mit_b0.nv_in1k", "--to", str(tmp_path / "stick"))
+    result = vitseg(environment, "download", "mit_b0.imagenet", "--to", str(tmp_path / "stick"))
     assert result.returncode == 0, result.stderr
     assert "HF_HUB_CACHE" in result.stdout
     code = """

@@ -9,7 +9,7 @@ import fnmatch
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -235,7 +235,7 @@ def _allows_commercial_use(license: str) -> bool | None:
 
 @cache
 def _encoders() -> list[WeightsEntry]:
-    """Encoders of the zoo, one entry for each tag of weights that timm knows."""
+    """Encoders of the zoo: an entry for each tag of weights that timm knows, and SMP's copies of MiT's."""
     from segmentation_models_pytorch.encoders import encoders as smp_encoders
     from timm.models import get_pretrained_cfg, list_pretrained
 
@@ -244,38 +244,33 @@ def _encoders() -> list[WeightsEntry]:
     models = {name.removeprefix("vz-") for name in list_models(kind="encoder")}
     entries = []
     for name in list_pretrained():
-        model = name.partition(".")[0]
+        model, _, tag = name.partition(".")
         if model not in models:
             continue
         cfg = get_pretrained_cfg(name)
-        repo_id, revision, filenames = cfg.hf_hub_id, "main", ("model.safetensors", "pytorch_model.bin")
-        if repo_id and "@" in repo_id:
-            repo_id, revision = repo_id.split("@")
-        # NVIDIA's ImageNet weights, which SMP hosts as safetensors at revisions that it pins.
-        pinned = smp_encoders.get(model, {}).get("pretrained_settings", {}).get("imagenet")
-        if pinned and cfg.tag == "nv_in1k":
-            repo_id, revision, filenames = pinned["repo_id"], pinned["revision"], ("model.safetensors",)
-        license = cfg.license or "unknown"
-        nvidia = cfg.tag == "nv_in1k"
-        entries.append(
-            WeightsEntry(
-                name=name,
-                kind="encoder",
-                architecture=model,
-                repo_id=repo_id,
-                revision=revision,
-                filenames=filenames,
-                url=None if repo_id else cfg.url,
-                mean=tuple(cfg.mean),
-                std=tuple(cfg.std),
-                input_size=tuple(cfg.input_size[1:]),
-                license=NVIDIA_LICENSE if nvidia else license,
-                commercial_use=False
-                if nvidia or "-nc" in license
-                else True
-                if license in _PERMISSIVE
-                else None,
-                training_data="ImageNet-1k" if nvidia else "",
-            )
+        repo_id, _, revision = (cfg.hf_hub_id or "").partition("@")
+        is_nvidia = tag == "nv_in1k"
+        entry = WeightsEntry(
+            name=name,
+            kind="encoder",
+            architecture=model,
+            repo_id=repo_id or None,
+            revision=revision or "main",
+            filenames=("model.safetensors", "pytorch_model.bin"),  # as timm looks for them
+            url=None if repo_id else cfg.url,
+            mean=tuple(cfg.mean),
+            std=tuple(cfg.std),
+            input_size=tuple(cfg.input_size[1:]),
+            license=NVIDIA_LICENSE if is_nvidia else cfg.license or "unknown",
+            commercial_use=False if is_nvidia else _allows_commercial_use(cfg.license or ""),
+            training_data="ImageNet-1k" if is_nvidia else "",
         )
+        entries.append(entry)
+        if is_nvidia and model in smp_encoders:
+            # What `encoder_weights="imagenet"` loads: without classifier, at the revision that SMP pins.
+            pinned = smp_encoders[model]["pretrained_settings"]["imagenet"]
+            changes = {"repo_id": pinned["repo_id"], "revision": pinned["revision"]}
+            entries.append(
+                replace(entry, name=f"{model}.imagenet", filenames=("model.safetensors",), **changes)
+            )
     return entries

@@ -142,8 +142,7 @@ def _strip(tensors: StateDict, notes: dict[str, Any]) -> Checkpoint:
 
 # How the state dicts begin that the zoo knows: an SMP model's, a ViT's, a SegFormer's or a notebook's.
 _KNOWN_START = re.compile(
-    r"encoder\.(?!model\.)|encoder\.model\.|backbone\.|segformer\.|patch_embed|block1\.0|blocks\.0\.|"
-    r"stages\.0\.|layers\.0\.weight"
+    r"(encoder|backbone|segformer|block1\.0|blocks\.0|stages\.0)\.|patch_embed|layers\.0\.weight"
 )
 
 
