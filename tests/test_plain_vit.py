@@ -242,3 +242,13 @@ def test_checkpointing_changes_no_gradient() -> None:
         encoder(image)[-1].square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in encoder.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("name", ["tiny_vit", "tiny_eva", "tiny_beit"])
+def test_configure_for_another_size_is_what_resampling_at_each_call_gives(name: str) -> None:
+    encoder = PlainViTEncoder(name).eval()
+    image = torch.randn(1, 3, 6 * encoder.patch_size, 3 * encoder.patch_size)
+    expected = encoder(image)[-1]
+    encoder.configure(img_size=image.shape[2:])
+    assert tuple(encoder.model.patch_embed.img_size) == tuple(image.shape[2:])
+    torch.testing.assert_close(encoder(image)[-1], expected, atol=1e-4, rtol=1e-4)

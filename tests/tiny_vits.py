@@ -47,7 +47,7 @@ def tiny_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def tiny_eva(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Patches of 14 pixels, absolute and rotary position embeddings, as EVA-02."""
     args = dict(_SIZES, use_rot_pos_emb=True, ref_feat_shape=4, swiglu_mlp=True)
-    args.update(img_size=56, patch_size=14, **kwargs)
+    args = dict(dict(args, img_size=56, patch_size=14), **kwargs)
     return build_model_with_cfg(Eva, "tiny_eva", pretrained, pretrained_filter_fn=eva_filter, **args)
 
 
@@ -55,7 +55,7 @@ def tiny_eva(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def tiny_dinov3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Rotary embeddings alone, four registers, as DINOv3."""
     args = dict(_SIZES, use_rot_pos_emb=True, use_abs_pos_emb=False, rope_type="dinov3", num_reg_tokens=4)
-    args.update(rope_rotate_half=True, init_values=1e-2, use_fc_norm=False, **kwargs)
+    args = dict(args, rope_rotate_half=True, init_values=1e-2, use_fc_norm=False, **kwargs)
     return build_model_with_cfg(Eva, "tiny_dinov3", pretrained, pretrained_filter_fn=eva_filter, **args)
 
 
