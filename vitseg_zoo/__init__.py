@@ -24,6 +24,7 @@ _PUBLIC = {
     "freeze_blocks": "vitseg_zoo.training.parameter_groups",
     "parameter_groups": "vitseg_zoo.training.parameter_groups",
     "list_models": "vitseg_zoo.registry",
+    "predict_labels": "vitseg_zoo.inference.labels",
 }
 __all__ = ["__version__", *_PUBLIC]
 
