@@ -104,7 +104,7 @@ def test_create_model_with_other_classes_and_channels(offline_weights, caplog):
     assert model.pretrained_cfg["class_names"] == ()
 
 
-def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch):
+def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
     model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=3).eval()
     names, colours = ("pet", "background", "border"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
@@ -122,6 +122,8 @@ def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch):
     entry = get_entry("vitseg_tiny")
     assert (entry.name, entry.class_names, entry.palette) == ("vitseg_tiny.pets", names, colours)
     assert entry.source == "in the package"
+    assert main(["info", str(tmp_path / "vitseg_tiny.pets.safetensors")]) == 0
+    assert "pet, background, border" in capsys.readouterr().out
     again = vitseg_zoo.create_model("vitseg_tiny.pets", pretrained=True).eval()
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():

@@ -62,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_entry(entry: Any) -> int:
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
     facts = asdict(entry) | {"source": entry.source, "file_format": entry.file_format}
     if facts["sha256"] is None:
         facts["sha256"] = (
@@ -75,7 +78,9 @@ def _print_entry(entry: Any) -> int:
         value = facts.get(key)
         if value not in (None, "", (), {}):
             print(f"{label + ':':23}{_text(key, value)}")
-    if entry.kind == "model":
+    if entry.kind == "model" and facts["source"] == entry.url:  # a file of the user's own
+        print(f"{'use:':23}vitseg_zoo.load_model({url2pathname(urlsplit(entry.url).path)!r})")
+    elif entry.kind == "model":
         print(f"{'use:':23}vitseg_zoo.create_model({entry.name!r}, pretrained=True)")
     else:
         tag = entry.name.partition(".")[2]

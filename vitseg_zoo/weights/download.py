@@ -106,7 +106,8 @@ def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
             filename, metadata = _hub_metadata(entry)
             target = folder / f"{entry.name}{Path(filename).suffix}"
             with WeakFileLock(f"{target}.lock"):
-                _download_hub_file(entry, metadata, target, filename)
+                if not target.exists() or sha256_of(target) != metadata.etag:
+                    _download_hub_file(entry, metadata, target, filename)
             Path(f"{target}.lock").unlink(missing_ok=True)
         _write_atomically(Path(f"{target}.sha256"), f"{sha256_of(target)}  {target.name}\n")
         return target
