@@ -6,6 +6,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from tiny_vits import FAMILIES
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vitseg_zoo.encoders.pyramid import PyramidEncoder, SimpleFeaturePyramidEncoder
 
@@ -138,3 +139,25 @@ def test_pooling_at_the_border_of_an_odd_size() -> None:
     last = encoder.maps(torch.zeros(1, 3, 80, 48))[-1]
     constant = F.avg_pool2d(torch.ones_like(last), 2, ceil_mode=True)
     torch.testing.assert_close(encoder._to_level(torch.ones_like(last), level=5, stride=32), constant)
+
+
+@pytest.mark.parametrize(
+    ("arch", "name"),
+    [
+        ("unet", "vz-tiny_eva"),
+        ("fpn", "vz-sfp-tiny_vit"),
+        ("segmenter", "vz-tiny_sam"),
+        ("eomt", "vz-tiny_dinov3"),
+        ("eomt", "vz-tiny_vit"),
+    ],
+)
+def test_forward_creates_no_tensor_off_the_inputs_device(arch: str, name: str) -> None:
+    model = smp.create_model(arch, name, encoder_weights=None, classes=3).eval()
+    if arch == "eomt":
+        model.anneal_masks(0.0)
+    # Rotary frequencies and the like are in no state dict, but move with the model.
+    tensors = {**model.state_dict(), **dict(model.named_buffers())}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        state = {key: torch.empty_like(t, device="cuda") for key, t in tensors.items()}
+        output = torch.func.functional_call(model, state, torch.rand(2, 3, 64, 96, device="cuda"))
+    assert output.device.type == "cuda" and output.shape == (2, 3, 64, 96)
