@@ -26,7 +26,15 @@ def main(argv: list[str] | None = None) -> int:
     for name, (module_name, help_text) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=help_text, description=help_text)
         if name in argv[:1]:  # only the command that is called is imported
-            module = importlib.import_module(module_name)
+            try:
+                module = importlib.import_module(module_name)
+            except ModuleNotFoundError as error:
+                print(
+                    f"vitseg {name} needs {error.name}, which is not installed: "
+                    'pip install "vitseg-zoo[train]" brings what training and its pictures need.',
+                    file=sys.stderr,
+                )
+                return 1
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     args = parser.parse_args(argv)
