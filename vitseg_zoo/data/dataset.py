@@ -19,7 +19,8 @@ class SegmentationDataset(Dataset):
 
     Decoding and resizing a photograph takes several times as long as augmenting the small result, so the
     resized pixels are kept in memory as uint8 when they fit. Randomness depends only on (seed, epoch, index):
-    an interrupted and resumed training sees exactly what an uninterrupted one sees, whatever the number of workers.
+    an interrupted and resumed training sees exactly what an uninterrupted one sees, whatever the number of
+    workers.
 
     Args:
         source: a sequence of pairs (image, mask): uint8 (H, W, C) and class indices (H, W), of any sizes.

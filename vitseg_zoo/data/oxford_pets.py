@@ -1,7 +1,8 @@
 """The Oxford-IIIT Pet data set as pet / background / border.
 
-O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar: Cats and Dogs, CVPR 2012 (CC BY-SA 4.0). Files are found,
-read and downloaded by torchvision; this file turns trimaps into class indices and holds out a validation part.
+O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar: Cats and Dogs, CVPR 2012 (CC BY-SA 4.0). Files are
+found, read and downloaded by torchvision; this file turns trimaps into class indices and holds out a part for
+validation.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ _SPLIT_SEED = 0
 class OxfordPets(Sequence):
     """Photographs of cats and dogs with masks of three classes: 0 pet, 1 background, 2 border.
 
-    torchvision knows the official parts `trainval` and `test`. Here "val" is a fixed random 15 % of `trainval`,
-    "train" is the rest and "test" is `test`, which stays unseen until the end of a training.
+    torchvision knows the official parts `trainval` and `test`. Here "val" is a fixed random 15 % of
+    `trainval`, "train" is the rest and "test" is `test`, which stays unseen until the end of a training.
 
     Args:
         root: folder that holds `oxford-iiit-pet`, or that folder itself.
@@ -32,7 +33,8 @@ class OxfordPets(Sequence):
         download: fetch the data set (800 MB) into `root` if it is not there.
 
     Raises:
-        FileNotFoundError: the data set is not in `root` (and could not be downloaded); says what is expected there.
+        FileNotFoundError: the data set is not in `root` (and could not be downloaded); says what is expected
+            there.
         ValueError: unknown `split`, or, when a pair is read, a trimap with other values than 1, 2 and 3.
 
     Example:

@@ -1,4 +1,4 @@
-"""Callbacks: one line of metrics for each epoch, and the same validation images predicted after each epoch."""
+"""Callbacks: a line of metrics for each epoch, and the same validation images predicted after each epoch."""
 
 import csv
 import os
@@ -70,8 +70,9 @@ class EpochLog(Callback):
 class PredictionGallery(Callback):
     """Predicts the same validation images after each epoch.
 
-    Each epoch's masks are one small picture in `folder`/epochs, so that a resumed training has the earlier ones.
-    At the end they become `folder`/training.gif, and the last ones, beside images and truth, `folder`/predictions.png.
+    Each epoch's masks are one small picture in `folder`/epochs, so that a resumed training has the earlier
+    ones. At the end they become `folder`/training.gif, and the last ones, beside images and truth,
+    `folder`/predictions.png.
 
     Args:
         dataset: validation data set of (image, mask) pairs; its first images are shown.

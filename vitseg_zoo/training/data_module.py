@@ -11,8 +11,8 @@ from vitseg_zoo.data.dataset import SegmentationDataset
 class SegmentationDataModule(LightningDataModule):
     """Loaders for training, validation and test.
 
-    Use it with ``Trainer(reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False)``: the training loader
-    is made anew for each epoch, from (seed, epoch) alone.
+    Use it with ``Trainer(reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False)``: the training
+    loader is made anew for each epoch, from (seed, epoch) alone.
 
     Args:
         train: data set to train on.
@@ -39,7 +39,8 @@ class SegmentationDataModule(LightningDataModule):
         super().__init__()
         if len(train) < batch_size:
             raise ValueError(
-                f"batch_size is {batch_size}, but there are only {len(train)} training images; choose a smaller one."
+                f"batch_size is {batch_size}, but there are only {len(train)} training images; "
+                "choose a smaller one."
             )
         self.datasets = {"train": train, "val": val, "test": test}
         self.batch_size = batch_size

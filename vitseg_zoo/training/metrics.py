@@ -1,7 +1,7 @@
 """Segmentation metrics from one confusion matrix over a whole split.
 
-torchmetrics' `segmentation.MeanIoU` and SMP's `iou_score(reduction="micro-imagewise")` average over images; published
-mIoU does not: it sums one confusion matrix over all pixels of a split first.
+torchmetrics' `segmentation.MeanIoU` and SMP's `iou_score(reduction="micro-imagewise")` average over images;
+published mIoU does not: it sums one confusion matrix over all pixels of a split first.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,11 @@ def segmentation_scores(confusion: Tensor, background: int | None = None) -> dic
         background: class whose true pixels `micro_iou` leaves out; None for none.
 
     Returns:
-        `pixel_accuracy`: share of right pixels. `iou`: (classes,) intersection over union, NaN for a class that is
-        neither in the truth nor predicted. `miou`: mean of `iou` over the classes that are not NaN. `micro_iou`:
-        intersections summed over classes, over unions summed over classes, without the pixels whose truth is
-        `background`, which is torchmetrics' `MulticlassJaccardIndex(average="micro", ignore_index=background)`.
+        `pixel_accuracy`: share of right pixels. `iou`: (classes,) intersection over union, NaN for a class
+        that is neither in the truth nor predicted. `miou`: mean of `iou` over the classes that are not NaN.
+        `micro_iou`: intersections summed over classes, over unions summed over classes, without the pixels
+        whose truth is `background`, which is torchmetrics'
+        `MulticlassJaccardIndex(average="micro", ignore_index=background)`.
 
     Example:
         >>> segmentation_scores(torch.tensor([[3, 1], [0, 4]]))["iou"]

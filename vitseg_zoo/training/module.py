@@ -15,28 +15,32 @@ from vitseg_zoo.training.metrics import SegmentationMetrics
 class SegmentationModule(LightningModule):
     """Trains a model of `smp.create_model` with cross-entropy, Adam and StepLR, and measures it by epoch.
 
-    Its hyper-parameters are plain values and lie in every checkpoint, so that `vitseg predict` can rebuild the
-    model. Subclass it and override `configure_optimizers` for another optimizer, or set `loss` for another loss.
+    Its hyper-parameters are plain values and lie in every checkpoint, so that `vitseg predict` can rebuild
+    the model. Subclass it and override `configure_optimizers` for another optimizer, or set `loss` for
+    another loss.
 
     Args:
         arch: architecture, as `smp.create_model` takes it.
         encoder_name: encoder, as `smp.create_model` takes it.
-        encoder_weights: name of pretrained weights; None starts from random ones. Images are then normalised
-            with the mean and deviation those weights were trained with; from random weights they stay in [0, 1].
+        encoder_weights: name of pretrained weights, with whose mean and deviation images are normalised;
+            None starts from random weights, and images stay in [0, 1].
         class_names: one name for each class, in order.
         palette: one RGB colour (0 to 255) for each class.
         image_size: side of the square, or (height, width), that images are resized to.
-        ignore_index: mask value of pixels that count neither in the loss nor in the metrics; None if there are none.
+        ignore_index: mask value of pixels that count neither in the loss nor in the metrics; None if there
+            are none.
         background: class that the micro IoU leaves out; None for none.
         learning_rate: of Adam.
         lr_step: epochs after which StepLR multiplies the learning rate by `lr_gamma`.
         lr_gamma: see `lr_step`.
-        seed: start of each epoch's random numbers (dropout), so that a resumed training repeats an uninterrupted one.
+        seed: start of each epoch's random numbers (dropout), so that a resumed training repeats an
+            uninterrupted one.
         channels_last: keep images and weights in the memory format torch.channels_last.
         model_args: further arguments of the architecture.
 
     Example:
-        >>> module = SegmentationModule("unet", "resnet18", None, ["cat", "rest"], [(255, 0, 0), (0, 0, 0)], 64)
+        >>> palette = [(255, 0, 0), (0, 0, 0)]
+        >>> module = SegmentationModule("unet", "resnet18", None, ["cat", "rest"], palette, 64)
         >>> module(torch.rand(1, 3, 64, 64)).shape
         torch.Size([1, 2, 64, 64])
     """
@@ -85,7 +89,7 @@ class SegmentationModule(LightningModule):
         return self.model(image.contiguous(memory_format=self.memory_format))
 
     def shared_step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
-        """Returns the loss of a batch of (B, C, H, W) images and (B, H, W) masks, and counts it in the metrics."""
+        """Returns the loss of a batch of (B, C, H, W) images and (B, H, W) masks, and counts it."""
         image, mask = batch
         logits = self(image)
         loss = self.loss(logits.float(), mask)

@@ -12,9 +12,9 @@ def choose_precision(
 ) -> str:
     """Chooses Lightning's `precision` for training a model on this machine, by trying on a CPU.
 
-    On a CPU, bf16 autocast trains 1.2 to 3 times as fast where the processor multiplies bf16 itself, but depthwise
-    convolutions and interpolation can lose more than matrix products gain: so a few steps of a copy of the
-    model are timed in either precision. On a GPU the answer is bf16 where it is native.
+    On a CPU, bf16 autocast trains 1.2 to 3 times as fast where the processor multiplies bf16 itself, but
+    depthwise convolutions and interpolation can lose more than matrix products gain: so a few steps of a copy
+    of the model are timed in either precision. On a GPU the answer is bf16 where it is native.
 
     Args:
         model: takes images (B, 3, H, W), gives logits (B, classes, H, W); not changed.

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 
+from vitseg_zoo.training.pictures import read_metrics
+
 _PACKAGES = ("vitseg-zoo", "torch", "timm", "segmentation-models-pytorch", "lightning", "albumentations")
 
 
@@ -18,6 +20,15 @@ def save_results(results: Mapping, path: Path) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(results, indent=2) + "\n")
     os.replace(partial, path)
+
+
+def training_seconds(metrics: Path) -> float:
+    """Seconds of a training and its validations, over all of its parts where it was resumed.
+
+    Args:
+        metrics: its metrics.csv.
+    """
+    return round(sum(read_metrics(metrics)["seconds"]), 1)
 
 
 def versions() -> dict[str, str]:
