@@ -12,11 +12,14 @@ Copy this file and edit it: everything that is decided here is in the few lines 
 
 import argparse
 import json
+import logging
 import shlex
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
@@ -77,16 +80,25 @@ def main() -> None:
         )
     encoder_name = args.encoder_name or ENCODER_NAMES.get(args.arch, CNN_ENCODER_NAME)
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
+    warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
     seed_everything(args.seed, verbose=False)
-    datasets = {}
-    for split in ("train", "val", "test"):
-        datasets[split] = SegmentationDataset(
-            OxfordPets(args.data, split, download=True),
+    try:
+        photographs = {
+            split: OxfordPets(args.data, split, download=True) for split in ("train", "val", "test")
+        }
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
+    datasets = {
+        split: SegmentationDataset(
+            pairs,
             args.image_size,
             classes=len(CLASS_NAMES),
             augment=flip_and_jitter() if split == "train" else None,
             seed=args.seed,
         )
+        for split, pairs in photographs.items()
+    }
     data = SegmentationDataModule(
         **datasets, batch_size=args.batch_size, num_workers=args.num_workers, seed=args.seed
     )
@@ -106,8 +118,11 @@ def main() -> None:
         model_args=MODEL_ARGS,
     )
     precision = args.precision
+    if precision == "auto" and args.resume:  # as before, whatever a new trial would say
+        precision = torch.load(last, weights_only=True)["hyper_parameters"].get("precision", "auto")
     if precision == "auto":
         precision = choose_precision(module.model, (args.image_size, args.image_size))
+    module.save_hyperparameters({"precision": precision})
     parameters = sum(parameter.numel() for parameter in module.parameters())
     print(
         f"{args.arch} with {encoder_name}: {parameters:,} parameters, precision {precision}, "

@@ -1,0 +1,197 @@
+"""`vitseg predict IMAGE...`: masks and overlays of photographs, at their own size."""
+
+import argparse
+import colorsys
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+
+from vitseg_zoo.data.transforms import resize
+from vitseg_zoo.inference.labels import predict_labels
+from vitseg_zoo.weights.saving import load_model
+
+_MODES = {1: "L", 3: "RGB"}  # channels of a model -> mode of Pillow
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `vitseg predict`."""
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="photographs of any size and format")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument(
+        "--checkpoint", type=Path, metavar="CKPT", help="checkpoint of a training, as best.ckpt"
+    )
+    model.add_argument("--weights", metavar="FILE", help="a .safetensors file, or a model of `vitseg list`")
+    add(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for NAME_mask.png and NAME_overlay.jpg"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes a mask and an overlay for each image; an image that cannot be read does not stop the others."""
+    targets = name_outputs(args.images, args.out)
+    if args.checkpoint is not None and not args.checkpoint.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}.")
+    model, metadata = load_model(args.checkpoint or args.weights)
+    classes, channels = metadata["arguments"]["classes"], metadata["arguments"].get("in_channels", 3)
+    if channels not in _MODES:
+        raise ValueError(f"the model takes {channels} channels, but photographs have 3 or 1.")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    names = metadata.get("class_names") or [f"class {index}" for index in range(classes)]
+    palette = metadata.get("palette") or distinct_colours(len(names))
+    if len(names) == 1:  # 0 is its absence
+        names, palette = ["background", *names], [(0, 0, 0), *palette]
+    if len(names) > 256:
+        raise ValueError(f"a palette PNG holds 256 classes, but the model has {len(names)}.")
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for path, (mask_path, overlay_path) in targets.items():
+        try:
+            image = read_image(path, channels)
+        except ValueError as error:
+            print(f"vitseg predict: {error}", file=sys.stderr)
+            failed += 1
+            continue
+        labels = predict_image(model, image, metadata)
+        mask = palette_image(labels, palette)
+        _save(mask, mask_path, "PNG")
+        _save(
+            Image.blend(Image.fromarray(image).convert("RGB"), mask.convert("RGB"), 0.5), overlay_path, "JPEG"
+        )
+        shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+        largest = [
+            f"{names[index]} {shares[index]:.1%}" for index in np.argsort(-shares)[:5] if shares[index]
+        ]
+        print(f"{mask_path}: {', '.join(largest)}")
+    return 1 if failed else 0
+
+
+def name_outputs(images: Sequence[Path], folder: Path) -> dict[Path, tuple[Path, Path]]:
+    """Chooses where the mask and the overlay of each image are written.
+
+    Args:
+        images: files to predict.
+        folder: where to.
+
+    Returns:
+        Image -> (mask, overlay).
+
+    Raises:
+        ValueError: Two images would be written to the same file, or one over an image.
+
+    Example:
+        >>> list(name_outputs([Path("a/cat.jpg")], Path("out")).values())[0][0].name
+        'cat_mask.png'
+    """
+    targets = {
+        path: (folder / f"{path.stem}_mask.png", folder / f"{path.stem}_overlay.jpg") for path in images
+    }
+    owners: dict[Path, Path] = {}
+    inputs = {path.resolve() for path in images}
+    for path, outputs in targets.items():
+        other = owners.setdefault(outputs[0], path)
+        if other != path:
+            raise ValueError(
+                f"{other} and {path} would both be written to {outputs[0]}: predict them into two folders."
+            )
+        for output in outputs:
+            if output.resolve() in inputs:
+                raise ValueError(f"{output} would overwrite an image of that name: choose another --out.")
+    return targets
+
+
+def read_image(path: Path, channels: int = 3) -> np.ndarray:
+    """Reads a photograph as it is meant to be seen: turned as its EXIF orientation says.
+
+    Args:
+        path: file of any format that Pillow reads; transparency is dropped.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        (H, W, 3) or (H, W) uint8.
+
+    Raises:
+        ValueError: The file does not exist, is no image, is damaged, or has more than 8 bits a channel.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no image {path}.")
+    try:
+        with Image.open(path) as file:
+            if file.mode.startswith(("I", "F")):  # Pillow would clip them to white
+                raise ValueError("it has more than 8 bits a channel: convert it first")
+            image = ImageOps.exif_transpose(file).convert(_MODES[channels])
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"{path} is not an image in a format that Pillow knows.") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}.") from error
+    return np.asarray(image)
+
+
+def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, Any]) -> np.ndarray:
+    """Predicts the class of each pixel of one image.
+
+    Args:
+        model: maps images (1, C, h, w) to logits, as `vitseg_zoo.load_model` returns it.
+        image: (H, W, 3) or (H, W) uint8.
+        metadata: `mean` and `std` of images in [0, 1] (default 0 and 1), and `input_size` (h, w), to which
+            the image is resized as in training; by default its own size, rounded up to a multiple of 32.
+
+    Returns:
+        (H, W) uint8 class indices, at the image's own size.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp
+        >>> model = smp.Unet("resnet18", encoder_weights=None, classes=2)
+        >>> predict_image(model, np.zeros((50, 70, 3), np.uint8), {"input_size": (64, 64)}).shape
+        (50, 70)
+    """
+    height, width = image.shape[:2]
+    size = metadata.get("input_size") or (-(-height // 32) * 32, -(-width // 32) * 32)
+    resized = resize(tuple(size))(image=image)["image"].reshape(*size, -1)  # (h, w, C)
+    device = next(model.parameters()).device
+    pixels = torch.tensor(resized, device=device).permute(2, 0, 1)[None] / 255  # (1, C, h, w)
+    mean, std = (
+        torch.tensor(metadata.get(key) or [default], device=device).view(1, -1, 1, 1)
+        for key, default in (("mean", 0.0), ("std", 1.0))
+    )
+    labels = predict_labels(model, (pixels - mean) / std)[0].to("cpu", torch.uint8).numpy()
+    return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+
+
+def palette_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """A picture whose pixels are class indices, which viewers show in the palette's colours.
+
+    Args:
+        labels: (H, W) uint8.
+        palette: one RGB colour (0 to 255) for each class.
+    """
+    picture = Image.fromarray(labels).convert("P")
+    picture.putpalette(np.asarray(palette, np.uint8).tobytes())
+    return picture
+
+
+def distinct_colours(count: int) -> list[tuple[int, int, int]]:
+    """Colours for classes that have none: the first black, then hues a golden angle apart.
+
+    Example:
+        >>> distinct_colours(2)
+        [(0, 0, 0), (230, 57, 57)]
+    """
+    hues = [(index * 0.618034) % 1 for index in range(count - 1)]
+    return [(0, 0, 0)] + [
+        tuple(round(255 * part) for part in colorsys.hsv_to_rgb(h, 0.75, 0.9)) for h in hues
+    ]
+
+
+def _save(picture: Image.Image, path: Path, kind: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    picture.save(partial, format=kind)
+    os.replace(partial, path)
