@@ -6,6 +6,8 @@ from pathlib import Path
 # Before anything imports them: neither library may call home from a test.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+# One process a core (pytest -n auto), and one thread each: more of either only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
