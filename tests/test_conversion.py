@@ -340,3 +340,15 @@ def test_command(tmp_path, capsys):
     assert "smp.create_model('vitseg'" in capsys.readouterr().out
     image = torch.rand(1, 3, 128, 128)
     assert torch.equal(logits(load_model(target)[0], image), logits(source, image))
+
+
+def test_safetensors_that_begin_like_a_pickle(tmp_path):
+    """The first byte of a safetensors file is its header's length, and any number."""
+    path = tmp_path / "model.safetensors"
+    firsts = set()
+    for length in range(1, 300, 3):
+        save_file({"weight": torch.zeros(1)}, path, metadata={"note": "x" * length})
+        firsts.add(path.read_bytes()[:1])
+        checkpoint = read_checkpoint(path)
+        assert checkpoint.notes["metadata"]["note"] == "x" * length
+    assert {b"P", b"\x80"} <= firsts

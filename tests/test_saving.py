@@ -29,7 +29,7 @@ METADATA = {
 }
 
 
-def build(architecture="vitseg", encoder="vz-vitseg_tiny_patch16_128", **arguments):
+def build(architecture="vitseg", encoder="vz-test_vit", **arguments):
     model = smp.create_model(architecture, encoder, None, classes=2, **arguments)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -46,7 +46,7 @@ def logits(model, image):
     ("architecture", "encoder", "arguments"),
     [
         ("vitseg", "vz-vitseg_tiny_patch16_128", {"decoder_head": "mlp", "img_size": 64}),
-        ("segmenter", "vz-vit_tiny_patch16_224", {"decoder_depth": 1}),
+        ("segmenter", "vz-test_vit", {"decoder_depth": 1}),
         ("fusedsegformer", "vz-mit_b0", {"decoder_segmentation_channels": 64}),
         ("unet", "vz-mit_b0", {"decoder_attention_type": "scse"}),
         ("fpn", "resnet18", {}),

@@ -75,8 +75,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     with path.open("rb") as file:
-        start = file.read(2)
-    is_pickle = start == b"PK" or start[:1] == b"\x80"
+        start = file.read(9)
+    # An archive, or a bare pickle as PyTorch wrote before 1.6. A safetensors file, whose header begins at its
+    # ninth byte, may by chance begin like one.
+    is_pickle = start[:1] in (b"P", b"\x80") and start[8:] != b"{"
     content, notes = _read_pickle(path) if is_pickle else _read_safetensors(path)
     tensors = _find_weights(content, notes)
     if not tensors:
