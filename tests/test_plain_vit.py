@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 import time
 
 import pytest
@@ -252,3 +254,16 @@ def test_configure_for_another_size_is_what_resampling_at_each_call_gives(name: 
     encoder.configure(img_size=image.shape[2:])
     assert tuple(encoder.model.patch_embed.img_size) == tuple(image.shape[2:])
     torch.testing.assert_close(encoder(image)[-1], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("module", ["vitseg_zoo.encoders.plain_vit", "vitseg_zoo.architectures.segmenter"])
+def test_a_module_of_the_zoo_may_be_the_first_import(module: str) -> None:
+    code = f"""
+import {module}
+import segmentation_models_pytorch as smp
+assert "vz-vit_tiny_patch16_224" in smp.encoders.encoders and "segmenter" in smp.MODEL_ARCHITECTURES_MAPPING
+print("ok")
+"""
+    command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stdout == "ok\n", result.stderr
