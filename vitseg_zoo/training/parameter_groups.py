@@ -43,7 +43,7 @@ def parameter_groups(
         >>> model = smp.create_model("fpn", "vz-vit_tiny_patch16_224", encoder_weights=None)
         >>> optimizer = torch.optim.AdamW(parameter_groups(model, learning_rate=1e-3))
         >>> f"{min(group['lr'] for group in optimizer.param_groups):.1e}"
-        '3.2e-05'
+        '2.4e-05'
     """
     groups = param_groups_layer_decay(
         _Layered(model),
