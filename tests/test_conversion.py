@@ -44,14 +44,14 @@ def assert_same(one, other):
     torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def smp_segformer():
     return randomize(
         smp.Segformer("mit_b0", encoder_weights=None, classes=4, decoder_segmentation_channels=256)
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # each test loads all of its weights anew
 def zoo_segformer():
     return smp.create_model("fusedsegformer", "vz-mit_b0", None, classes=4)
 
