@@ -154,8 +154,7 @@ def main() -> None:
         use_distributed_sampler=False,
     )
     trainer.fit(module, data, ckpt_path=last if args.resume else None, weights_only=True)
-    if not last.exists():  # --max-steps ended within the first epoch
-        trainer.save_checkpoint(last)
+    if not last.with_name("best.ckpt").exists():  # --max-steps ended before the first validation
         shutil.copy(last, last.with_name("best.ckpt"))
 
     scores = {}

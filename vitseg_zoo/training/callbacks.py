@@ -35,16 +35,17 @@ class EpochLog(Callback):
             with open(self.path, newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < self.first]
 
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        # At the epoch's end the scheduler has already chosen the next one's.
+        self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         now = time.monotonic()
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
         # Callbacks are called before the module, whose logged train scores are still of the epoch before.
         values |= {f"train_{name}": float(value) for name, value in module.train_metrics.compute().items()}
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row |= {
-            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
-            "seconds": now - self.epoch_started,
-        }
+        row |= {"learning_rate": self.learning_rate, "seconds": now - self.epoch_started}
         self.epoch_started = now
         self.rows.append(row | values)
         if not trainer.is_global_zero:

@@ -103,8 +103,10 @@ class SegmentationModule(LightningModule):
         self.log_dict({f"{stage}_{name}": value for name, value in metrics.compute().items()})
         metrics.reset()
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.hparams.seed + self.current_epoch)
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        # Not at the epoch's start: a new loader draws a random number before or, after resuming, behind that.
+        if batch_index == 0:
+            torch.manual_seed(self.hparams.seed + self.current_epoch)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         loss = self.shared_step(batch, "train")
@@ -137,7 +139,8 @@ def _normalisation(encoder_name: str, encoder_weights: str | None) -> tuple[list
     if encoder_weights is None:
         return [0.0], [1.0]
     if encoder_name.startswith("vz-"):
-        settings = get_pretrained_cfg(encoder_name.removeprefix("vz-")).to_dict()
+        tag = "" if encoder_weights == "imagenet" else f".{encoder_weights}"  # "imagenet" is the default tag
+        settings = get_pretrained_cfg(encoder_name.removeprefix("vz-") + tag).to_dict()
     else:
         settings = get_preprocessing_params(encoder_name, encoder_weights)
     return list(settings["mean"]), list(settings["std"])

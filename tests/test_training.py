@@ -1,0 +1,231 @@
+"""The training loop: learns, resumes exactly, and the recipe writes what it promises."""
+
+import csv
+import json
+import logging
+import math
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+
+from vitseg_zoo.data.dataset import SegmentationDataset
+from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, OxfordPets
+from vitseg_zoo.data.transforms import flip_and_jitter
+from vitseg_zoo.training import pictures
+from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
+from vitseg_zoo.training.data_module import SegmentationDataModule
+from vitseg_zoo.training.module import SegmentationModule, _normalisation
+from vitseg_zoo.training.precision import choose_precision
+from vitseg_zoo.training.results import training_seconds
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "oxford_pets.py"
+MODELS = {
+    "vitseg": ("vz-vitseg_tiny_patch16_128", {"encoder_depth": 2}),
+    "unet": ("tu-test_resnet", {"decoder_channels": (32, 16, 16, 8, 8)}),
+}
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+def _module(arch: str, **options) -> SegmentationModule:
+    encoder_name, model_args = MODELS[arch]
+    options = {"background": BACKGROUND, "channels_last": True, "model_args": model_args, **options}
+    return SegmentationModule(arch, encoder_name, None, CLASS_NAMES, PALETTE, 32, **options)
+
+
+def _pairs(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(count)
+    masks = rng.integers(0, 3, (count, 4, 4)).repeat(8, 1).repeat(8, 2).astype(np.uint8)
+    return [(rng.integers(0, 80, (32, 32, 3), dtype=np.uint8) + 80 * mask[..., None], mask) for mask in masks]
+
+
+def _train(arch: str, out: Path, epochs: int, resume: bool = False) -> dict[str, torch.Tensor]:
+    """Trains as the recipe does, on 12 small images; returns the weights."""
+    seed_everything(0, verbose=False)
+    train = SegmentationDataset(_pairs(12), 32, 3, augment=flip_and_jitter())
+    val = SegmentationDataset(_pairs(4), 32, 3)
+    data, module = SegmentationDataModule(train, val, val, batch_size=4), _module(arch, lr_step=1)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=[
+            EpochLog(out / "metrics.csv"),
+            PredictionGallery(val, out),
+            ModelCheckpoint(out, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        num_sanity_val_steps=0,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, data, ckpt_path=out / "last.ckpt" if resume else None, weights_only=True)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_a_resumed_training_equals_an_uninterrupted_one(arch: str, tmp_path: Path):
+    whole = _train(arch, tmp_path / "whole", 3)
+    _train(arch, tmp_path / "parts", 1)
+    torch.manual_seed(123)  # another process would start from other random numbers
+    parts = _train(arch, tmp_path / "parts", 3, resume=True)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+    metrics = [pictures.read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts")]
+    assert metrics[0].keys() == metrics[1].keys()
+    for name in metrics[0].keys() - {"seconds"}:
+        np.testing.assert_array_equal(metrics[0][name], metrics[1][name], err_msg=name)
+    assert metrics[1]["epoch"] == [0, 1, 2] and metrics[1]["learning_rate"] == pytest.approx(
+        [4e-4, 3.2e-4, 2.56e-4]
+    )
+    for name in ("whole", "parts"):
+        assert Image.open(tmp_path / name / "training.gif").n_frames == 3
+    pixels = [np.asarray(Image.open(tmp_path / name / "predictions.png")) for name in ("whole", "parts")]
+    np.testing.assert_array_equal(*pixels)
+
+    seconds = training_seconds(tmp_path / "parts" / "metrics.csv")  # of both parts
+    assert seconds == pytest.approx(sum(metrics[1]["seconds"]), abs=0.1)
+
+
+def test_rows_of_metrics_are_of_their_own_epoch(tmp_path: Path):
+    _train("unet", tmp_path, 2)
+    metrics = pictures.read_metrics(tmp_path / "metrics.csv")
+    for stage in ("train", "val"):
+        for name in (
+            "loss",
+            "pixel_accuracy",
+            "miou",
+            "micro_iou",
+            "iou_pet",
+            "iou_background",
+            "iou_border",
+        ):
+            assert all(math.isfinite(value) for value in metrics[f"{stage}_{name}"])
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    module = _module("unet")
+    module.load_state_dict(saved["state_dict"])
+    module.eval()
+    right = [
+        (module(image[None]).argmax(1)[0] == mask).double().mean()
+        for image, mask in SegmentationDataset(_pairs(4), 32, 3)
+    ]
+    assert metrics["val_pixel_accuracy"][-1] == pytest.approx(torch.stack(right).mean().item(), abs=1e-3)
+
+
+def test_curves_of_a_metrics_file_with_empty_cells(tmp_path: Path):
+    rows = [
+        "epoch,seconds,train_loss,val_loss,train_miou,val_miou",
+        "0,2.5,1.0,0.9,,0.3",
+        "1,1.5,0.8,0.7,0.4,nan",
+    ]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
+    metrics = pictures.read_metrics(tmp_path / "metrics.csv")
+    assert math.isnan(metrics["train_miou"][0]) and metrics["train_miou"][1] == 0.4
+    assert training_seconds(tmp_path / "metrics.csv") == 4.0
+    pictures.save_curves({"run": tmp_path / "metrics.csv"}, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size > (600, 200)
+
+
+@pytest.mark.parametrize("arch", MODELS)
+def test_learns_from_photographs(arch: str, data_root: Path):
+    pets = SegmentationDataset(OxfordPets(data_root, "train"), 64, 3)
+    batch = [torch.stack(tensors) for tensors in zip(*(pets[i] for i in range(16)), strict=True)]
+    torch.manual_seed(0)
+    module = _module(arch, learning_rate=2e-3)
+    optimizer = module.configure_optimizers()["optimizer"]
+    losses = []
+    for _ in range(12):
+        loss = module.loss(module(batch[0]), batch[1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_ignored_pixels_have_no_part_in_the_loss():
+    torch.manual_seed(0)
+    module = _module("unet", ignore_index=255).eval()
+    module.log = lambda *_, **__: None
+    image, mask = torch.rand(1, 3, 32, 32), torch.randint(0, 3, (1, 32, 32))
+    mask[:, :16] = 255
+    expected = torch.nn.functional.cross_entropy(module(image)[:, :, 16:], mask[:, 16:])
+    torch.testing.assert_close(module.shared_step((image, mask), "val"), expected)
+    assert module.val_metrics.confusion.sum() == 16 * 32
+
+
+def test_images_are_normalised_as_their_weights_expect():
+    assert _normalisation("resnet18", None) == ([0.0], [1.0])
+    assert _normalisation("tu-resnet18", "imagenet")[0] == [0.485, 0.456, 0.406]
+    assert _normalisation("vz-vit_base_patch16_224", "imagenet")[0] == [0.5, 0.5, 0.5]
+    assert _normalisation("vz-vit_base_patch16_224", "dino")[0] == [0.485, 0.456, 0.406]
+
+
+def test_batches_larger_than_the_training_part_are_refused():
+    data = SegmentationDataset(_pairs(4), 32, 3)
+    with pytest.raises(ValueError, match="batch_size is 5, but there are only 4 training images"):
+        SegmentationDataModule(data, data, None, batch_size=5)
+
+
+def test_choosing_the_precision_changes_nothing():
+    model = _module("unet").model
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    assert choose_precision(model, (32, 32), batch_size=2, rounds=1) in ("bf16-mixed", "32-true")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def _run_recipe(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, RECIPE, *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_recipe_writes_what_it_promises(data_root: Path, tmp_path: Path):
+    tiny = ("--encoder-name", "vz-vitseg_tiny_patch16_128", "--image-size", "64", "--precision", "32-true")
+    out = tmp_path / "out"
+    done = _run_recipe("--data", data_root, "--out", out, *tiny, "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+    for name in ("metrics.csv", "curves.png", "predictions.png", "training.gif", "checkpoints/best.ckpt"):
+        assert (out / name).stat().st_size > 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["epochs"] == 1 and results["precision"] == "32-true" and results["seconds"] > 0
+    assert 0 < results["test_last"]["miou"] < 1 and "micro_iou" in results["test_best"]
+    with open(out / "metrics.csv", newline="") as file:
+        assert len(list(csv.DictReader(file))) == 1
+    assert "epoch 1/1  train_loss" in done.stdout and "0:00:00 left" in done.stdout
+
+
+def test_recipe_stops_after_max_steps(data_root: Path, tmp_path: Path):
+    tiny = ("--encoder-name", "vz-vitseg_tiny_patch16_128", "--image-size", "32", "--precision", "32-true")
+    done = _run_recipe("--data", data_root, "--out", tmp_path, *tiny, "--max-steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert "test_last" in json.loads((tmp_path / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--resume"], r"there is nothing to resume: .*last\.ckpt does not exist"),
+        ([], r"holds an earlier training: give another --out, or --resume"),
+    ],
+)
+def test_recipe_never_overwrites_nor_resumes_nothing(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "metrics.csv").write_text("epoch\n0\n")
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--out", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(RECIPE), run_name="__main__")
