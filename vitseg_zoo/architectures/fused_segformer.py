@@ -1,0 +1,96 @@
+"""SegFormer as an SMP architecture, with the fused head."""
+
+from collections.abc import Callable
+from typing import Any
+
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
+from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
+from segmentation_models_pytorch.encoders import get_encoder
+from torch import nn
+
+from vitseg_zoo.architectures.model_card import ModelCardMixin
+from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
+
+
+class FusedSegformer(ModelCardMixin, SegmentationModel):
+    """SegFormer (Xie et al. 2021): the outputs of `smp.Segformer`, several times faster.
+
+    Paper: https://arxiv.org/abs/2105.15203. Arguments and state dict are those of `smp.Segformer` with the
+    same encoder. Over the zoo's `vz-mit_b*` the head has the paper's four levels, and state dicts of
+    `smp.Segformer` with `mit_b*` load as they are.
+
+    Args:
+        encoder_name: Any SMP encoder; `vz-mit_b0` to `vz-mit_b5` are the paper's.
+        encoder_depth: Number of the encoder's levels, 3 to 5, 5 by default.
+        encoder_weights: Pretrained weights of the encoder, `"imagenet"` by default, or `None` (random).
+        decoder_segmentation_channels: Channels of the head, 256 by default (the paper's B0 and B1; B2 to B5
+            have 768).
+        decoder_dropout: Dropout of channels before the classifier, 0.1 in the paper; 0 by default, as in SMP.
+        in_channels: Channels of the image, 3 by default.
+        classes: Number of output channels, 1 by default.
+        activation: Applied to the logits: `"sigmoid"`, `"softmax"`, `"logsoftmax"`, `"tanh"`, `"identity"`,
+            a callable or `None` (the default).
+        upsampling: Factor from the head's quarter resolution to the output, 4 by default.
+        align_corners: How the logits are upsampled: True by default, as in SMP; False as in Hugging Face's and
+            NVIDIA's evaluation.
+        aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
+            `activation`); none by default.
+        kwargs: Passed to encoders that take them, as `smp.Segformer` does.
+
+    Returns:
+        A model from (B, in_channels, H, W), H and W divisible by 32, to logits (B, classes, H, W), or to a
+        pair of them and of labels (B, aux classes) with `aux_params`.
+
+    Raises:
+        KeyError: If there is no such encoder or no such weights.
+        ValueError: If `encoder_depth` is out of range.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp, torch
+        >>> model = smp.create_model("fusedsegformer", "vz-mit_b0", encoder_weights=None, classes=19)
+        >>> model(torch.rand(2, 3, 64, 96)).shape
+        torch.Size([2, 19, 64, 96])
+    """
+
+    _is_torch_scriptable = False
+
+    @supports_config_loading
+    def __init__(
+        self,
+        encoder_name: str = "resnet34",
+        encoder_depth: int = 5,
+        encoder_weights: str | None = "imagenet",
+        decoder_segmentation_channels: int = 256,
+        decoder_dropout: float = 0.0,
+        in_channels: int = 3,
+        classes: int = 1,
+        activation: str | Callable[..., Any] | None = None,
+        upsampling: int = 4,
+        align_corners: bool = True,
+        aux_params: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.encoder = get_encoder(
+            encoder_name, in_channels=in_channels, depth=encoder_depth, weights=encoder_weights, **kwargs
+        )
+        # A level that is a view of the image is no level of the head: 0 channels, as SMP marks an empty one.
+        unused = getattr(self.encoder, "parameter_free_levels", ())
+        channels = [0 if i in unused else c for i, c in enumerate(self.encoder.out_channels)]
+        self.decoder = FusedSegformerDecoder(
+            channels, encoder_depth, decoder_segmentation_channels, decoder_dropout
+        )
+        self.segmentation_head = SegmentationHead(
+            decoder_segmentation_channels,
+            classes,
+            kernel_size=1,
+            activation=activation,
+            upsampling=upsampling,
+        )
+        if isinstance(self.segmentation_head[1], nn.Upsample):
+            self.segmentation_head[1].align_corners = align_corners
+        self.classification_head = (
+            None if aux_params is None else ClassificationHead(self.encoder.out_channels[-1], **aux_params)
+        )
+        self.name = f"fusedsegformer-{encoder_name}"
+        self.initialize()
