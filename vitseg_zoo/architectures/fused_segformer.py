@@ -31,8 +31,8 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         activation: Applied to the logits: `"sigmoid"`, `"softmax"`, `"logsoftmax"`, `"tanh"`, `"identity"`,
             a callable or `None` (the default).
         upsampling: Factor from the head's quarter resolution to the output, 4 by default.
-        align_corners: How the logits are upsampled: True by default, as in SMP; False as in Hugging Face's and
-            NVIDIA's evaluation.
+        align_corners: How the logits are upsampled: True by default, as in SMP; False as in Hugging Face and
+            in NVIDIA's evaluation.
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
         kwargs: Passed to encoders that take them, as `smp.Segformer` does.

@@ -1,14 +1,14 @@
-"""A timm model with maps at strides 4, 8, 16 and 32 as an SMP encoder with all of the five levels that SMP expects.
+"""A timm model with maps at strides 4 to 32 as an SMP encoder with all of the five levels that SMP expects.
 
-SMP's own encoders of this kind have an empty level at stride 2, which Unet++ and Linknet reject. Here that level
-is the image itself, each 2 x 2 square of pixels unfolded into channels: no parameters, and no pixel lost.
+SMP's own encoders of this kind have an empty level at stride 2, which Unet++ and Linknet reject. Here that
+level is the image itself, each 2 x 2 square of pixels unfolded into channels: no parameters, no pixel lost.
 """
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import create_model
+from timm.models import adapt_input_conv, create_model
 from torch import nn
 
 from vitseg_zoo.weights.segformer import checkpoint_filter_fn
@@ -17,7 +17,8 @@ from vitseg_zoo.weights.segformer import checkpoint_filter_fn
 class HierarchicalEncoder(nn.Module):
     """A timm model with strides 4 to 32 in the form of SMP's encoders.
 
-    State dicts are converted while loading: the timm model's own, and for MiT those of NVIDIA, SMP and Hugging Face.
+    State dicts are converted while loading: the timm model's own, and for MiT those of NVIDIA, SMP and
+    Hugging Face.
 
     Args:
         name: Name of the timm model.
@@ -58,7 +59,7 @@ class HierarchicalEncoder(nn.Module):
         strides = [info["reduction"] for info in self.model.feature_info]
         if strides != [4, 8, 16, 32]:
             raise ValueError(
-                f"{self._create_kwargs['model_name']} has maps at the strides {strides}, not at 4, 8, 16 and 32."
+                f"{self._create_kwargs['model_name']} has maps at strides {strides}, not at 4, 8, 16 and 32."
             )
         self._channels = [info["num_chs"] for info in self.model.feature_info][: self._depth - 1]
         self._in_channels = in_channels
@@ -75,7 +76,7 @@ class HierarchicalEncoder(nn.Module):
         return self.model.feature_info[self._depth - 2]["reduction"]
 
     def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
-        """Changes the number of image channels; weights of the first convolution are repeated if `pretrained`."""
+        """Changes the number of image channels; `pretrained` adapts the weights as timm does."""
         if in_channels == self._in_channels:
             return
         state_dict, output_stride = self.state_dict(), self.output_stride
@@ -83,6 +84,8 @@ class HierarchicalEncoder(nn.Module):
         if output_stride < 2**self._depth:
             self.make_dilated(output_stride)
         if pretrained:
+            first_conv = f"model.{self.model.pretrained_cfg['first_conv']}.weight"
+            state_dict[first_conv] = adapt_input_conv(in_channels, state_dict[first_conv])
             self.load_state_dict(state_dict)
 
     def make_dilated(self, output_stride: int) -> None:
@@ -101,7 +104,7 @@ class HierarchicalEncoder(nn.Module):
 
     @staticmethod
     def stride_2(x: torch.Tensor) -> torch.Tensor:
-        """Unfolds squares of 2 x 2 pixels into channels; (B, C, H, W) to (B, 4 C, ceil(H / 2), ceil(W / 2))."""
+        """Unfolds 2 x 2 pixels into channels; (B, C, H, W) to (B, 4 C, ceil(H / 2), ceil(W / 2))."""
         return F.pixel_unshuffle(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), 2)
 
 

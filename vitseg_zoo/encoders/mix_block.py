@@ -1,8 +1,8 @@
 """The parts of MiT: efficient attention, Mix-FFN, their block, the overlapping patch embedding and the stage.
 
 Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
-https://arxiv.org/abs/2105.15203, section 3.1. Follows timm's `pvt_v2.py` (Apache-2.0), whose names of parameters
-are kept; see `mix_transformer` for what differs.
+https://arxiv.org/abs/2105.15203, section 3.1. Follows timm's `pvt_v2.py` (Apache-2.0), whose names of
+parameters are kept; see `mix_transformer` for what differs.
 """
 
 from collections.abc import Callable
@@ -102,7 +102,7 @@ class MixFFN(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block on maps (B, H, W, C): attention, then Mix-FFN, each behind a norm and with a shortcut."""
+    """A block on maps (B, H, W, C): attention, then Mix-FFN, each behind a norm and with a shortcut."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class Block(nn.Module):
 
 
 class OverlapPatchEmbed(nn.Module):
-    """A strided convolution whose windows overlap, and a norm: (B, C, H, W) to (B, D, H / stride, W / stride)."""
+    """A convolution with overlapping windows, and a norm: (B, C, H, W) to (B, D, H / stride, W / stride)."""
 
     def __init__(self, in_chans: int, embed_dim: int, patch_size: int, stride: int, **dd: Any) -> None:
         super().__init__()
@@ -143,11 +143,11 @@ class OverlapPatchEmbed(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution, between a patch embedding and a norm: (B, C, H, W) to (B, D, H / 2, W / 2).
+    """The blocks of one resolution, between a patch embedding and a norm: (B, C, H, W) to (B, D, h, w).
 
     Args:
         dim: Channels of the blocks.
-        in_dim: Channels of the input; `None` for the first stage, which works on the stem's patches as they are.
+        in_dim: Channels of the input; `None` for the first stage, which takes the stem's patches.
         drop_path: Stochastic depth of each block; as many blocks as numbers.
         norm_layer: Norm of the blocks and the stage.
         device: Device of the parameters.

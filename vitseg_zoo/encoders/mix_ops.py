@@ -4,9 +4,10 @@ Papers: "SegFormer: Simple and Efficient Design for Semantic Segmentation with T
 https://arxiv.org/abs/2105.15203, and "PVT v2: Improved Baselines with Pyramid Vision Transformer",
 https://arxiv.org/abs/2106.13797. Follows timm's `pvt_v2.py` (Apache-2.0).
 
-Differences from it: maps stay channels-last from end to end, so that layer norms, linear layers, convolutions and
-attention work on the same memory. Functions take layers, not weights: the same code runs in the zoo's encoders
-and in the models that `vitseg_zoo.accelerate` finds, hooks and adapters on the layers included.
+Differences from it: maps stay channels-last from end to end, so that layer norms, linear layers,
+convolutions and attention work on the same memory. Functions take layers, not weights: the same code runs
+in the zoo's encoders and in the models that `vitseg_zoo.accelerate` finds, hooks and adapters on the layers
+included.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from torch import nn
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 
-# Largest hidden map of a Mix-FFN, in elements, that inference on a CPU makes at once: 4 MB in fp32, so that it
-# stays in the cache, and that the allocator reuses memory instead of asking the system for fresh pages.
+# Largest hidden map of a Mix-FFN, in elements, that inference on a CPU makes at once: 4 MB in fp32, so that
+# it stays in the cache, and that the allocator reuses memory instead of asking the system for fresh pages.
 _STRIP_ELEMENTS = 2**20
 
 
@@ -30,8 +31,9 @@ def runs_eagerly_on_cpu(x: torch.Tensor) -> bool:
 class PointwiseLinear(nn.Linear):
     """An `nn.Linear` on maps (B, H, W, C) that a CPU computes in fp32 as a 1 x 1 convolution.
 
-    The same sums, but by oneDNN instead of MKL, which is a quarter faster for the narrow matrices of MiT, most
-    of all on AMD processors. Everything else is `nn.Linear`: parameters, state dict, other devices and dtypes.
+    The same sums, but by oneDNN instead of MKL, which is a quarter faster for the narrow matrices of MiT,
+    most of all on AMD processors. Everything else is `nn.Linear`: parameters, state dict, other devices and
+    dtypes.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,11 +68,13 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p).transpose(1, 2).flatten(2)
 
 
-def mix_ffn(x: torch.Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, fc2: Layer) -> torch.Tensor:
+def mix_ffn(
+    x: torch.Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, fc2: Layer
+) -> torch.Tensor:
     """Mix-FFN (SegFormer, equation 3): fc2(act(dwconv(fc1(x)))) on a map (B, H, W, C).
 
-    Without gradients on a CPU the hidden map is made in strips of rows, which is exact: a strip takes along as
-    many rows above and below as the convolution reaches.
+    Without gradients on a CPU the hidden map is made in strips of rows, which is exact: a strip takes along
+    as many rows above and below as the convolution reaches.
     """
     height, width = x.shape[1:3]
     rows = height

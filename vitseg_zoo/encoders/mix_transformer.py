@@ -7,12 +7,12 @@ parameters are kept: `mit_b0` is its `pvt_v2_b0` with `mlp_ratios=(4, 4, 4, 4)`.
 
 Differences from timm's PVTv2:
 * maps stay channels-last, (B, H, W, C) in memory, between all layers; see `mix_ops`;
-* `output_stride` 8 or 16 replaces the last strides by dilation, such that every output of the strided network is
-  found unchanged among those of the dilated one;
+* `output_stride` 8 or 16 replaces the last strides by dilation, such that every output of the strided
+  network is found unchanged among those of the dilated one;
 * maps smaller than the spatial reduction are padded to it, so that images of any size are taken.
 
-The code is Apache-2.0. The weights that NVIDIA trained (tag `nv_in1k`) are not: its licence allows research and
-evaluation only. Those of PVTv2 (`mit_pvt_*`, tag `in1k`) are Apache-2.0.
+The code is Apache-2.0. The weights that NVIDIA trained (tag `nv_in1k`) are not: its licence allows research
+and evaluation only. Those of PVTv2 (`mit_pvt_*`, tag `in1k`) are Apache-2.0.
 """
 
 import math
@@ -144,7 +144,7 @@ class MixTransformer(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay: none beyond norms and biases, which optimizers leave out."""
+        """Parameters without weight decay: none beyond norms and biases, which optimizers leave out."""
         return set()
 
     @torch.jit.ignore
@@ -218,7 +218,7 @@ class MixTransformer(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the stages after the last one of `indices`, and the classifier; returns the stages' indices."""
+        """Removes the classifier and the stages after the last of `indices`; returns the stages' indices."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         pruned = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]

@@ -1,14 +1,16 @@
 """Weights of MiT and SegFormer, however their names are spelled, under the zoo's names.
 
-The zoo's names for the encoder are those of timm's PVTv2; for a whole SegFormer they are SMP's, with the timm model
-under `encoder.model`. Recognised by their keys:
+The zoo's names for the encoder are those of timm's PVTv2; for a whole SegFormer they are SMP's, with the
+timm model under `encoder.model`. Recognised by their keys:
 
-* NVIDIA's repository and SMP: `patch_embed1`, `block1.0`, `norm1`; `decode_head.linear_c4` or `decoder.mlp_stage`;
-* Hugging Face, before and since transformers 5: `encoder.block.0.0` or `stages.0.blocks.0`, with keys and values
-  apart; bare, or inside a model for classification or segmentation;
+* NVIDIA's repository and SMP: `patch_embed1`, `block1.0`, `norm1`; `decode_head.linear_c4` or
+  `decoder.mlp_stage`;
+* Hugging Face, before and since transformers 5: `encoder.block.0.0` or `stages.0.blocks.0`, with keys and
+  values apart; bare, or inside a model for classification or segmentation;
 * timm's PVTv2, and the zoo's own.
 
-mmsegmentation's own SegFormer is refused: its head has a norm and a ReLU on every level, which is another function.
+mmsegmentation's own SegFormer is refused: its head has a norm and a ReLU on every level, which is another
+function.
 """
 
 import re
@@ -79,8 +81,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, torch.Tensor], model: nn.Modul
 
     Args:
         state_dict: Weights in any of the formats above. Those of a segmentation head are left out.
-        model: The model that they are for, in timm's order of arguments. Classifiers and stages that it does not
-            have are left out.
+        model: The model that they are for, in timm's order of arguments. Classifiers and stages that it
+            does not have are left out.
 
     Returns:
         Weights under the zoo's names; unknown names are kept, so that loading reports them.
@@ -135,10 +137,10 @@ def convert_segformer(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
             continue  # mmcv's unused twin of linear_pred
         if key.startswith(("decode_head.", "decoder.", "segmentation_head.")):
             converted[_head_key(key)] = value
-    if "decoder.fuse_stage.0.weight" not in converted or "encoder.model.patch_embed.proj.weight" not in converted:
+    if not {"decoder.fuse_stage.0.weight", "encoder.model.patch_embed.proj.weight"} <= converted.keys():
         raise ValueError(
-            "These are not the weights of a SegFormer: expected keys of NVIDIA's, Hugging Face's, SMP's or the "
-            f"zoo's, got {list(state_dict)[:3]} and so on."
+            "These are not the weights of a SegFormer: expected keys of NVIDIA's, Hugging Face's, SMP's or "
+            f"the zoo's, got {list(state_dict)[:3]} and so on."
         )
     return converted
 
@@ -198,8 +200,9 @@ def _absent_parts(model: nn.Module) -> tuple[str, ...]:
 
 
 def _refuse_mmsegmentation(state_dict: Mapping[str, torch.Tensor]) -> None:
-    if any(re.match(r"^(decode_head\.(convs|fusion_conv)\.|(backbone\.)?layers\.\d\.\d\.)", key) for key in state_dict):
+    mmsegmentation = re.compile(r"^(decode_head\.(convs|fusion_conv)\.|(backbone\.)?layers\.\d\.\d\.)")
+    if any(mmsegmentation.match(key) for key in state_dict):
         raise ValueError(
-            "These are the weights of mmsegmentation's own SegFormer, whose head is another function (a norm and "
-            "a ReLU on every level): use the weights of NVIDIA's repository or of Hugging Face instead."
+            "These are the weights of mmsegmentation's own SegFormer, whose head is another function (a norm "
+            "and a ReLU on every level): use the weights of NVIDIA's repository or of Hugging Face instead."
         )
