@@ -1,0 +1,76 @@
+"""The parts of SMP's MiT encoders and of its Segformer decoder, as subclasses with the same parameters.
+
+Written against the modules' structure as it shows at run time; see `mix_ops` for how maps are laid out.
+"""
+
+import torch
+from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from segmentation_models_pytorch.encoders import mix_transformer as smp_mit
+from torch import nn
+
+from vitseg_zoo.acceleration.head import is_plain
+from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
+from vitseg_zoo.encoders.mix_ops import attention, mix_ffn
+
+
+class FastLayerNorm(smp_mit.LayerNorm):
+    """A layer norm over the channels of maps (B, C, H, W) that are channels-last in memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.LayerNorm.forward(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class FastBlock(smp_mit.Block):
+    """A block of SMP's MiT; takes and returns maps (B, C, H, W) that are channels-last in memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        attn, mlp = self.attn, self.mlp
+        x = x.contiguous(memory_format=torch.channels_last)
+        normed = self.norm1(x)
+        reduced = attn.norm(attn.sr(normed)) if attn.sr_ratio > 1 else normed
+        x, normed, reduced = (t.permute(0, 2, 3, 1) for t in (x, normed, reduced))  # (B, H, W, C)
+        k, v = attn.kv(reduced).chunk(2, dim=-1)
+        out = attention(attn.q(normed), k, v, attn.num_heads, attn.attn_drop.p if self.training else 0.0)
+        x = x + self.drop_path(attn.proj_drop(attn.proj(out.view(x.shape))))
+        normed = self.norm2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        hidden = mix_ffn(normed, mlp.fc1, mlp.dwconv.dwconv, mlp.act, mlp.drop, mlp.fc2)
+        return (x + self.drop_path(hidden)).permute(0, 3, 1, 2)
+
+
+class FastOverlapPatchEmbed(smp_mit.OverlapPatchEmbed):
+    """The patch embedding of SMP's MiT, (B, C, H, W) to (B, D, H / stride, W / stride)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.proj(x))
+
+
+class FastMixVisionTransformerEncoder(smp_mit.MixVisionTransformerEncoder):
+    """SMP's MiT encoder, with its levels: the image, an empty one at stride 2, and the stages."""
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        batch, _, height, width = x.shape
+        features = [x, x.new_empty((batch, 0, height // 2, width // 2))][: self._depth + 1]
+        for i in range(1, self._depth):
+            x = getattr(self, f"block{i}")(getattr(self, f"patch_embed{i}")(x))
+            x = getattr(self, f"norm{i}")(x)
+            features.append(x)
+        return features
+
+
+class FastSegformerDecoder(FusedSegformerDecoder):
+    """SMP's all-MLP decoder, fused; the original where its layers have hooks or adapters."""
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        linears = [stage.linear for stage in self.mlp_stage]
+        if is_plain([self.fuse_stage[0], self.fuse_stage[1], *linears], [self.fuse_stage, *self.mlp_stage]):
+            return super().forward(features)
+        return SegformerDecoder.forward(self, features)
+
+
+FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    smp_mit.LayerNorm: FastLayerNorm,
+    smp_mit.Block: FastBlock,
+    smp_mit.OverlapPatchEmbed: FastOverlapPatchEmbed,
+    smp_mit.MixVisionTransformerEncoder: FastMixVisionTransformerEncoder,
+    SegformerDecoder: FastSegformerDecoder,
+}

@@ -1,0 +1,49 @@
+"""timm's PVTv2 (`pvt_v2.py`, Apache-2.0): its parts as subclasses with the same parameters and interface."""
+
+import torch
+from timm.models import checkpoint, pvt_v2
+from torch import nn
+
+from vitseg_zoo.encoders.mix_ops import attention, conv_nhwc, mix_ffn
+
+
+class FastBlock(pvt_v2.Block):
+    """A block of timm's PVTv2, "linear" attention included; takes and returns tokens (B, H * W, C)."""
+
+    def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
+        x = x.unflatten(1, tuple(feat_size))  # (B, H, W, C)
+        x = x + self.drop_path1(self._attend(self.norm1(x)))
+        mlp = self.mlp
+        hidden = mix_ffn(
+            self.norm2(x), lambda t: mlp.relu(mlp.fc1(t)), mlp.dwconv, mlp.act, mlp.drop, mlp.fc2
+        )
+        return (x + self.drop_path2(hidden)).flatten(1, 2)
+
+    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+        attn, reduced = self.attn, x
+        if attn.sr is not None:
+            pooled = conv_nhwc(attn.pool, x) if attn.pool is not None else x
+            reduced = attn.norm(conv_nhwc(attn.sr, pooled))
+            reduced = attn.act(reduced) if attn.act is not None else reduced
+        k, v = attn.kv(reduced).chunk(2, dim=-1)  # (B, h, w, C) each
+        out = attention(attn.q(x), k, v, attn.num_heads, attn.attn_drop.p if self.training else 0.0)
+        return attn.proj_drop(attn.proj(out.view(x.shape)))
+
+
+class FastStage(pvt_v2.PyramidVisionTransformerStage):
+    """A stage of timm's PVTv2, whose map (B, C, H, W) is channels-last in memory."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.downsample is not None:
+            x = self.downsample(x)
+        feat_size = x.shape[1:3]  # x is (B, H, W, C)
+        x = x.flatten(1, 2)
+        for block in self.blocks:
+            x = checkpoint(block, x, feat_size) if self.grad_checkpointing else block(x, feat_size)
+        return self.norm(x).unflatten(1, tuple(feat_size)).permute(0, 3, 1, 2)
+
+
+FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    pvt_v2.Block: FastBlock,
+    pvt_v2.PyramidVisionTransformerStage: FastStage,
+}

@@ -1,0 +1,80 @@
+"""Hugging Face's SegFormer (transformers 5, Apache-2.0): its parts as subclasses with the same interface."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.segformer.modeling_segformer import (
+    SegformerDecodeHead,
+    SegformerLayer,
+    SegformerStage,
+)
+
+from vitseg_zoo.acceleration.head import fused_head, is_plain
+from vitseg_zoo.encoders.mix_ops import attention, conv_nhwc, mix_ffn
+
+
+class FastSegformerLayer(SegformerLayer):
+    """A block on tokens (B, H * W, C); the original runs where attention maps are asked for."""
+
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
+        attn, mlp = self.attention, self.mlp
+        if kwargs.get("output_attentions", getattr(attn.config, "output_attentions", False)):
+            return super().forward(hidden_states, height, width, **kwargs)
+        x = hidden_states.unflatten(1, (height, width))  # (B, H, W, C)
+        normed = reduced = self.layernorm_before(x)
+        if attn.sequence_reduction_ratio > 1:
+            reduction = attn.sequence_reduction
+            reduced = reduction.layer_norm(conv_nhwc(reduction.sequence_reduction, normed))
+        out = attention(
+            attn.q_proj(normed),
+            attn.k_proj(reduced),
+            attn.v_proj(reduced),
+            attn.num_attention_heads,
+            attn.attention_dropout if self.training else 0.0,
+        )
+        x = x + self.drop_path(self.hidden_dropout(attn.o_proj(out.view(x.shape))))
+        hidden = mix_ffn(
+            self.layernorm_after(x), mlp.fc1, mlp.dwconv.dwconv, mlp.activation_fn, mlp.dropout, mlp.fc2
+        )
+        return (x + self.drop_path(hidden)).flatten(1, 2)
+
+
+class FastSegformerStage(SegformerStage):
+    """A stage, whose map (B, C, H, W) is channels-last in memory."""
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        hidden_states, height, width = self.patch_embeddings(hidden_states)
+        for block in self.blocks:
+            hidden_states = block(hidden_states, height, width, **kwargs)
+        hidden_states = self.layer_norm(hidden_states)
+        if not self.reshape:
+            return hidden_states
+        return hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+class FastSegformerDecodeHead(SegformerDecodeHead):
+    """The all-MLP head, fused; the original where a level comes as tokens (`reshape_last_stage=False`)."""
+
+    def forward(self, encoder_hidden_states: tuple[torch.Tensor, ...], **kwargs: Any) -> torch.Tensor:
+        projections = list(self.linear_projections)
+        linears = [projection.proj for projection in projections]
+        if any(level.ndim == 3 for level in encoder_hidden_states) or not is_plain(
+            [self.linear_fuse, self.batch_norm, *linears], projections
+        ):
+            return super().forward(encoder_hidden_states, **kwargs)
+        x = fused_head(
+            encoder_hidden_states[::-1],
+            linears[::-1],
+            self.linear_fuse,
+            self.batch_norm,
+            encoder_hidden_states[0].shape[2:],
+        )
+        return self.classifier(self.dropout(self.activation(x))).contiguous()
+
+
+FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    SegformerLayer: FastSegformerLayer,
+    SegformerStage: FastSegformerStage,
+    SegformerDecodeHead: FastSegformerDecodeHead,
+}
