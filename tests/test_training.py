@@ -187,15 +187,14 @@ def test_choosing_the_precision_changes_nothing():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def _run_recipe(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, RECIPE, *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+def _run(recipe: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, recipe, *arguments], capture_output=True, text=True)
 
 
 def test_recipe_writes_what_it_promises(data_root: Path, tmp_path: Path):
     tiny = ("--encoder-name", "vz-vitseg_tiny_patch16_128", "--image-size", "64", "--precision", "32-true")
     out = tmp_path / "out"
-    done = _run_recipe("--data", data_root, "--out", out, *tiny, "--epochs", "1")
+    done = _run(RECIPE, "--data", data_root, "--out", out, *tiny, "--epochs", "1")
     assert done.returncode == 0, done.stderr
     for name in ("metrics.csv", "curves.png", "predictions.png", "training.gif", "checkpoints/best.ckpt"):
         assert (out / name).stat().st_size > 0
@@ -206,10 +205,21 @@ def test_recipe_writes_what_it_promises(data_root: Path, tmp_path: Path):
         assert len(list(csv.DictReader(file))) == 1
     assert "epoch 1/1  train_loss" in done.stdout and "0:00:00 left" in done.stdout
 
+    compare = ("--names", "A", "B", "--data", data_root, "--out", tmp_path / "both")
+    done = _run(RECIPE.with_name("compare.py"), out, out, *compare)
+    assert done.returncode == 0, done.stderr
+    miou = 100 * results["test_best"]["miou"]
+    for name, row in zip("AB", (tmp_path / "both" / "table.md").read_text().splitlines()[2:], strict=True):
+        assert row.startswith(f"| {name} | ") and f"| {miou:.1f} % |" in row
+    image, *others = np.split(np.asarray(Image.open(tmp_path / "both" / "predictions.png"))[:, -7 * 128 :], 4)
+    np.testing.assert_array_equal(others[1], others[2])
+    assert not np.array_equal(image, others[0]) and not np.array_equal(others[0], others[1])
+    assert (tmp_path / "both" / "curves.png").stat().st_size > 0
+
 
 def test_recipe_stops_after_max_steps(data_root: Path, tmp_path: Path):
     tiny = ("--encoder-name", "vz-vitseg_tiny_patch16_128", "--image-size", "32", "--precision", "32-true")
-    done = _run_recipe("--data", data_root, "--out", tmp_path, *tiny, "--max-steps", "2")
+    done = _run(RECIPE, "--data", data_root, "--out", tmp_path, *tiny, "--max-steps", "2")
     assert done.returncode == 0, done.stderr
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert "test_last" in json.loads((tmp_path / "results.json").read_text())
