@@ -64,16 +64,18 @@ class HubServer:
         is_cdn = path.startswith("cdn/")
         repository, _, rest = path.removeprefix("cdn/").partition("/resolve/")
         name = f"{repository}/{rest.partition('/')[2]}" if rest else repository
+        revision = rest.partition("/")[0]
+        commit = revision if len(revision) == 40 else COMMIT  # a branch has a commit, a commit is its own
         hosted = self.files.get(name)
         if hosted is None:
             known = any(key.startswith(f"{repository}/") for key in self.files)
-            headers = {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound", "X-Repo-Commit": COMMIT}
+            headers = {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound", "X-Repo-Commit": commit}
             return self.send(handler, 404, headers, b"Not Found" if with_body else b"")
 
         announced = hosted.content if hosted.announced is None else hosted.announced
         digest = hashlib.sha256(announced).hexdigest()
         headers = {
-            "X-Repo-Commit": COMMIT,
+            "X-Repo-Commit": commit,
             "X-Linked-Etag": f'"{digest}"',
             "X-Linked-Size": str(len(announced)),
             "ETag": f'"{digest}"',

@@ -15,6 +15,7 @@ COMMANDS = {
         "vitseg_zoo.weights.convert_command",
         "turn a foreign checkpoint into one file that says all",
     ),
+    "bench": ("vitseg_zoo.benchmark", "measure SegFormer here against SMP and Hugging Face"),
     "trace": ("vitseg_zoo.trace", "show how a tensor's shape changes step by step through a model"),
 }
 

@@ -76,10 +76,10 @@ def mix_ffn(
     Without gradients on a CPU the hidden map is made in strips of rows, which is exact: a strip takes along
     as many rows above and below as the convolution reaches.
     """
+    if torch.is_grad_enabled() or not runs_eagerly_on_cpu(x):
+        return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
     height, width = x.shape[1:3]
-    rows = height
-    if runs_eagerly_on_cpu(x) and not torch.is_grad_enabled():
-        rows = max(16, _STRIP_ELEMENTS // (width * dwconv.in_channels * x.shape[0]))
+    rows = max(16, _STRIP_ELEMENTS // (width * dwconv.in_channels * x.shape[0]))
     halo = dwconv.padding[0]
     strips = []
     for start in range(0, height, rows):

@@ -1,0 +1,235 @@
+"""accelerate(): models of SMP, Hugging Face and timm stay what they were, but for their speed."""
+
+import copy
+import pickle
+import sys
+import types
+import warnings
+from collections.abc import Callable
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch import nn
+
+import vitseg_zoo
+
+transformers = pytest.importorskip("transformers")
+
+
+def hf_config(**kwargs) -> transformers.SegformerConfig:
+    return transformers.SegformerConfig(num_labels=5, depths=[1, 1, 2, 1], **kwargs)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "smp.Segformer": lambda: smp.Segformer("mit_b0", encoder_weights=None, classes=5),
+    "smp.Segformer depth 3": lambda: smp.Segformer(
+        "mit_b0", encoder_depth=3, encoder_weights=None, in_channels=4
+    ),
+    "smp.Segformer resnet": lambda: smp.Segformer("resnet18", encoder_weights=None, classes=5),
+    "smp.FPN": lambda: smp.FPN("mit_b0", encoder_weights=None, classes=5),
+    "smp.Unet tu-": lambda: smp.Unet("tu-pvt_v2_b0", encoder_weights=None, classes=5),
+    "transformers segmentation": lambda: transformers.SegformerForSemanticSegmentation(hf_config()),
+    "transformers classification": lambda: transformers.SegformerForImageClassification(hf_config()),
+    "timm": lambda: timm.create_model("pvt_v2_b0", num_classes=5),
+    "timm linear": lambda: timm.create_model("pvt_v2_b2_li", depths=(1, 1, 1, 1), num_classes=5),
+}
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Statistics and biases that a mistake would show; no dropout, whose draws depend on the layout."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+        if getattr(module, "bias", None) is not None:
+            nn.init.normal_(module.bias, std=0.1)
+        for rate in ("p", "drop_prob"):
+            if hasattr(module, rate):
+                setattr(module, rate, 0.0)
+    return model.eval()
+
+
+def image_for(model: nn.Module) -> torch.Tensor:
+    return torch.rand(
+        2, 4 if getattr(model, "encoder", None) and model.encoder.out_channels[0] == 4 else 3, 64, 96
+    )
+
+
+def tensor(output: torch.Tensor | dict) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output["logits"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_and_state_dict_stay(name: str, capsys: pytest.CaptureFixture) -> None:
+    model = randomised(MODELS[name]())
+    fast = vitseg_zoo.accelerate(copy.deepcopy(model))
+    assert capsys.readouterr().out.startswith("accelerate: replaced ")
+    image = image_for(model)
+    with torch.no_grad():
+        expected, actual = model(image), fast(image)
+    assert type(actual) is type(expected)
+    torch.testing.assert_close(tensor(actual), tensor(expected), atol=1e-4, rtol=1e-4)
+    before, after = model.state_dict(), fast.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    "name", ["smp.Segformer", "smp.Segformer resnet", "transformers segmentation", "timm", "timm linear"]
+)
+def test_gradients_and_batch_statistics_stay(name: str) -> None:
+    model = randomised(MODELS[name]()).double().train()
+    fast = vitseg_zoo.accelerate(copy.deepcopy(model))
+    image = image_for(model).double()
+    gradients = []
+    for variant in (model, fast):
+        tensor(variant(image)).square().mean().backward()
+        gradients.append({key: parameter.grad for key, parameter in variant.named_parameters()})
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, atol=1e-10, rtol=1e-8, msg=key)
+    for (key, before), after in zip(model.named_buffers(), fast.buffers(), strict=True):
+        torch.testing.assert_close(after, before, atol=1e-10, rtol=1e-10, msg=key)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 5])
+def test_smp_levels_stay(depth: int) -> None:
+    encoder = smp.encoders.get_encoder("mit_b0", depth=depth, weights=None).eval()
+    image = torch.rand(1, 3, 65, 70)
+    with torch.no_grad():
+        expected = encoder(image)
+        actual = vitseg_zoo.accelerate(encoder)(image)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"output_hidden_states": True}, {"return_dict": False}])
+def test_transformers_outputs_stay(options: dict) -> None:
+    model = randomised(transformers.SegformerModel(hf_config()))
+    fast = vitseg_zoo.accelerate(copy.deepcopy(model))
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected, actual = model(image, **options), fast(image, **options)
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_transformers_attentions_are_there() -> None:
+    model = randomised(transformers.SegformerForSemanticSegmentation(hf_config(attn_implementation="eager")))
+    fast = vitseg_zoo.accelerate(copy.deepcopy(model))
+    with torch.no_grad():
+        expected, actual = (m(torch.ones(1, 3, 64, 64), output_attentions=True) for m in (model, fast))
+    assert len(actual.attentions) == 5
+    torch.testing.assert_close(actual.attentions, expected.attentions, atol=1e-4, rtol=1e-4)
+
+
+def test_transformers_last_stage_as_tokens() -> None:
+    model = randomised(transformers.SegformerModel(hf_config(reshape_last_stage=False)))
+    fast = vitseg_zoo.accelerate(copy.deepcopy(model))
+    with torch.no_grad():
+        expected, actual = (m(torch.ones(1, 3, 64, 96)).last_hidden_state for m in (model, fast))
+    assert actual.ndim == 3
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_model_is_copied_pickled_and_saved(tmp_path) -> None:
+    model = vitseg_zoo.accelerate(randomised(MODELS["smp.Segformer"]()))
+    image = torch.rand(1, 3, 64, 64)
+    model.save_pretrained(tmp_path / "smp")
+    with torch.no_grad():
+        expected = model(image)
+        for other in (
+            copy.deepcopy(model),
+            pickle.loads(pickle.dumps(model)),
+            smp.from_pretrained(tmp_path / "smp").eval(),
+        ):
+            torch.testing.assert_close(other(image), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_transformers_model_is_saved(tmp_path) -> None:
+    model = vitseg_zoo.accelerate(randomised(MODELS["transformers segmentation"]()))
+    model.save_pretrained(tmp_path)
+    again = transformers.SegformerForSemanticSegmentation.from_pretrained(tmp_path).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(again(image).logits, model(image).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_new_weights_are_used_at_once() -> None:
+    model = vitseg_zoo.accelerate(randomised(MODELS["smp.Segformer"]()))
+    other = randomised(MODELS["smp.Segformer"]())
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        model(image)
+        model.load_state_dict(other.state_dict())
+        torch.testing.assert_close(model(image), other(image), atol=1e-4, rtol=1e-4)
+        for target, source in zip(model.parameters(), other.parameters(), strict=True):
+            target.data.mul_(0.5), source.data.mul_(0.5)
+        torch.testing.assert_close(model(image), other(image), atol=1e-4, rtol=1e-4)
+
+
+class Adapter(nn.Module):
+    """What LoRA does to a linear layer."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.extra = base, nn.Linear(base.in_features, base.out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.extra(x)
+
+
+def test_adapters_and_hooks_on_layers_are_respected() -> None:
+    model = randomised(MODELS["smp.Segformer"]())
+    block = model.encoder.block1[0]
+    block.attn.q, block.mlp.fc1 = Adapter(block.attn.q), Adapter(block.mlp.fc1)
+    model.decoder.mlp_stage[0].linear = Adapter(model.decoder.mlp_stage[0].linear)
+    model.decoder.mlp_stage[1].linear.register_forward_hook(lambda module, inputs, output: output + 1)
+    block.attn.kv.register_forward_hook(lambda module, inputs, output: output * 2)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(image)
+        torch.testing.assert_close(vitseg_zoo.accelerate(model)(image), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["smp.Segformer", "transformers segmentation"])
+def test_autocast_trains(name: str) -> None:
+    model = vitseg_zoo.accelerate(MODELS[name]()).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = tensor(model(torch.rand(2, 3, 64, 64))).float().square().mean()
+    loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["smp.Segformer", "timm"])
+def test_graph_has_no_breaks(name: str) -> None:
+    model = vitseg_zoo.accelerate(randomised(MODELS[name]()))
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(image), model(image), atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_to_replace_is_a_warning() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1))
+    with pytest.warns(UserWarning, match="nothing to replace in Sequential"):
+        assert vitseg_zoo.accelerate(model) is model
+
+
+def test_second_call_changes_nothing() -> None:
+    model = vitseg_zoo.accelerate(MODELS["smp.Segformer"]())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert vitseg_zoo.accelerate(model) is model
+
+
+def test_mmsegmentation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "mmseg.models.decode_heads.segformer_head"
+    module = types.ModuleType(name)
+    module.SegformerHead = type("SegformerHead", (nn.Module,), {"__module__": name})
+    monkeypatch.setitem(sys.modules, name, module)
+    model = nn.ModuleDict({"backbone": timm.create_model("pvt_v2_b0"), "decode_head": module.SegformerHead()})
+    before = [type(part) for part in model.modules()]
+    with pytest.raises(ValueError, match="mmsegmentation"):
+        vitseg_zoo.accelerate(model)
+    assert [type(part) for part in model.modules()] == before

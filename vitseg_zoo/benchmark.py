@@ -1,0 +1,200 @@
+"""`vitseg bench`: SegFormer of this package against SMP's and Hugging Face's, as ratios in one process.
+
+Both models of a pair have the same weights. Their runs alternate and medians are compared, so that a busy
+machine slows both; the ratios are what to look at, the milliseconds only say what they are ratios of.
+"""
+
+import argparse
+import copy
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+# Depths and channels are those of the paper; the head has 256 channels for B0 and B1, 768 for the others.
+_HEAD_CHANNELS = {"b0": 256, "b1": 256}
+_HUGGING_FACE_DEPTHS = {
+    "b0": [2, 2, 2, 2],
+    "b1": [2, 2, 2, 2],
+    "b2": [3, 4, 6, 3],
+    "b3": [3, 4, 18, 3],
+    "b4": [3, 8, 27, 3],
+    "b5": [3, 6, 40, 3],
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("--models", nargs="+", default=["b0", "b2"], choices=sorted(_HUGGING_FACE_DEPTHS))
+    parser.add_argument("--rounds", type=int, default=7, help="runs of each model in a pair (default 7)")
+    parser.add_argument("--quick", action="store_true", help="512 x 512 only, without training and memory")
+    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)  # model, task and side: a subprocess
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures and prints the table."""
+    torch.set_num_threads(2)
+    if args.memory_of:
+        print(_peak_megabytes(*args.memory_of))
+        return 0
+    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds} runs\n")
+    print("| model | what | peer | here | ratio |")
+    print("|---|---|---|---|---|")
+    for name in args.models:
+        _bench_inference(name, args.rounds, sizes=(512,) if args.quick else (512, 1024, 2048))
+        if not args.quick:
+            _bench_training(name, args.rounds)
+            _bench_memory(name)
+    return 0
+
+
+def smp_pair(name: str, classes: int = 150) -> tuple[nn.Module, nn.Module]:
+    """`smp.Segformer` and `smp.FusedSegformer` with the same random weights."""
+    import segmentation_models_pytorch as smp
+
+    from vitseg_zoo.architectures import FusedSegformer
+
+    options = {
+        "encoder_weights": None,
+        "classes": classes,
+        "decoder_segmentation_channels": _HEAD_CHANNELS.get(name, 768),
+    }
+    peer = smp.Segformer(f"mit_{name}", **options)
+    ours = FusedSegformer(f"vz-mit_{name}", **options)
+    ours.load_state_dict(peer.state_dict())
+    return peer.eval(), ours.eval()
+
+
+def hugging_face_pair(name: str) -> tuple[nn.Module, nn.Module]:
+    """Hugging Face's SegFormer and its accelerated copy."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    from vitseg_zoo.acceleration import accelerate
+
+    config = SegformerConfig(
+        depths=_HUGGING_FACE_DEPTHS[name],
+        hidden_sizes=[32, 64, 160, 256] if name == "b0" else [64, 128, 320, 512],
+        decoder_hidden_size=_HEAD_CHANNELS.get(name, 768),
+        num_labels=150,
+    )
+    peer = SegformerForSemanticSegmentation(config).eval()
+    return peer, accelerate(copy.deepcopy(peer))
+
+
+def alternate(peer: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> tuple[float, float]:
+    """Medians in seconds of two functions that are run in turn, after one run of each that does not count."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for i in range(rounds + 1):
+        for function, seconds in zip((peer, ours), times, strict=True):
+            start = time.perf_counter()
+            function()
+            if i:
+                seconds.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def _row(name: str, what: str, peer: float, ours: float, unit: str = "ms") -> None:
+    print(
+        f"| {name.upper()} | {what} | {peer:.0f} {unit} | {ours:.0f} {unit} | {peer / ours:.1f} |", flush=True
+    )
+
+
+def _bench_inference(name: str, rounds: int, sizes: tuple[int, ...]) -> None:
+    peer, ours = smp_pair(name)
+    for size in sizes:
+        _bench_size(name, peer, ours, size, rounds if size == 512 else min(rounds, 3))
+    del peer, ours
+    image = torch.rand(1, 3, 512, 512)
+    peer, ours = hugging_face_pair(name)
+    with torch.inference_mode():
+        pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
+    _row(name, "Hugging Face, logits of a quarter, 512", *(1e3 * seconds for seconds in pair))
+
+
+@torch.inference_mode()
+def _bench_size(name: str, peer: nn.Module, ours: nn.Module, size: int, rounds: int) -> None:
+    from vitseg_zoo.inference.labels import predict_labels
+
+    image = torch.rand(1, 3, size, size)
+    pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
+    _row(name, f"SMP, logits, {size}", *(1e3 * seconds for seconds in pair))
+    if size == 512:
+        _print_limit(name, ours, image, pair[1])
+    labels = alternate(lambda: peer(image).argmax(1), lambda: predict_labels(ours, image), rounds)
+    _row(name, f"SMP, labels, {size}", *(1e3 * seconds for seconds in labels))
+    if size == 512:
+        with torch.autocast("cpu", torch.bfloat16):
+            pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
+        _row(name, f"SMP, logits, bf16 autocast, {size}", *(1e3 * seconds for seconds in pair))
+
+
+def _print_limit(name: str, model: nn.Module, image: torch.Tensor, seconds: float) -> None:
+    """The time of the operations at the rate of matrix products, plus that of input and output at copying speed."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        output = model(image)
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    multiply, copying = alternate(lambda: a @ b, lambda: output.clone(), 5)
+    limit = counter.get_total_flops() * multiply / (2 * 2048**3)
+    limit += (image.nbytes + output.nbytes) * copying / (2 * output.nbytes)
+    print(
+        f"| {name.upper()} | limit of this machine, logits | | {1e3 * limit:.0f} ms | {limit / seconds:.2f} of it |"
+    )
+
+
+def _training_step(model: nn.Module) -> Callable[[], None]:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    image, labels = torch.rand(2, 3, 512, 512), torch.randint(21, (2, 512, 512))
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(image), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def _bench_training(name: str, rounds: int) -> None:
+    peer, ours = smp_pair(name, classes=21)
+    pair = alternate(_training_step(peer), _training_step(ours), min(rounds, 3))
+    _row(name, "SMP, training step, batch 2, 512", *(1e3 * seconds for seconds in pair))
+
+
+def _bench_memory(name: str) -> None:
+    for task in ("training", "512", "1024", "2048"):
+        peaks = []
+        for side in ("peer", "ours"):
+            command = [sys.executable, "-m", "vitseg_zoo.cli", "bench", "--memory-of", name, task, side]
+            result = subprocess.run(command, capture_output=True, text=True, check=True)
+            peaks.append(float(result.stdout.split()[-1]))
+        what = "training step, batch 2, 512" if task == "training" else f"labels, {task}"
+        _row(name, f"SMP, memory above the loaded model, {what}", *peaks, unit="MB")
+
+
+def _peak_megabytes(name: str, task: str, side: str) -> float:
+    """How far a task raises this process's peak of resident memory above that with the model loaded."""
+    import resource
+
+    from vitseg_zoo.inference.labels import predict_labels
+
+    peer, ours = smp_pair(name, classes=21 if task == "training" else 150)
+    model = peer if side == "peer" else ours
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if task == "training":
+        step = _training_step(model)
+        step()
+        step()
+    else:
+        image = torch.rand(1, 3, int(task), int(task))
+        with torch.inference_mode():
+            labels = model(image).argmax(1) if side == "peer" else predict_labels(model, image)
+        assert labels.shape[1:] == image.shape[2:]
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
