@@ -134,7 +134,7 @@ def _bench_size(name: str, peer: nn.Module, ours: nn.Module, size: int, rounds: 
 
 
 def _print_limit(name: str, model: nn.Module, image: torch.Tensor, seconds: float) -> None:
-    """The time of the operations at the rate of matrix products, plus that of input and output at copying speed."""
+    """The limit: all operations at the rate of matrix products, input and output at copying speed."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -143,9 +143,8 @@ def _print_limit(name: str, model: nn.Module, image: torch.Tensor, seconds: floa
     multiply, copying = alternate(lambda: a @ b, lambda: output.clone(), 5)
     limit = counter.get_total_flops() * multiply / (2 * 2048**3)
     limit += (image.nbytes + output.nbytes) * copying / (2 * output.nbytes)
-    print(
-        f"| {name.upper()} | limit of this machine, logits | | {1e3 * limit:.0f} ms | {limit / seconds:.2f} of it |"
-    )
+    row = f"| {name.upper()} | limit of this machine, logits | | {1e3 * limit:.0f} ms |"
+    print(f"{row} {limit / seconds:.2f} of it |")
 
 
 def _training_step(model: nn.Module) -> Callable[[], None]:
