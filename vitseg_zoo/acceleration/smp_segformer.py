@@ -8,8 +8,8 @@ from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDeco
 from segmentation_models_pytorch.encoders import mix_transformer as smp_mit
 from torch import nn
 
-from vitseg_zoo.acceleration.head import is_plain
-from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
+from vitseg_zoo.acceleration.plain import is_plain
+from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder, HeadRows
 from vitseg_zoo.encoders.mix_ops import attention, mix_ffn
 
 
@@ -61,10 +61,16 @@ class FastSegformerDecoder(FusedSegformerDecoder):
     """SMP's all-MLP decoder, fused; the original where its layers have hooks or adapters."""
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        return super().forward(features) if self._is_plain() else SegformerDecoder.forward(self, features)
+
+    def rows(self, features: list[torch.Tensor]) -> HeadRows | None:
+        return super().rows(features) if self._is_plain() else None
+
+    def _is_plain(self) -> bool:
         linears = [stage.linear for stage in self.mlp_stage]
-        if is_plain([self.fuse_stage[0], self.fuse_stage[1], *linears], [self.fuse_stage, *self.mlp_stage]):
-            return super().forward(features)
-        return SegformerDecoder.forward(self, features)
+        return is_plain(
+            [self.fuse_stage[0], self.fuse_stage[1], *linears], [self.fuse_stage, *self.mlp_stage]
+        )
 
 
 FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {

@@ -10,7 +10,8 @@ from transformers.models.segformer.modeling_segformer import (
     SegformerStage,
 )
 
-from vitseg_zoo.acceleration.head import fused_head, is_plain
+from vitseg_zoo.acceleration.plain import is_plain
+from vitseg_zoo.decoders.all_mlp import fused_head
 from vitseg_zoo.encoders.mix_ops import attention, conv_nhwc, mix_ffn
 
 
@@ -63,14 +64,14 @@ class FastSegformerDecodeHead(SegformerDecodeHead):
             [self.linear_fuse, self.batch_norm, *linears], projections
         ):
             return super().forward(encoder_hidden_states, **kwargs)
-        x = fused_head(
+        return fused_head(
             encoder_hidden_states[::-1],
             linears[::-1],
             self.linear_fuse,
             self.batch_norm,
             encoder_hidden_states[0].shape[2:],
-        )
-        return self.classifier(self.dropout(self.activation(x))).contiguous()
+            lambda x: self.classifier(self.dropout(x)),
+        ).contiguous()
 
 
 FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.encoders import get_encoder
-from torch import nn
+from torch import Tensor, nn
 
 from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
@@ -94,3 +95,17 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         )
         self.name = f"fusedsegformer-{encoder_name}"
         self.initialize()
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W)."""
+        if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            self.check_input_shape(x)
+        features = self.encoder(x)
+        classifier, *upsampling = self.segmentation_head
+        # The decoder calls the classifier, so that its map of many channels need not be held whole.
+        masks = self.decoder(features, classifier)
+        for layer in upsampling:
+            masks = layer(masks)
+        if self.classification_head is not None:
+            return masks, self.classification_head(features[-1])
+        return masks

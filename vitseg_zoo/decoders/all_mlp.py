@@ -1,24 +1,170 @@
 """SegFormer's all-MLP head, computed at each level's own resolution.
 
 Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
-https://arxiv.org/abs/2105.15203, section 3.2. The parameters are those of SMP's `SegformerDecoder` (MIT
-licence), which this class extends, so that state dicts fit in both directions.
+https://arxiv.org/abs/2105.15203, section 3.2. The parameters of `FusedSegformerDecoder` are those of SMP's
+`SegformerDecoder` (MIT licence), which it extends, so that state dicts fit in both directions.
 
-Difference from the original, which projects each level to E channels (W_i, b_i), upsamples all to a quarter
+Difference from the original, which projects each level to E channels (W_i, b_i), resamples all to a quarter
 of the image, concatenates, and fuses them by a 1 x 1 convolution F, a batch norm and a ReLU: bilinear weights
-sum to one, so upsampling commutes with linear layers on channels and with their biases, and
+sum to one, so resampling commutes with linear layers on channels and with their biases, and
 
     F cat_i(up(W_i x_i + b_i)) = sum_i up(F_i W_i x_i) + sum_i F_i b_i.
 
 The products F_i W_i are small and made anew in each pass: parameters, gradients and batch statistics are
-those of the original, and nothing can be out of date. In evaluation the batch norm is folded into them too.
+those of the original, and nothing can be out of date. In evaluation the batch norm is folded into them too,
+and a CPU computes the output in strips of rows, so that a map of E channels is never held whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from torch import nn
+
+from vitseg_zoo.encoders.mix_ops import Layer, pointwise, runs_eagerly_on_cpu
+
+# Elements of a strip of the head's output, 4 MB in fp32: it stays in the cache, and memory is used again.
+_STRIP_ELEMENTS = 2**20
+
+
+def fuse_head(
+    linears: Sequence[nn.Linear], fuse: nn.Conv2d, norm: nn.BatchNorm2d
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Multiplies the projections of the levels with the fusion, and with the batch norm in evaluation.
+
+    Args:
+        linears: The projection of each level, C_i to E channels.
+        fuse: 1 x 1 convolution of the concatenated levels to E channels; its columns are in the same order.
+        norm: Its batch norm.
+
+    Returns:
+        The products, (E, C_i) each, and the bias (E,), in full precision under autocast too.
+    """
+    with torch.autocast(fuse.weight.device.type, enabled=False):
+        parts = fuse.weight.flatten(1).chunk(len(linears), dim=1)  # (E, E) each
+        bias = sum(part @ linear.bias for part, linear in zip(parts, linears, strict=True))
+        if fuse.bias is not None:
+            bias = bias + fuse.bias
+        if not uses_batch_statistics(norm):
+            scale = torch.rsqrt(norm.running_var + norm.eps)
+            shift = -norm.running_mean * scale
+            if norm.affine:
+                scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+            parts = [scale[:, None] * part for part in parts]
+            bias = scale * bias + shift
+        return [part @ linear.weight for part, linear in zip(parts, linears, strict=True)], bias
+
+
+def uses_batch_statistics(norm: nn.BatchNorm2d) -> bool:
+    """Whether a batch norm normalises by the batch at hand, as in training, so that it cannot be folded."""
+    return norm.training or norm.running_mean is None
+
+
+def fused_head(
+    maps: Sequence[torch.Tensor],
+    linears: Sequence[nn.Linear],
+    fuse: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    size: Sequence[int],
+    classify: Layer = nn.Identity(),  # noqa: B008
+) -> torch.Tensor:
+    """Projects levels, resamples them to one size, fuses, normalises and classifies them.
+
+    Args:
+        maps: One (B, C_i, H_i, W_i) a level.
+        linears: See `fuse_head`; in the order of `maps`.
+        fuse: See `fuse_head`.
+        norm: See `fuse_head`.
+        size: Height H and width W of the output.
+        classify: What is applied to the output (B, E, H, W), pixel by pixel.
+
+    Returns:
+        (B, classes, H, W), or (B, E, H, W) behind the ReLU without `classify`.
+    """
+    weights, bias = fuse_head(linears, fuse, norm)
+    if not (uses_batch_statistics(norm) or torch.is_grad_enabled()) and runs_eagerly_on_cpu(maps[0]):
+        rows = HeadRows(maps, weights, bias, size)
+        return torch.cat([classify(strip) for strip in rows.strips()], dim=2)
+    output = None
+    for level, weight in sorted(zip(maps, weights, strict=True), key=lambda pair: -pair[0].shape[2]):
+        # The finest level is the largest map: it takes the bias, and the others are added to it in place.
+        level = _project(level, weight, bias if output is None else None, size)
+        output = level if output is None else output.add_(level)
+    output = F.relu_(norm(output) if uses_batch_statistics(norm) else output)
+    return classify(output)
+
+
+def _project(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, size: Sequence[int]
+) -> torch.Tensor:
+    """A linear layer on channels, and resampling: (B, C, h, w) to (B, E, *size)."""
+    finer = x.shape[2] * x.shape[3] > size[0] * size[1]
+    if finer:  # resampled first, which leaves less to project
+        x = _resample(x, size)
+    x = F.conv2d(x, weight[:, :, None, None], bias)
+    return x if finer else _resample(x, size)
+
+
+def _resample(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class HeadRows:
+    """The output of the fused head in evaluation, behind the ReLU: any of its rows, computed when asked for.
+
+    Args:
+        maps: One (B, C_i, H_i, W_i) a level.
+        weights: (E, C_i) a level.
+        bias: (E,).
+        size: Height H and width W of the output.
+    """
+
+    def __init__(
+        self,
+        maps: Sequence[torch.Tensor],
+        weights: Sequence[torch.Tensor],
+        bias: torch.Tensor,
+        size: Sequence[int],
+    ) -> None:
+        self.height, self.width = size
+        self.bias = bias
+        self._finest: list[tuple[torch.Tensor, torch.Tensor]] = []  # (B, H, W, C) and (E, C)
+        # Of coarser levels: how rows are interpolated, (H, h), and projected rows, (B, h, W * E).
+        self._coarser: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for x, weight in zip(maps, weights, strict=True):
+            if x.shape[2] >= self.height:
+                self._finest.append((_resample(x, size).permute(0, 2, 3, 1), weight))
+                continue
+            x = pointwise(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2).to(bias.dtype)
+            x = _resample(x, (x.shape[2], self.width)).permute(0, 2, 3, 1).flatten(2)
+            # Resampling is linear: what it does to unit vectors is its matrix.
+            identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None, None]
+            self._coarser.append((_resample(identity, (self.height, x.shape[1]))[0, 0], x))
+
+    def __call__(self, first: int, last: int) -> torch.Tensor:
+        """Rows `first` to `last` (exclusive), (B, E, rows, W)."""
+        x, weight = self._finest[0]
+        # (B, rows, W, E), added up in the weights' precision under autocast too, in which a CPU is faster.
+        rows = pointwise(x[:, first:last], weight, self.bias).to(self.bias.dtype).contiguous()
+        for x, weight in self._finest[1:]:
+            rows += pointwise(x[:, first:last], weight)
+        flat = rows.flatten(2)
+        for matrix, x in self._coarser:
+            # The rows of the level that these rows lie between.
+            top = max(first * x.shape[1] // self.height - 1, 0)
+            bottom = min(-(-last * x.shape[1] // self.height) + 1, x.shape[1])
+            part = matrix[first:last, top:bottom].expand(len(x), -1, -1)
+            flat.baddbmm_(part, x[:, top:bottom])
+        return F.relu_(rows).permute(0, 3, 1, 2)
+
+    def strips(self) -> Iterator[torch.Tensor]:
+        """All rows, in strips from top to bottom, each computed when it is its turn."""
+        batch = len(self._finest[0][0])
+        rows = max(8, _STRIP_ELEMENTS // (batch * self.width * len(self.bias)))
+        return (self(first, min(first + rows, self.height)) for first in range(0, self.height, rows))
 
 
 class FusedSegformerDecoder(SegformerDecoder):
@@ -53,45 +199,27 @@ class FusedSegformerDecoder(SegformerDecoder):
         super().__init__(encoder_channels, encoder_depth, segmentation_channels)
         self.dropout = dropout
 
-    def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Maps the image and its levels to (B, E, H / 4, W / 4)."""
-        size = (features[0].shape[2] // 4, features[0].shape[3] // 4)
-        levels = features[-len(self.mlp_stage) :][::-1]  # coarse to fine, as the weights are ordered
-        norm = self.fuse_stage[1]
-        use_batch_statistics = norm.training or norm.running_mean is None
-        weights, bias = self._weights(fold_norm=not use_batch_statistics)
+    def forward(
+        self,
+        features: Sequence[torch.Tensor],
+        classify: Layer = nn.Identity(),  # noqa: B008
+    ) -> torch.Tensor:
+        """Maps the image and its levels to (B, E, H / 4, W / 4), or to what `classify` makes of it."""
+        if self.dropout and self.training:
+            output = fused_head(*self._head(features))
+            return classify(F.dropout2d(output, self.dropout))
+        return fused_head(*self._head(features), classify)
 
-        # The finest level is the largest map: it takes the bias, and the others are added to it in place.
-        output = _project(levels[-1], weights[-1], bias, size)
-        for level, weight in zip(levels[:-1], weights[:-1], strict=True):
-            output.add_(_project(level, weight, None, size))
-        output = F.relu_(norm(output) if use_batch_statistics else output)
-        return F.dropout2d(output, self.dropout, self.training) if self.dropout else output
+    def rows(self, features: Sequence[torch.Tensor]) -> HeadRows | None:
+        """The output in evaluation as rows that are computed when asked for; None where it cannot be."""
+        maps, linears, fuse, norm, size = self._head(features)
+        if uses_batch_statistics(norm):
+            return None
+        return HeadRows(maps, *fuse_head(linears, fuse, norm), size)
 
-    def _weights(self, fold_norm: bool) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The products F_i W_i, (E, C_i) each, and the bias (E,), in full precision under autocast too."""
-        fuse, norm = self.fuse_stage[0], self.fuse_stage[1]
-        with torch.autocast(fuse.weight.device.type, enabled=False):
-            parts = fuse.weight.flatten(1).chunk(len(self.mlp_stage), dim=1)  # (E, E) each
-            linears = [stage.linear for stage in self.mlp_stage]
-            bias = sum(part @ linear.bias for part, linear in zip(parts, linears, strict=True))
-            if fuse.bias is not None:
-                bias = bias + fuse.bias
-            if fold_norm:
-                scale = torch.rsqrt(norm.running_var + norm.eps)
-                shift = -norm.running_mean * scale
-                if norm.affine:
-                    scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-                parts = [scale[:, None] * part for part in parts]
-                bias = scale * bias + shift
-            return [part @ linear.weight for part, linear in zip(parts, linears, strict=True)], bias
-
-
-def _project(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, size: tuple[int, int]
-) -> torch.Tensor:
-    """A linear layer on channels, then upsampling: (B, C, h, w) to (B, E, *size)."""
-    x = F.conv2d(x, weight[:, :, None, None], bias)
-    if tuple(x.shape[2:]) == size:
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    def _head(self, features: Sequence[torch.Tensor]) -> tuple:
+        """The arguments of `fused_head`, coarse to fine as the weights are ordered."""
+        maps = features[-len(self.mlp_stage) :][::-1]
+        linears = [stage.linear for stage in self.mlp_stage]
+        size = [side // 4 for side in features[0].shape[2:]]
+        return maps, linears, self.fuse_stage[0], self.fuse_stage[1], size

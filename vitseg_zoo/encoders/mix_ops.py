@@ -37,10 +37,15 @@ class PointwiseLinear(nn.Linear):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.ndim == 4 and x.dtype is torch.float32 and runs_eagerly_on_cpu(x):
-            x = F.conv2d(x.permute(0, 3, 1, 2), self.weight[:, :, None, None], self.bias)
-            return x.permute(0, 2, 3, 1)
-        return F.linear(x, self.weight, self.bias)
+        return pointwise(x, self.weight, self.bias)
+
+
+def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A linear layer on the channels of a map (B, H, W, C), as `PointwiseLinear` computes it."""
+    if x.ndim == 4 and x.dtype is torch.float32 and runs_eagerly_on_cpu(x):
+        x = F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
+        return x.permute(0, 2, 3, 1)
+    return F.linear(x, weight, bias)
 
 
 def conv_nhwc(conv: Layer, x: torch.Tensor) -> torch.Tensor:

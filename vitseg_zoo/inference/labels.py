@@ -4,6 +4,7 @@ The logits of many classes at full size are often larger than all else: 150 clas
 Labels need no more than a strip of them at once.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,17 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
+from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder, HeadRows
 from vitseg_zoo.decoders.patch import PatchHead
 
 # Logits that are held at once, in elements: 8 MB in fp32, small enough to stay in a processor's cache.
 _STRIP_ELEMENTS = 2**21
+
+# Rows of a head's input that are classified at once, before they are upsampled.
+_LOW_ROWS = 16
+
+# From here on it pays to look which classes can win in a strip, and to interpolate only those.
+_MANY_CLASSES = 8
 
 # What does not change which class is largest.
 _MONOTONE = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)
@@ -50,38 +58,55 @@ def predict_labels(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
     if not isinstance(head, nn.Sequential) or not _keeps_order(head):
         output = model(image)
         return _largest(output[0] if isinstance(output, tuple) else output)
-    features = _input_of(head, model, image)
     height, width = image.shape[2:]
-    if isinstance(head, PatchHead):
-        strips = _patch_strips(head, features)
-    elif _upsample(head) is not None:
-        strips = _upsampled_strips(head, features)
-    elif isinstance(head, SegmentationHead):
-        strips = _convolved_strips(head[0], features)
+    decoder = getattr(model, "decoder", None)
+    rows = None
+    if isinstance(decoder, FusedSegformerDecoder) and _upsample(head) is not None:
+        features = _input_of(decoder, model, image)
+        rows = decoder.rows(features)
+        features = decoder(features) if rows is None else None
     else:
-        strips = iter([head(features)])
-    labels = [_largest(strip[..., :width]) for strip in strips]
-    return torch.cat(labels, dim=1)[:, :height]
+        features = _input_of(head, model, image)
+    if isinstance(head, PatchHead):
+        labels = [_largest(strip) for strip in _patch_strips(head, features)]
+    elif _upsample(head) is not None:
+        labels = list(_upsampled_labels(head, _MapRows(features) if rows is None else rows))
+    elif isinstance(head, SegmentationHead):
+        labels = [_largest(strip) for strip in _convolved_strips(head[0], features)]
+    else:
+        labels = [_largest(head(features))]
+    return torch.cat(labels, dim=1)[:, :height, :width]
 
 
-class _HeadReached(Exception):
-    """Ends a forward pass where the segmentation head would begin; carries the head's input."""
+class _MapRows:
+    """The rows of a map that is there, in the form of `HeadRows`."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+        self.height, self.width = x.shape[2:]
+
+    def __call__(self, first: int, last: int) -> torch.Tensor:
+        return self.x[:, :, first:last]
 
 
-def _input_of(head: nn.Module, model: nn.Module, image: torch.Tensor) -> Any:
-    """Runs a model up to its head, whatever its own forward does before."""
+class _Reached(Exception):
+    """Ends a forward pass where a part of the model would begin; carries the part's input."""
+
+
+def _input_of(part: nn.Module, model: nn.Module, image: torch.Tensor) -> Any:
+    """Runs a model up to one of its parts, whatever its own forward does before."""
 
     def stop(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        raise _HeadReached(inputs[0])
+        raise _Reached(inputs[0])
 
-    hook = head.register_forward_pre_hook(stop)
+    hook = part.register_forward_pre_hook(stop)
     try:
         model(image)
-    except _HeadReached as reached:
+    except _Reached as reached:
         return reached.args[0]
     finally:
         hook.remove()
-    raise ValueError(f"{type(model).__name__} does not call its segmentation_head.")
+    raise ValueError(f"{type(model).__name__} does not call its {type(part).__name__}.")
 
 
 def _keeps_order(head: nn.Sequential) -> bool:
@@ -99,7 +124,7 @@ def _largest(logits: torch.Tensor) -> torch.Tensor:
     """(B, K, H, W) -> (B, H, W); one class is there or not, and what is labels already stays."""
     if logits.ndim == 3:
         return logits.long()
-    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(1)
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.max(1).indices  # sooner than argmax
 
 
 def _rows(classes: int, width: int, batch: int) -> int:
@@ -114,11 +139,11 @@ def _patch_strips(head: PatchHead, tokens: torch.Tensor) -> Iterator[torch.Tenso
         yield head(tokens[:, start : start + rows])
 
 
-def _convolve_rows(layer: nn.Module, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+def _convolve_rows(layer: nn.Module, rows: "_MapRows | HeadRows", start: int, stop: int) -> torch.Tensor:
     """Rows `start` to `stop` of a convolution's output, from the rows that they depend on."""
     halo = layer.padding[0] if isinstance(layer, nn.Conv2d) else 0
-    first, last = max(start - halo, 0), min(stop + halo, x.shape[2])
-    return layer(x[:, :, first:last])[:, :, start - first : stop - first]
+    first, last = max(start - halo, 0), min(stop + halo, rows.height)
+    return layer(rows(first, last))[:, :, start - first : stop - first]
 
 
 def _convolved_strips(conv: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -126,36 +151,66 @@ def _convolved_strips(conv: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor
     batch, _, height, width = x.shape
     rows = _rows(conv.out_channels, width, batch)
     for start in range(0, height, rows):
-        yield _convolve_rows(conv, x, start, min(start + rows, height))
+        yield _convolve_rows(conv, _MapRows(x), start, min(start + rows, height))
 
 
-def _upsampled_strips(head: nn.Sequential, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Logits of a head that upsamples: rows are interpolated first, then columns; `x` is (B, C, h, w)."""
+def _upsampled_labels(head: nn.Sequential, source: "_MapRows | HeadRows") -> Iterator[torch.Tensor]:
+    """Labels of a head that upsamples, in strips (B, rows, W); `source` gives rows of the head's input."""
     conv = head[0] if isinstance(head[0], nn.Conv2d) else nn.Identity()
-    classes = conv.out_channels if isinstance(conv, nn.Conv2d) else x.shape[1]
     scale, align_corners = _upsample(head).scale_factor, bool(_upsample(head).align_corners)
-    batch, _, low_height, low_width = x.shape
-    height, width = int(low_height * scale), int(low_width * scale)
+    height, width = int(source.height * scale), int(source.width * scale)
 
-    # Row r of the output lies between the rows `above` and `above + 1` of the input.
-    position = torch.arange(height, device=x.device, dtype=torch.float32)
+    # Row r of the output lies between the rows `above[r]` and `above[r] + 1` of the input.
+    position = torch.arange(height, dtype=torch.float32)
     if align_corners:
-        position = position * ((low_height - 1) / max(height - 1, 1))
+        position = position * ((source.height - 1) / max(height - 1, 1))
     else:
-        position = ((position + 0.5) / scale - 0.5).clamp(0, low_height - 1)
-    above = position.long().clamp(max=max(low_height - 2, 0))
-    weight = (position - above).view(1, 1, -1, 1).to(x.dtype)
+        position = ((position + 0.5) / scale - 0.5).clamp(0, source.height - 1)
+    above = position.long().clamp(max=max(source.height - 2, 0))
+    weights = (position - above).view(1, -1, 1, 1)
     bounds = above.tolist()
 
-    rows = _rows(classes, width, batch)
-    for start in range(0, height, rows):
-        stop = min(start + rows, height)
-        first, last = bounds[start], min(bounds[stop - 1] + 2, low_height)
-        # Channels last, in which a processor interpolates and compares many classes several times as fast.
-        low = _convolve_rows(conv, x, first, last).contiguous(memory_format=torch.channels_last)
-        upper = above[start:stop] - first
-        lower = (upper + 1).clamp(max=last - first - 1)
-        strip = torch.lerp(low[:, :, upper], low[:, :, lower], weight[:, :, start:stop].to(low.dtype))
-        yield F.interpolate(
-            strip, size=(stop - start, width), mode="bilinear", align_corners=align_corners
-        )  # (B, K, rows, W)
+    low, low_start, start = None, 0, 0
+    for first in range(0, source.height, _LOW_ROWS):
+        last = min(first + _LOW_ROWS, source.height)
+        new = _convolve_rows(conv, source, first, last)
+        # The row before is needed once more, to interpolate between the two.
+        low = new if low is None else torch.cat([low[:, :, -1:], new], dim=2)
+        low_start = max(first - 1, 0)
+        end = height if last == source.height else bisect_left(bounds, last - 1)
+        classes = _contenders(low)
+        if len(classes) == 1 < low.shape[1]:
+            yield classes.expand(len(low), end - start, width)
+        else:
+            # (B, h, w, K): beside each other in memory, classes are compared several times as fast.
+            part = low.permute(0, 2, 3, 1)[..., classes]
+            rows = _rows(len(classes), width, len(part))
+            for top in range(start, end, rows):
+                bottom = min(top + rows, end)
+                upper = (above[top:bottom] - low_start).to(low.device)
+                lower = (upper + 1).clamp(max=low.shape[2] - 1)
+                strip = torch.lerp(part[:, upper], part[:, lower], weights[:, top:bottom].to(low))
+                size = (bottom - top, width)
+                strip = F.interpolate(
+                    strip.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=align_corners
+                )
+                yield _largest(strip) if len(classes) == 1 else classes[_largest(strip)]
+        start = end
+
+
+def _contenders(low: torch.Tensor) -> torch.Tensor:
+    """Classes that can be the largest between the positions of (B, K, h, w) logits.
+
+    Interpolation stays between the smallest and the largest of the four logits around a place. A class whose
+    largest is below another's smallest loses everywhere between the four.
+    """
+    if low.shape[1] < _MANY_CLASSES:
+        return torch.arange(low.shape[1], device=low.device)
+    largest, smallest = low, low
+    for dim in (2, 3):
+        if low.shape[dim] > 1:
+            n = low.shape[dim] - 1
+            largest = torch.maximum(largest.narrow(dim, 0, n), largest.narrow(dim, 1, n))
+            smallest = torch.minimum(smallest.narrow(dim, 0, n), smallest.narrow(dim, 1, n))
+    contends = largest >= smallest.amax(1, keepdim=True)  # (B, K, h - 1, w - 1)
+    return contends.permute(0, 2, 3, 1).flatten(0, 2).any(0).nonzero().flatten()
