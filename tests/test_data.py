@@ -98,7 +98,7 @@ def test_pets_masks_are_trimaps_from_zero(data_root: Path):
 def test_pets_that_are_not_there(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"annotations \(trimaps/\*\.png, trainval\.txt, test\.txt\)"):
         OxfordPets(tmp_path, "train")
-    with pytest.raises(ValueError, match='"train", "val" or "test", not \'all\''):
+    with pytest.raises(ValueError, match='"trainval" or "test", not \'all\''):
         OxfordPets(tmp_path, "all")
 
 

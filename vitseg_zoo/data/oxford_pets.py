@@ -29,7 +29,7 @@ class OxfordPets(Sequence):
 
     Args:
         root: folder that holds `oxford-iiit-pet`, or that folder itself.
-        split: "train", "val" or "test".
+        split: "train", "val", "trainval" (both) or "test".
         download: fetch the data set (800 MB) into `root` if it is not there.
 
     Raises:
@@ -43,11 +43,11 @@ class OxfordPets(Sequence):
     """
 
     def __init__(self, root: str | Path, split: str = "train", download: bool = False) -> None:
-        if split not in ("train", "val", "test"):
-            raise ValueError(f'split must be "train", "val" or "test", not {split!r}.')
+        if split not in ("train", "val", "trainval", "test"):
+            raise ValueError(f'split must be "train", "val", "trainval" or "test", not {split!r}.')
         self.pets = _open(Path(root).expanduser(), "test" if split == "test" else "trainval", download)
         order = np.arange(len(self.pets))
-        if split != "test":
+        if split in ("train", "val"):
             generator = torch.Generator().manual_seed(_SPLIT_SEED)
             order = torch.randperm(len(self.pets), generator=generator).numpy()
             held_out = round(VALIDATION_FRACTION * len(order))

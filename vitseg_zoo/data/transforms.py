@@ -61,3 +61,34 @@ def flip_and_jitter() -> A.Compose:
             ),
         ]
     )
+
+
+def crop_flip_jitter(image_size: int | tuple[int, int]) -> A.Compose:
+    """A stronger augmentation for few images: a random part of the image at a random scale, flip, jitter.
+
+    The part has 30 to 100 % of the area and a ratio of sides from 3:4 to 4:3, and is resized to the image's
+    size, so that a training sees objects up to twice as large.
+
+    Args:
+        image_size: side of the square, or (height, width), in pixels, of what comes out.
+
+    Returns:
+        Pipeline for uint8 images (H, W, 3) and integer masks (H, W).
+
+    Example:
+        >>> import numpy as np
+        >>> augment = crop_flip_jitter(32)
+        >>> augment(image=np.zeros((48, 48, 3), np.uint8), mask=np.zeros((48, 48), np.uint8))["mask"].shape
+        (32, 32)
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    return A.Compose(
+        [
+            A.RandomResizedCrop(size, scale=(0.3, 1.0), mask_interpolation=cv2.INTER_NEAREST),
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter(
+                brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8
+            ),
+            A.ToGray(p=0.05),
+        ]
+    )

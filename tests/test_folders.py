@@ -1,0 +1,103 @@
+"""A user's own folders: what is read, and one clear sentence for what is wrong, before a training starts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitseg_zoo.data.folders import ImageFolders
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three pairs of 8 x 6 pixels with the classes 0 to 2."""
+    rng = np.random.default_rng(0)
+    for kind in ("images", "masks"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).save(_image(tmp_path, name))
+        Image.fromarray(rng.integers(0, 3, (6, 8), np.uint8)).save(_mask(tmp_path, name))
+    (tmp_path / "classes.txt").write_text("sky\nroad \n\ntree\n")
+    return tmp_path
+
+
+def _image(root: Path, name: str) -> Path:
+    return root / "train" / "images" / f"{name}.png"
+
+
+def _mask(root: Path, name: str) -> Path:
+    return root / "train" / "masks" / f"{name}.png"
+
+
+def test_pairs_are_read_in_the_order_of_their_names(root: Path):
+    folders = ImageFolders(root, "train").check()
+    assert folders.class_names == ("sky", "road", "tree") and len(folders) == 3
+    for index, name in enumerate("abc"):
+        image, mask = folders[index]
+        np.testing.assert_array_equal(image, np.asarray(Image.open(_image(root, name))))
+        np.testing.assert_array_equal(mask, np.asarray(Image.open(_mask(root, name))))
+
+
+def test_masks_with_a_palette_and_grey_images_turned_by_exif(root: Path):
+    mask = Image.fromarray(np.asarray(Image.open(_mask(root, "a")))).convert("P")
+    mask.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    labels = np.asarray(mask)
+    mask.save(_mask(root, "a"))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying
+    grey = Image.open(_image(root, "a")).convert("L")
+    grey.transpose(Image.Transpose.ROTATE_90).save(_image(root, "a"), exif=exif)
+    image, read = ImageFolders(root, "train").check()[0]
+    np.testing.assert_array_equal(read, labels)
+    np.testing.assert_array_equal(image, np.asarray(grey.convert("RGB")))
+
+
+def test_undeclared_values_are_named_with_their_masks(root: Path):
+    Image.fromarray(np.full((6, 8), 255, np.uint8)).save(_mask(root, "b"))
+    with pytest.raises(
+        ValueError, match=r"^1 of 3 masks have the values 255, .*0 to 2.*ignore_index \(b\.png\)"
+    ):
+        ImageFolders(root, "train").check()
+    assert len(ImageFolders(root, "train", ignore_index=255).check()) == 3
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (np.zeros((6, 8, 3), np.uint8), r"b\.png has 3 channels: .* number of a class in each pixel"),
+        (np.zeros((6, 9), np.uint8), r"b\.png is 9 x 6 pixels, but its image is 8 x 6"),
+    ],
+)
+def test_masks_that_do_not_fit(mask: np.ndarray, message: str, root: Path):
+    Image.fromarray(mask).save(_mask(root, "b"))
+    with pytest.raises(ValueError, match=message):
+        ImageFolders(root, "train").check()
+
+
+def test_a_damaged_image_is_named(root: Path):
+    _image(root, "c").write_bytes(_image(root, "c").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"c\.png or its mask cannot be read"):
+        ImageFolders(root, "train").check()
+
+
+@pytest.mark.parametrize("kind, other", [("masks", "images"), ("images", "masks")])
+def test_files_without_partner(kind: str, other: str, root: Path):
+    (root / "train" / kind / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"^1 of 3 pairs in .*train have no file in {kind}: b\.$"):
+        ImageFolders(root, "train")
+
+
+def test_folders_that_are_not_there(root: Path):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*val.images: .*val/masks/NAME\.png"):
+        ImageFolders(root, "val")
+    (root / "classes.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"there is no .*classes\.txt: .* a class a line"):
+        ImageFolders(root, "train")
+
+
+def test_clothing(data_root: Path):
+    folders = ImageFolders(data_root / "clothing", "val")
+    image, mask = folders[0]
+    assert len(folders) == 200 and len(folders.class_names) == 7
+    assert image.shape == (*mask.shape, 3) and mask.max() < 7

@@ -1,0 +1,110 @@
+"""A user's own images and masks in folders, and their check before a training starts."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class ImageFolders(Sequence):
+    """Photographs with masks, as `root`/`split`/images/NAME.jpg and `root`/`split`/masks/NAME.png.
+
+    A mask has one channel (or a palette), whose values are the lines of `root`/classes.txt, counted from 0.
+    Files are found and paired here; `check` reads them all.
+
+    Args:
+        root: the folder.
+        split: name of the part, such as "train" or "val".
+        ignore_index: mask value of pixels without a label; None if there are none.
+
+    Attributes:
+        class_names: lines of classes.txt.
+
+    Raises:
+        FileNotFoundError: a folder, classes.txt or the partner of an image or a mask is missing; or there are
+            no images.
+
+    Example:
+        >>> folders = ImageFolders("clothing", "train")  # doctest: +SKIP
+        >>> image, mask = folders.check()[0]  # uint8 (H, W, 3) and uint8 (H, W)  # doctest: +SKIP
+    """
+
+    def __init__(self, root: str | Path, split: str, ignore_index: int | None = None) -> None:
+        root = Path(root).expanduser()
+        classes = root / "classes.txt"
+        images, masks = (root / split / kind for kind in ("images", "masks"))
+        for needed in (images, masks, classes):
+            if not needed.exists():
+                raise FileNotFoundError(
+                    f"there is no {needed}: {root} should hold {split}/images/NAME.jpg, "
+                    f"{split}/masks/NAME.png and classes.txt, a class a line."
+                )
+        self.class_names = tuple(line.strip() for line in classes.read_text().splitlines() if line.strip())
+        self.ignore_index = ignore_index
+        found = {path.stem: path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+        labelled = {path.stem: path for path in masks.iterdir() if path.suffix.lower() == ".png"}
+        if not found:
+            raise FileNotFoundError(f"{images} has no images ({', '.join(IMAGE_SUFFIXES)}).")
+        for kind, lacking in (("masks", found.keys() - labelled), ("images", labelled.keys() - found)):
+            if lacking:
+                raise FileNotFoundError(
+                    f"{len(lacking)} of {len(found | labelled)} pairs in {root / split} have no file in "
+                    f"{kind}: {_few(sorted(lacking))}."
+                )
+        self.pairs = [(found[name], labelled[name]) for name in sorted(found)]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        image_path, mask_path = self.pairs[index]
+        try:
+            with Image.open(image_path) as file:
+                image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+            with Image.open(mask_path) as file:
+                mask = np.asarray(file)
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{image_path} or its mask cannot be read: {error}.") from error
+        if mask.ndim != 2:
+            raise ValueError(
+                f"{mask_path} has {mask.shape[2]} channels: a mask has one, with the number of a class "
+                "in each pixel, not its colour."
+            )
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"{mask_path} is {mask.shape[1]} x {mask.shape[0]} pixels, but its image is "
+                f"{image.shape[1]} x {image.shape[0]}."
+            )
+        return image, mask
+
+    def check(self) -> "ImageFolders":
+        """Reads all images and masks, in threads, and returns itself.
+
+        Raises:
+            ValueError: a file cannot be read, a mask has another size than its image or several channels, or
+                masks have values that are no class; one sentence names the files.
+        """
+        with ThreadPoolExecutor() as pool:
+            values = list(pool.map(self._values, range(len(self))))
+        declared = {*range(len(self.class_names)), self.ignore_index}
+        wrong = [index for index, seen in enumerate(values) if seen - declared]
+        if wrong:
+            undeclared = sorted(set().union(*(values[index] for index in wrong)) - declared)
+            raise ValueError(
+                f"{len(wrong)} of {len(self)} masks have the values {_few(undeclared)}, but classes.txt "
+                f"declares 0 to {len(self.class_names) - 1}: add the classes, or, if it means pixels without "
+                f"a label, name the value as ignore_index ({_few(self.pairs[i][1].name for i in wrong)})."
+            )
+        return self
+
+    def _values(self, index: int) -> set[int]:
+        return set(np.unique(self[index][1]).tolist())
+
+
+def _few(values) -> str:
+    values = list(map(str, values))
+    return ", ".join(values[:3]) + (f" and {len(values) - 3} more" if len(values) > 3 else "")
