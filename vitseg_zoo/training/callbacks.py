@@ -42,6 +42,8 @@ class EpochLog(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         now = time.monotonic()
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):  # scores of an earlier epoch
+            values = {name: value for name, value in values.items() if not name.startswith("val_")}
         # Callbacks are called before the module, whose logged train scores are still of the epoch before.
         values |= {f"train_{name}": float(value) for name, value in module.train_metrics.compute().items()}
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
@@ -52,7 +54,7 @@ class EpochLog(Callback):
             return
         partial = self.path.with_name(self.path.name + ".partial")
         with open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(self.rows[-1]), extrasaction="ignore")
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
             writer.writeheader()
             writer.writerows(self.rows)
         os.replace(partial, self.path)

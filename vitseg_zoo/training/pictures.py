@@ -1,6 +1,7 @@
 """Pictures of a training: truth next to prediction, the GIF over epochs, and the curves."""
 
 import csv
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,16 +108,16 @@ def save_curves(runs: Mapping[str, Path], path: Path) -> None:
             metrics = read_metrics(source)
             epochs = [epoch + 1 for epoch in metrics.get("epoch", [])]
             for stage, style in {"train": "--", "val": "-"}.items():
-                values = metrics.get(f"{stage}_{metric}")
-                if values:
+                values = metrics.get(f"{stage}_{metric}", [])
+                points = [pair for pair in zip(epochs, values, strict=False) if math.isfinite(pair[1])]
+                if points:
                     label = " ".join(filter(None, [name, {"train": "train", "val": "validation"}[stage]]))
                     axes.plot(
-                        epochs,
-                        values,
+                        *zip(*points, strict=True),
                         style,
                         color=f"C{index}",
                         label=label,
-                        marker="." if len(epochs) < 3 else "",
+                        marker="." if len(points) < 3 else "",
                     )
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
