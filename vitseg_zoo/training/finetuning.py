@@ -1,0 +1,79 @@
+"""The Lightning module for a good result on few images: AdamW by layers, warm-up, cosine, dice loss."""
+
+import math
+from typing import Any
+
+import torch
+from segmentation_models_pytorch.losses import DiceLoss
+from torch import Tensor, nn
+
+from vitseg_zoo.training.module import SegmentationModule
+from vitseg_zoo.training.parameter_groups import parameter_groups
+
+
+class FineTuningModule(SegmentationModule):
+    """Trains with AdamW, a linear warm-up, a cosine to zero, and the sum of cross-entropy and dice loss.
+
+    Args:
+        args: see `SegmentationModule`, whose StepLR is not used.
+        weight_decay: of AdamW, except for norms, biases and embeddings.
+        layer_decay: ratio of the learning rates of successive blocks of the encoder: about 0.75 for a
+            pretrained ViT, 1 (the default) for the same everywhere, as from random weights.
+        warmup: share of the steps in which the learning rate rises from zero.
+        dice_weight: weight of the dice loss.
+        kwargs: see `SegmentationModule`.
+
+    Example:
+        >>> palette = [(255, 0, 0), (0, 0, 0)]
+        >>> module = FineTuningModule("fusedsegformer", "vz-mit_b0", None, ["cat", "rest"], palette, 64)
+        >>> round(module.loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)).item(), 2)
+        1.03
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        weight_decay: float = 0.05,
+        layer_decay: float = 1.0,
+        warmup: float = 0.05,
+        dice_weight: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.save_hyperparameters("weight_decay", "layer_decay", "warmup", "dice_weight")
+        self.loss = CrossEntropyAndDice(self.hparams.ignore_index, dice_weight)
+
+    def configure_optimizers(self) -> dict:
+        hparams = self.hparams
+        groups = parameter_groups(
+            self.model, hparams.learning_rate, hparams.weight_decay, hparams.layer_decay
+        )
+        steps = self.trainer.estimated_stepping_batches
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer := torch.optim.AdamW(groups, lr=hparams.learning_rate),
+            lambda step: (
+                min(1.0, (step + 1) / max(1, hparams.warmup * steps))
+                * (1 + math.cos(math.pi * step / steps))
+                / 2
+            ),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class CrossEntropyAndDice(nn.Module):
+    """Cross-entropy plus SMP's dice loss, which keeps small classes from drowning in large ones.
+
+    Args:
+        ignore_index: mask value of pixels that do not count; None if there are none.
+        dice_weight: weight of the dice loss.
+    """
+
+    def __init__(self, ignore_index: int | None = None, dice_weight: float = 1.0) -> None:
+        super().__init__()
+        self.cross_entropy = nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
+        self.dice = DiceLoss("multiclass", ignore_index=ignore_index)
+        self.dice_weight = dice_weight
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Returns the loss of logits (B, C, H, W) for masks (B, H, W)."""
+        return self.cross_entropy(logits, mask) + self.dice_weight * self.dice(logits, mask)
