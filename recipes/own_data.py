@@ -155,7 +155,7 @@ def main() -> None:
         "std": module.std.flatten().tolist(),
         "input_size": [args.image_size, args.image_size],
         "recipe": shlex.join(["python", *sys.argv]),
-        "metric_source": "measured by recipes/own_data.py, one confusion matrix over all pixels, no epoch selected",
+        "metric_source": "recipes/own_data.py: one confusion matrix over all pixels, no epoch selected",
         **(json.loads(args.about.read_text()) if args.about else {}),
     }
     path = save_model(module.model, args.out / "model.safetensors", half=True, **about)
