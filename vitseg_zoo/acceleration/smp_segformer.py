@@ -9,7 +9,8 @@ from segmentation_models_pytorch.encoders import mix_transformer as smp_mit
 from torch import nn
 
 from vitseg_zoo.acceleration.plain import is_plain
-from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder, HeadRows
+from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
+from vitseg_zoo.decoders.head_rows import HeadRows
 from vitseg_zoo.encoders.mix_ops import attention, mix_ffn
 
 

@@ -11,21 +11,19 @@ sum to one, so resampling commutes with linear layers on channels and with their
     F cat_i(up(W_i x_i + b_i)) = sum_i up(F_i W_i x_i) + sum_i F_i b_i.
 
 The products F_i W_i are small and made anew in each pass: parameters, gradients and batch statistics are
-those of the original, and nothing can be out of date. In evaluation the batch norm is folded into them too,
-and a CPU computes the output in strips of rows, so that a map of E channels is never held whole.
+those of the original, and nothing can be out of date. In evaluation the batch norm is folded into them too.
+On a CPU the output is computed in strips of rows; see `head_rows`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from torch import nn
 
-from vitseg_zoo.encoders.mix_ops import Layer, pointwise, runs_eagerly_on_cpu
-
-# Elements of a strip of the head's output, 4 MB in fp32: it stays in the cache, and memory is used again.
-_STRIP_ELEMENTS = 2**20
+from vitseg_zoo.decoders.head_rows import HeadRows, normalized_head, resample
+from vitseg_zoo.encoders.mix_ops import Layer, runs_eagerly_on_cpu
 
 
 def fuse_head(
@@ -83,9 +81,13 @@ def fused_head(
         (B, classes, H, W), or (B, E, H, W) behind the ReLU without `classify`.
     """
     weights, bias = fuse_head(linears, fuse, norm)
-    if not (uses_batch_statistics(norm) or torch.is_grad_enabled()) and runs_eagerly_on_cpu(maps[0]):
-        rows = HeadRows(maps, weights, bias, size)
-        return torch.cat([classify(strip) for strip in rows.strips()], dim=2)
+    if runs_eagerly_on_cpu(maps[0]):
+        if not (uses_batch_statistics(norm) or torch.is_grad_enabled()):
+            rows = HeadRows(maps, weights, bias, size)
+            return torch.cat([classify(rows(*strip)) for strip in rows.strips()], dim=2)
+        trains_norm = type(norm) is nn.BatchNorm2d and norm.affine and uses_batch_statistics(norm)
+        if trains_norm and not torch.is_autocast_enabled("cpu"):
+            return classify(normalized_head(HeadRows(maps, weights, bias, size), norm))
     output = None
     for level, weight in sorted(zip(maps, weights, strict=True), key=lambda pair: -pair[0].shape[2]):
         # The finest level is the largest map: it takes the bias, and the others are added to it in place.
@@ -101,70 +103,9 @@ def _project(
     """A linear layer on channels, and resampling: (B, C, h, w) to (B, E, *size)."""
     finer = x.shape[2] * x.shape[3] > size[0] * size[1]
     if finer:  # resampled first, which leaves less to project
-        x = _resample(x, size)
+        x = resample(x, size)
     x = F.conv2d(x, weight[:, :, None, None], bias)
-    return x if finer else _resample(x, size)
-
-
-def _resample(x: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
-class HeadRows:
-    """The output of the fused head in evaluation, behind the ReLU: any of its rows, computed when asked for.
-
-    Args:
-        maps: One (B, C_i, H_i, W_i) a level.
-        weights: (E, C_i) a level.
-        bias: (E,).
-        size: Height H and width W of the output.
-    """
-
-    def __init__(
-        self,
-        maps: Sequence[torch.Tensor],
-        weights: Sequence[torch.Tensor],
-        bias: torch.Tensor,
-        size: Sequence[int],
-    ) -> None:
-        self.height, self.width = size
-        self.bias = bias
-        self._finest: list[tuple[torch.Tensor, torch.Tensor]] = []  # (B, H, W, C) and (E, C)
-        # Of coarser levels: how rows are interpolated, (H, h), and projected rows, (B, h, W * E).
-        self._coarser: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for x, weight in zip(maps, weights, strict=True):
-            if x.shape[2] >= self.height:
-                self._finest.append((_resample(x, size).permute(0, 2, 3, 1), weight))
-                continue
-            x = pointwise(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2).to(bias.dtype)
-            x = _resample(x, (x.shape[2], self.width)).permute(0, 2, 3, 1).flatten(2)
-            # Resampling is linear: what it does to unit vectors is its matrix.
-            identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None, None]
-            self._coarser.append((_resample(identity, (self.height, x.shape[1]))[0, 0], x))
-
-    def __call__(self, first: int, last: int) -> torch.Tensor:
-        """Rows `first` to `last` (exclusive), (B, E, rows, W)."""
-        x, weight = self._finest[0]
-        # (B, rows, W, E), added up in the weights' precision under autocast too, in which a CPU is faster.
-        rows = pointwise(x[:, first:last], weight, self.bias).to(self.bias.dtype).contiguous()
-        for x, weight in self._finest[1:]:
-            rows += pointwise(x[:, first:last], weight)
-        flat = rows.flatten(2)
-        for matrix, x in self._coarser:
-            # The rows of the level that these rows lie between.
-            top = max(first * x.shape[1] // self.height - 1, 0)
-            bottom = min(-(-last * x.shape[1] // self.height) + 1, x.shape[1])
-            part = matrix[first:last, top:bottom].expand(len(x), -1, -1)
-            flat.baddbmm_(part, x[:, top:bottom])
-        return F.relu_(rows).permute(0, 3, 1, 2)
-
-    def strips(self) -> Iterator[torch.Tensor]:
-        """All rows, in strips from top to bottom, each computed when it is its turn."""
-        batch = len(self._finest[0][0])
-        rows = max(8, _STRIP_ELEMENTS // (batch * self.width * len(self.bias)))
-        return (self(first, min(first + rows, self.height)) for first in range(0, self.height, rows))
+    return x if finer else resample(x, size)
 
 
 class FusedSegformerDecoder(SegformerDecoder):

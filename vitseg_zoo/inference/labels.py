@@ -14,7 +14,8 @@ from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
-from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder, HeadRows
+from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
+from vitseg_zoo.decoders.head_rows import HeadRows
 from vitseg_zoo.decoders.patch import PatchHead
 
 # Logits that are held at once, in elements: 8 MB in fp32, small enough to stay in a processor's cache.
