@@ -20,7 +20,7 @@ import warnings
 from pathlib import Path
 
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vitseg_zoo import load_model, save_model
 from vitseg_zoo.data import oxford_pets
@@ -31,7 +31,7 @@ from vitseg_zoo.inference.evaluate import evaluate
 from vitseg_zoo.inference.predict import distinct_colours
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
 from vitseg_zoo.training.data_module import SegmentationDataModule
-from vitseg_zoo.training.finetuning import FineTuningModule
+from vitseg_zoo.training.finetuning import FineTuningModule, weight_averaging
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import hardware, save_results, training_seconds, versions
@@ -133,7 +133,7 @@ def main() -> None:
         callbacks=[
             EpochLog(args.out / "metrics.csv"),
             PredictionGallery(val, args.out),  # before EMA, whose weights it shows
-            EMAWeightAveraging(decay=EMA_DECAY),
+            weight_averaging(EMA_DECAY),
             ModelCheckpoint(args.out, "last", save_on_train_epoch_end=True, enable_version_counter=False),
         ],
         enable_progress_bar=False,
