@@ -7,8 +7,10 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from timm.models import get_notrace_functions
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from vit_seg_reference import ReferenceViTSeg
 
 from vitseg_zoo.cli import main
@@ -141,6 +143,21 @@ def test_timm_channels_and_sizes(in_chans: int) -> None:
     model = timm.create_model("vitseg_tiny_patch16_128", in_chans=in_chans, num_classes=5, depth=2).eval()
     for size in [(128, 128), (64, 96), (50, 33), (16, 16), (7, 200)]:
         assert model(torch.rand(1, in_chans, *size)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_timm_symbolic_trace_and_script(strict: bool) -> None:
+    with timm.layers.set_scriptable(True):
+        model = timm.create_model("vitseg_tiny_patch16_128", depth=2, dynamic_img_size=not strict).eval()
+    tracer = {"autowrap_functions": get_notrace_functions(), "param_shapes_constant": True}
+    output = get_graph_node_names(model, tracer_kwargs=tracer)[1][-1]
+    traced = create_feature_extractor(model, [output], tracer_kwargs=tracer)
+    image = torch.rand(1, 3, 128, 128)
+    for other in (lambda x: traced(x)[output], torch.jit.script(model)):
+        torch.testing.assert_close(other(image), model(image))
+        if strict:
+            with pytest.raises((AssertionError, torch.jit.Error), match="Input height"):
+                other(torch.rand(1, 3, 96, 128))
 
 
 def test_timm_gradient_checkpointing_changes_nothing() -> None:

@@ -51,9 +51,13 @@ class NormalizedPatchEmbed(PatchEmbed):
         x = self.input_norm(x)
         height, width = x.shape[2:]
         patch_h, patch_w = self.patch_size
-        if self.strict_img_size and (height, width) != self.img_size:
-            raise AssertionError(f"Input size {(height, width)} doesn't match model {self.img_size}.")
-        if self.dynamic_img_pad and (height % patch_h or width % patch_w):
+        # No branch on a size, and timm's assertion: torch.fx traces through both.
+        if self.strict_img_size:
+            torch._assert(
+                height == self.img_size[0], f"Input height ({height}) should be {self.img_size[0]}."
+            )
+            torch._assert(width == self.img_size[1], f"Input width ({width}) should be {self.img_size[1]}.")
+        if self.dynamic_img_pad:
             x = F.pad(x, (0, -width % patch_w, 0, -height % patch_h))
         x = self.patchify(x).permute(0, 2, 3, 1)  # (B, H/p, W/p, C*p*p)
         x = F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # (B, H/p, W/p, D)
