@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vitseg_zoo.encoders import mix_ops
+from vitseg_zoo.encoders import mix_ffn
 from vitseg_zoo.weights.segformer import checkpoint_filter_fn
 
 DEPTHS = [(2, 2, 2, 2), (2, 2, 2, 2), (3, 4, 6, 3), (3, 4, 18, 3), (3, 8, 27, 3), (3, 6, 40, 3)]
@@ -74,7 +74,7 @@ def test_strips_and_pointwise_convolutions_change_nothing(monkeypatch: pytest.Mo
     model = timm.create_model("mit_b0", features_only=True)
     x = torch.randn(2, 3, 200, 136)
     expected = [f.float() for f in features(model.double(), x.double())]
-    monkeypatch.setattr(mix_ops, "_STRIP_ELEMENTS", 1)
+    monkeypatch.setattr(mix_ffn, "_STRIP_ELEMENTS", 1)
     assert largest_difference(features(model.float(), x), expected) < 1e-4
 
 

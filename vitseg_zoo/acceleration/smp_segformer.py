@@ -8,10 +8,10 @@ from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDeco
 from segmentation_models_pytorch.encoders import mix_transformer as smp_mit
 from torch import nn
 
-from vitseg_zoo.acceleration.plain import is_plain
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.head_rows import HeadRows
-from vitseg_zoo.encoders.mix_ops import attention, mix_ffn
+from vitseg_zoo.encoders.mix_ffn import mix_ffn
+from vitseg_zoo.encoders.mix_ops import attention, is_plain
 
 
 class FastLayerNorm(smp_mit.LayerNorm):

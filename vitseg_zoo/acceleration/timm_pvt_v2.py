@@ -4,7 +4,8 @@ import torch
 from timm.models import checkpoint, pvt_v2
 from torch import nn
 
-from vitseg_zoo.encoders.mix_ops import attention, conv_nhwc, mix_ffn
+from vitseg_zoo.encoders.mix_ffn import mix_ffn
+from vitseg_zoo.encoders.mix_ops import attention, conv_nhwc
 
 
 class FastBlock(pvt_v2.Block):

@@ -10,9 +10,9 @@ from transformers.models.segformer.modeling_segformer import (
     SegformerStage,
 )
 
-from vitseg_zoo.acceleration.plain import is_plain
 from vitseg_zoo.decoders.all_mlp import fused_head
-from vitseg_zoo.encoders.mix_ops import attention, conv_nhwc, mix_ffn
+from vitseg_zoo.encoders.mix_ffn import mix_ffn
+from vitseg_zoo.encoders.mix_ops import attention, conv_nhwc, is_plain
 
 
 class FastSegformerLayer(SegformerLayer):

@@ -104,6 +104,8 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         classifier, *upsampling = self.segmentation_head
         # The decoder calls the classifier, so that its map of many channels need not be held whole.
         masks = self.decoder(features, classifier)
+        if torch.is_grad_enabled():
+            masks = masks.contiguous()  # losses would copy the large logits into this order
         for layer in upsampling:
             masks = layer(masks)
         if self.classification_head is not None:

@@ -83,8 +83,7 @@ def fused_head(
     weights, bias = fuse_head(linears, fuse, norm)
     if runs_eagerly_on_cpu(maps[0]):
         if not (uses_batch_statistics(norm) or torch.is_grad_enabled()):
-            rows = HeadRows(maps, weights, bias, size)
-            return torch.cat([classify(rows(*strip)) for strip in rows.strips()], dim=2)
+            return HeadRows(maps, weights, bias, size).whole(classify)
         trains_norm = type(norm) is nn.BatchNorm2d and norm.affine and uses_batch_statistics(norm)
         if trains_norm and not torch.is_autocast_enabled("cpu"):
             return classify(normalized_head(HeadRows(maps, weights, bias, size), norm))

@@ -14,7 +14,8 @@ from timm.layers import DropPath, LayerNorm
 from timm.models import checkpoint
 from torch import nn
 
-from vitseg_zoo.encoders.mix_ops import PointwiseLinear, attention, conv_nhwc, mix_ffn
+from vitseg_zoo.encoders.mix_ffn import mix_ffn
+from vitseg_zoo.encoders.mix_ops import PointwiseLinear, attention, conv_nhwc
 
 
 class EfficientAttention(nn.Module):

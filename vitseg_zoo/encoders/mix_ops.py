@@ -1,4 +1,4 @@
-"""The operations of MiT on maps (B, H, W, C), as functions over layers, and the forms that are fast on a CPU.
+"""Operations of MiT on maps (B, H, W, C), as functions over layers, and the forms that are fast on a CPU.
 
 Papers: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
 https://arxiv.org/abs/2105.15203, and "PVT v2: Improved Baselines with Pyramid Vision Transformer",
@@ -10,17 +10,13 @@ in the zoo's encoders and in the models that `vitseg_zoo.accelerate` finds, hook
 included.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
-
-# Largest hidden map of a Mix-FFN, in elements, that inference on a CPU makes at once: 4 MB in fp32, so that
-# it stays in the cache, and that the allocator reuses memory instead of asking the system for fresh pages.
-_STRIP_ELEMENTS = 2**20
 
 
 def runs_eagerly_on_cpu(x: torch.Tensor) -> bool:
@@ -53,6 +49,42 @@ def conv_nhwc(conv: Layer, x: torch.Tensor) -> torch.Tensor:
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+def convolution_backward(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    conv: nn.Conv2d | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Gradients of `conv_nhwc(conv, x)`, or of `pointwise(x, weight, bias)` where `conv` is None.
+
+    Args:
+        gradient: Of the output, (B, H, W, C_out).
+        x: The input, (B, H, W, C_in).
+        weight: Of the convolution, or (C_out, C_in).
+        bias: (C_out,) or None.
+        conv: Whose padding, dilation and groups count; its stride is 1.
+
+    Returns:
+        The gradients of `x`, `weight` and `bias`.
+    """
+    padding, dilation, groups = (conv.padding, conv.dilation, conv.groups) if conv else ([0, 0], [1, 1], 1)
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        gradient.permute(0, 3, 1, 2),
+        x.permute(0, 3, 1, 2),
+        weight if conv else weight[:, :, None, None],
+        None if bias is None else bias.shape,
+        [1, 1],
+        padding,
+        dilation,
+        False,
+        [0, 0],
+        groups,
+        [True, True, bias is not None],
+    )
+    return of_x.permute(0, 2, 3, 1), of_weight.view_as(weight), of_bias
+
+
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, dropout_p: float = 0.0
 ) -> torch.Tensor:
@@ -73,23 +105,17 @@ def attention(
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p).transpose(1, 2).flatten(2)
 
 
-def mix_ffn(
-    x: torch.Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, fc2: Layer
-) -> torch.Tensor:
-    """Mix-FFN (SegFormer, equation 3): fc2(act(dwconv(fc1(x)))) on a map (B, H, W, C).
+def is_plain(layers: Iterable[nn.Module], around: Iterable[nn.Module] = ()) -> bool:
+    """Whether `layers` can be computed from their weights: torch's own, without hooks on them or `around`."""
+    layers = list(layers)
+    return all(type(layer) in _PLAIN_TYPES for layer in layers) and not any(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        for module in (*layers, *around)
+    )
 
-    Without gradients on a CPU the hidden map is made in strips of rows, which is exact: a strip takes along
-    as many rows above and below as the convolution reaches.
-    """
-    if torch.is_grad_enabled() or not runs_eagerly_on_cpu(x):
-        return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
-    height, width = x.shape[1:3]
-    rows = max(16, _STRIP_ELEMENTS // (width * dwconv.in_channels * x.shape[0]))
-    halo = dwconv.padding[0]
-    strips = []
-    for start in range(0, height, rows):
-        stop = min(start + rows, height)
-        top, bottom = max(start - halo, 0), min(stop + halo, height)
-        hidden = conv_nhwc(dwconv, fc1(x[:, top:bottom]))[:, start - top : stop - top]
-        strips.append(fc2(drop(act(hidden))))
-    return drop(strips[0] if len(strips) == 1 else torch.cat(strips, dim=1))
+
+_PLAIN_TYPES = (nn.Linear, PointwiseLinear, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)

@@ -1,0 +1,122 @@
+"""Mix-FFN, the feed-forward part of MiT's blocks, and its form for CPUs.
+
+Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
+https://arxiv.org/abs/2105.15203, equation 3.
+
+Its hidden map has several times the channels of the rest. On a CPU it is made in strips that stay in the
+cache, which is exact: a strip takes along as many rows above and below as the convolution reaches. In
+training nothing of it is kept; the backward pass makes each strip again.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from vitseg_zoo.encoders.mix_ops import (
+    Layer,
+    conv_nhwc,
+    convolution_backward,
+    is_plain,
+    pointwise,
+    runs_eagerly_on_cpu,
+)
+
+# Elements of a strip of the hidden map, 4 MB in fp32: the allocator then also uses its memory again, instead
+# of asking the system for fresh pages.
+_STRIP_ELEMENTS = 2**20
+
+
+def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, fc2: Layer) -> Tensor:
+    """Mix-FFN: fc2(act(dwconv(fc1(x)))) on a map (B, H, W, C).
+
+    Args:
+        x: The map.
+        fc1: Linear layer to the hidden channels.
+        dwconv: 3 x 3 depthwise convolution.
+        act: Activation, element by element.
+        drop: Dropout, behind `act` and behind `fc2`.
+        fc2: Linear layer back to C channels.
+
+    Returns:
+        (B, H, W, C).
+    """
+    if not runs_eagerly_on_cpu(x):
+        return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
+    if not torch.is_grad_enabled():
+        output = None
+        for images, start, stop, top, bottom in _strips(x, dwconv):
+            hidden = conv_nhwc(dwconv, fc1(x[images, top:bottom]))[:, start - top : stop - top]
+            strip = fc2(drop(act(hidden)))
+            if strip.shape[:3] == x.shape[:3]:
+                return drop(strip)
+            if output is None:
+                output = strip.new_empty(*x.shape[:3], strip.shape[3])
+            output[images, start:stop] = strip
+        return drop(output)
+    drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
+    fits = is_plain([m for m in (fc1, fc2) if isinstance(m, nn.Module)] + [dwconv])
+    if drops or not fits or torch.is_autocast_enabled("cpu") or not isinstance(fc1, nn.Linear):
+        return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
+    weights = [tensor for layer in (fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
+    return _MixFFN.apply(x, act, dwconv, *weights)
+
+
+def _strips(x: Tensor, dwconv: nn.Conv2d) -> Iterator[tuple[slice, int, int, int, int]]:
+    """Parts of a map whose hidden map stays in the cache.
+
+    Yields:
+        Images; first and last row (exclusive); the same with the rows that the convolution reaches.
+    """
+    batch, height, width = x.shape[:3]
+    row = width * dwconv.in_channels
+    images = max(1, _STRIP_ELEMENTS // (height * row))
+    rows = height if images > 1 else max(16, _STRIP_ELEMENTS // row)
+    halo = dwconv.padding[0]
+    for image in range(0, batch, images):
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            yield slice(image, image + images), start, stop, max(start - halo, 0), min(stop + halo, height)
+
+
+class _MixFFN(torch.autograd.Function):
+    """Mix-FFN without dropout, of which only the input is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, act: Layer, dwconv: nn.Conv2d, *weights: Tensor) -> Tensor:
+        ctx.act, ctx.dwconv = act, dwconv
+        ctx.save_for_backward(x, *weights)
+        output = x.new_empty(*x.shape[:3], len(weights[4]))
+        for images, start, stop, top, bottom in _strips(x, dwconv):
+            hidden = pointwise(x[images, top:bottom], *weights[:2])
+            hidden = conv_nhwc(dwconv, hidden)[:, start - top : stop - top]
+            output[images, start:stop] = pointwise(act(hidden), *weights[4:])
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, w1, b1, wd, bd, w2, b2 = ctx.saved_tensors
+        dwconv = ctx.dwconv
+        to_x, *to_weights = (None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors)
+        for images, start, stop, top, bottom in _strips(x, dwconv):
+            part, inner = x[images, top:bottom], slice(start - top, stop - top)
+            first = pointwise(part, w1, b1)  # (b, rows + halo, W, hidden)
+            with torch.enable_grad():
+                second = conv_nhwc(dwconv, first)[:, inner].detach().requires_grad_()
+                active = ctx.act(second)
+            of_active, *of_fc2 = convolution_backward(gradient[images, start:stop], active.detach(), w2, b2)
+            (of_second,) = torch.autograd.grad(active, second, of_active)
+            if of_second.shape != first.shape:
+                # Rows of the halo belong to other strips: nothing comes back from them.
+                of_second = F.pad(of_second, (0, 0, 0, 0, start - top, bottom - stop))
+            of_first, *of_conv = convolution_backward(of_second, first, wd, bd, dwconv)
+            of_part, *of_fc1 = convolution_backward(of_first, part, w1, b1)
+            to_x[images, top:bottom] += of_part
+            for total, of_strip in zip(to_weights, (*of_fc1, *of_conv, *of_fc2), strict=True):
+                if total is not None:
+                    total += of_strip
+        return to_x, None, None, *to_weights
