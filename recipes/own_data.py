@@ -138,7 +138,7 @@ def main() -> None:
         ],
         enable_progress_bar=False,
         enable_model_summary=False,
-        check_val_every_n_epoch=max(1, args.epochs // 20),
+        check_val_every_n_epoch=max(1, args.epochs // 10),
         logger=False,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
