@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from torch import nn
 
-from vitseg_zoo.decoders.head_rows import HeadRows, normalized_head, resample
-from vitseg_zoo.encoders.mix_ops import Layer, runs_eagerly_on_cpu
+from vitseg_zoo.decoders.head_rows import HeadRows, classified_head, resample
+from vitseg_zoo.encoders.mix_ops import Layer, is_plain, runs_eagerly_on_cpu
 
 
 def fuse_head(
@@ -84,9 +84,8 @@ def fused_head(
     if runs_eagerly_on_cpu(maps[0]):
         if not (uses_batch_statistics(norm) or torch.is_grad_enabled()):
             return HeadRows(maps, weights, bias, size).whole(classify)
-        trains_norm = type(norm) is nn.BatchNorm2d and norm.affine and uses_batch_statistics(norm)
-        if trains_norm and not torch.is_autocast_enabled("cpu"):
-            return classify(normalized_head(HeadRows(maps, weights, bias, size), norm))
+        if _trains(norm, classify, size) and not torch.is_autocast_enabled("cpu"):
+            return classified_head(HeadRows(maps, weights, bias, size), norm, classify)
     output = None
     for level, weight in sorted(zip(maps, weights, strict=True), key=lambda pair: -pair[0].shape[2]):
         # The finest level is the largest map: it takes the bias, and the others are added to it in place.
@@ -94,6 +93,19 @@ def fused_head(
         output = level if output is None else output.add_(level)
     output = F.relu_(norm(output) if uses_batch_statistics(norm) else output)
     return classify(output)
+
+
+def _trains(norm: nn.BatchNorm2d, classify: Layer, size: Sequence[int]) -> bool:
+    """Whether `classified_head` has the gradients: of plain layers, and of more than one value a channel."""
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.affine
+        and uses_batch_statistics(norm)
+        and isinstance(classify, nn.Conv2d)
+        and classify.kernel_size == (1, 1)
+        and is_plain([norm, classify])
+        and min(size) > 1
+    )
 
 
 def _project(

@@ -1,7 +1,7 @@
 """The fused all-MLP head a strip of rows at a time, for CPUs: the map of E channels stays in the cache.
 
 See `all_mlp` for the mathematics. In evaluation the batch norm is folded into the weights, and `HeadRows`
-gives the output row by row. In training `normalized_head` has gradients of its own, which keep one map of E
+gives the output row by row. In training `classified_head` has gradients of its own, which keep one map of E
 channels instead of several: what the backward pass needs beside it is computed again.
 """
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vitseg_zoo.encoders.mix_ops import Layer, convolution_backward, pointwise
+from vitseg_zoo.encoders.mix_ops import Layer, pointwise, pointwise_backward
 
 # Elements of a strip, 4 MB in fp32: it stays in the cache, and the allocator uses its memory again.
 _STRIP_ELEMENTS = 2**20
@@ -80,7 +80,7 @@ class HeadRows:
         """Adds to maps and weights of `into` what a gradient (b, rows, W, E) of a strip means for them."""
         images, first, last = strip
         for (x, weight), (to_x, to_weight) in zip(self.finest, into.finest, strict=True):
-            of_x, of_weight, _ = convolution_backward(gradient, x[images, first:last], weight, None)
+            of_x, of_weight, _ = pointwise_backward(gradient, x[images, first:last], weight, None)
             to_x[images, first:last] = of_x
             to_weight += of_weight
         for (matrix, x), (_, to_x) in zip(self.coarser, into.coarser, strict=True):
@@ -124,8 +124,8 @@ def resample(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def normalized_head(rows: HeadRows, norm: nn.BatchNorm2d) -> Tensor:
-    """Batch norm in training and ReLU over the whole sum of a head: (B, E, H, W).
+def classified_head(rows: HeadRows, norm: nn.BatchNorm2d, classifier: nn.Conv2d) -> Tensor:
+    """Batch norm in training, ReLU and classifier over the whole sum of a head: (B, classes, H, W).
 
     The running statistics of `norm` move as in its own forward pass.
     """
@@ -134,62 +134,96 @@ def normalized_head(rows: HeadRows, norm: nn.BatchNorm2d) -> Tensor:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # the mean of all batches
             factor = 1.0 / float(norm.num_batches_tracked)
-    statistics = (norm.running_mean, norm.running_var) if norm.training else (None, None)
-    settings = (*statistics, factor, norm.eps)
-    return _NormalizedHead.apply(rows, settings, norm.weight, norm.bias, rows.bias, *rows.tensors())
+    weight = classifier.weight.flatten(1)
+    tensors = (norm.weight, norm.bias, weight, classifier.bias, rows.bias, *rows.tensors())
+    logits, mean, variance = _ClassifiedHead.apply(rows, norm.eps, *tensors)
+    if factor:
+        count = len(logits) * rows.height * rows.width
+        norm.running_mean.lerp_(mean, factor)
+        norm.running_var.lerp_(variance * (count / (count - 1)), factor)
+    return logits
 
 
-class _NormalizedHead(torch.autograd.Function):
-    """Levels, batch norm and ReLU with the gradients of all three (Ioffe and Szegedy 2015, section 3)."""
+class _ClassifiedHead(torch.autograd.Function):
+    """Sum of levels, batch norm, ReLU and classifier with the gradients of all four.
+
+    Those of the batch norm are in "Batch Normalization", https://arxiv.org/abs/1502.03167, section 3. Of the
+    maps of E channels only the sum is kept for the backward pass.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         rows: HeadRows,
-        settings: tuple[Any, ...],
+        eps: float,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
         weight: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         head_bias: Tensor,
         *tensors: Tensor,
-    ) -> Tensor:
-        batch = len(tensors[0])
-        total = head_bias.new_empty(batch, rows.height, rows.width, len(head_bias))
-        for images, first, last in rows.strips():
-            total[images, first:last] = rows.sums(images, first, last)
-        mean_to, var_to, factor, eps = settings
-        output, mean, inverse_std = torch.native_batch_norm(
-            total.permute(0, 3, 1, 2), weight, bias, mean_to, var_to, True, factor, eps
-        )
-        output.relu_()
-        ctx.shape_of = rows.with_tensors([tensor[:0] for tensor in tensors], head_bias[:0])
-        ctx.save_for_backward(output, mean, inverse_std, weight, head_bias, *tensors)
-        return output
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shape = (len(tensors[0]), rows.height, rows.width)
+        count = shape[0] * shape[1] * shape[2]
+        total = head_bias.new_empty(*shape, len(head_bias))
+        mean, variance = torch.zeros_like(head_bias), torch.zeros_like(head_bias)
+        for strip in rows.strips():
+            part = rows.sums(*strip)
+            mean += part.sum((0, 1, 2))
+            _rows_of(total, strip).copy_(part)
+        mean /= count
+        for strip in rows.strips():
+            variance += (_rows_of(total, strip) - mean).square_().sum((0, 1, 2))
+        variance /= count
+        inverse_std = torch.rsqrt(variance + eps)
+        scale = norm_weight * inverse_std
+        shift = norm_bias - mean * scale
+        logits = head_bias.new_empty(*shape, len(weight))
+        for strip in rows.strips():
+            active = F.relu_(torch.addcmul(shift, _rows_of(total, strip), scale))
+            _rows_of(logits, strip).copy_(pointwise(active, weight, bias))
+        ctx.structure = rows.with_tensors([tensor[:0] for tensor in tensors], head_bias[:0])
+        ctx.save_for_backward(total, mean, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors)
+        ctx.has_bias = bias is not None
+        ctx.mark_non_differentiable(mean, variance)
+        return logits.permute(0, 3, 1, 2), mean, variance
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        output, mean, inverse_std, weight, head_bias, *tensors = ctx.saved_tensors
-        centred = ctx.shape_of.with_tensors(tensors, head_bias - mean)  # sums less their mean
-        output, gradient = (t.permute(0, 2, 3, 1) for t in (output, gradient))  # (B, H, W, E)
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        total, mean, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors = ctx.saved_tensors
+        rows = ctx.structure.with_tensors(tensors, head_bias)
+        gradient = gradient.permute(0, 2, 3, 1).contiguous()  # (B, H, W, classes)
+        scale = norm_weight * inverse_std
+        shift = norm_bias - mean * scale
+        of_norm_weight, of_norm_bias = torch.zeros_like(mean), torch.zeros_like(mean)
+        of_weight, of_normed = torch.zeros_like(weight), torch.empty_like(total)
+        for strip in rows.strips():
+            of_logits = _rows_of(gradient, strip)
+            active = F.relu_(torch.addcmul(shift, _rows_of(total, strip), scale))
+            of_active, of_strip, _ = pointwise_backward(of_logits, active, weight, None)
+            of_weight += of_strip
+            part = torch.ops.aten.threshold_backward(of_active, active, 0)
+            _rows_of(of_normed, strip).copy_(part)
+            of_norm_bias += part.sum((0, 1, 2))
+            of_norm_weight += part.mul_(_rows_of(total, strip) - mean).sum((0, 1, 2))
+        of_norm_weight *= inverse_std
 
-        def through_relu(images: slice, first: int, last: int) -> Tensor:
-            part = gradient[images, first:last].contiguous()
-            return torch.ops.aten.threshold_backward(part, output[images, first:last], 0)
+        count = total[..., 0].numel()
+        slope = -scale * inverse_std * of_norm_weight / count
+        offset = -scale * of_norm_bias / count - slope * mean
+        into = rows.with_tensors([torch.zeros_like(tensor) for tensor in tensors], head_bias)
+        for strip in rows.strips():
+            part = torch.addcmul(offset, _rows_of(total, strip), slope)
+            rows.add_gradients(strip, part.addcmul_(_rows_of(of_normed, strip), scale), into)
+        of_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
+        of_head_bias = torch.zeros_like(head_bias)  # the norm subtracts it again
+        return (
+            *(None, None, of_norm_weight, of_norm_bias, of_weight, of_bias, of_head_bias),
+            *into.tensors(),
+        )
 
-        to_bias, to_weight = torch.zeros_like(mean), torch.zeros_like(mean)
-        for strip in centred.strips():
-            part = through_relu(*strip)
-            to_bias += part.sum((0, 1, 2))
-            to_weight += part.mul_(centred.sums(*strip)).sum((0, 1, 2))
-        to_weight *= inverse_std
 
-        count = output[..., 0].numel()
-        scale = weight * inverse_std
-        offset, slope = -scale * to_bias / count, -scale * inverse_std * to_weight / count
-        into = centred.with_tensors([torch.zeros_like(tensor) for tensor in tensors], head_bias)
-        for strip in centred.strips():
-            part = torch.addcmul(offset, centred.sums(*strip), slope)
-            part.addcmul_(through_relu(*strip), scale)
-            centred.add_gradients(strip, part, into)
-        # What the norm subtracts again has no gradient.
-        return None, None, to_weight, to_bias, torch.zeros_like(head_bias), *into.tensors()
+def _rows_of(x: Tensor, strip: tuple[slice, int, int]) -> Tensor:
+    images, first, last = strip
+    return x[images, first:last]

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2105.15203, equation 3.
 
 Its hidden map has several times the channels of the rest. On a CPU it is made in strips that stay in the
 cache, which is exact: a strip takes along as many rows above and below as the convolution reaches. In
-training nothing of it is kept; the backward pass makes each strip again.
+training, where channels are few, nothing of it is kept; the backward pass makes each strip again.
 """
 
 from collections.abc import Iterator
@@ -19,15 +19,19 @@ from torch.autograd.function import once_differentiable
 from vitseg_zoo.encoders.mix_ops import (
     Layer,
     conv_nhwc,
-    convolution_backward,
     is_plain,
     pointwise,
+    pointwise_backward,
     runs_eagerly_on_cpu,
 )
 
-# Elements of a strip of the hidden map, 4 MB in fp32: the allocator then also uses its memory again, instead
-# of asking the system for fresh pages.
+# Elements of a strip of the hidden map. 4 MB in fp32 stay in the cache, and the allocator uses their memory
+# again instead of asking the system for fresh pages; in training larger products are worth more.
 _STRIP_ELEMENTS = 2**20
+_TRAINING_STRIP_ELEMENTS = 2**22
+
+# Up to so many channels the hidden map is large and its making cheap: it is made again instead of kept.
+_MAX_CHANNELS_TO_REPEAT = 256
 
 
 def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, fc2: Layer) -> Tensor:
@@ -48,7 +52,7 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, f
         return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
     if not torch.is_grad_enabled():
         output = None
-        for images, start, stop, top, bottom in _strips(x, dwconv):
+        for images, start, stop, top, bottom in _strips(x, dwconv, _STRIP_ELEMENTS):
             hidden = conv_nhwc(dwconv, fc1(x[images, top:bottom]))[:, start - top : stop - top]
             strip = fc2(drop(act(hidden)))
             if strip.shape[:3] == x.shape[:3]:
@@ -58,14 +62,14 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, f
             output[images, start:stop] = strip
         return drop(output)
     drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
-    fits = is_plain([m for m in (fc1, fc2) if isinstance(m, nn.Module)] + [dwconv])
-    if drops or not fits or torch.is_autocast_enabled("cpu") or not isinstance(fc1, nn.Linear):
+    is_wide = x.shape[3] > _MAX_CHANNELS_TO_REPEAT
+    if is_wide or drops or torch.is_autocast_enabled("cpu") or not is_plain((fc1, dwconv, fc2)):
         return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
     weights = [tensor for layer in (fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
     return _MixFFN.apply(x, act, dwconv, *weights)
 
 
-def _strips(x: Tensor, dwconv: nn.Conv2d) -> Iterator[tuple[slice, int, int, int, int]]:
+def _strips(x: Tensor, dwconv: nn.Conv2d, elements: int) -> Iterator[tuple[slice, int, int, int, int]]:
     """Parts of a map whose hidden map stays in the cache.
 
     Yields:
@@ -73,8 +77,8 @@ def _strips(x: Tensor, dwconv: nn.Conv2d) -> Iterator[tuple[slice, int, int, int
     """
     batch, height, width = x.shape[:3]
     row = width * dwconv.in_channels
-    images = max(1, _STRIP_ELEMENTS // (height * row))
-    rows = height if images > 1 else max(16, _STRIP_ELEMENTS // row)
+    images = max(1, elements // (height * row))
+    rows = height if images > 1 else max(16, elements // row)
     halo = dwconv.padding[0]
     for image in range(0, batch, images):
         for start in range(0, height, rows):
@@ -90,7 +94,7 @@ class _MixFFN(torch.autograd.Function):
         ctx.act, ctx.dwconv = act, dwconv
         ctx.save_for_backward(x, *weights)
         output = x.new_empty(*x.shape[:3], len(weights[4]))
-        for images, start, stop, top, bottom in _strips(x, dwconv):
+        for images, start, stop, top, bottom in _strips(x, dwconv, _TRAINING_STRIP_ELEMENTS):
             hidden = pointwise(x[images, top:bottom], *weights[:2])
             hidden = conv_nhwc(dwconv, hidden)[:, start - top : stop - top]
             output[images, start:stop] = pointwise(act(hidden), *weights[4:])
@@ -99,24 +103,42 @@ class _MixFFN(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, w1, b1, wd, bd, w2, b2 = ctx.saved_tensors
+        x, w1, b1, _, _, w2, b2 = ctx.saved_tensors
         dwconv = ctx.dwconv
         to_x, *to_weights = (None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors)
-        for images, start, stop, top, bottom in _strips(x, dwconv):
+        for images, start, stop, top, bottom in _strips(x, dwconv, _TRAINING_STRIP_ELEMENTS):
             part, inner = x[images, top:bottom], slice(start - top, stop - top)
             first = pointwise(part, w1, b1)  # (b, rows + halo, W, hidden)
             with torch.enable_grad():
                 second = conv_nhwc(dwconv, first)[:, inner].detach().requires_grad_()
                 active = ctx.act(second)
-            of_active, *of_fc2 = convolution_backward(gradient[images, start:stop], active.detach(), w2, b2)
+            of_active, *of_fc2 = pointwise_backward(gradient[images, start:stop], active.detach(), w2, b2)
             (of_second,) = torch.autograd.grad(active, second, of_active)
             if of_second.shape != first.shape:
                 # Rows of the halo belong to other strips: nothing comes back from them.
                 of_second = F.pad(of_second, (0, 0, 0, 0, start - top, bottom - stop))
-            of_first, *of_conv = convolution_backward(of_second, first, wd, bd, dwconv)
-            of_part, *of_fc1 = convolution_backward(of_first, part, w1, b1)
+            of_first, *of_conv = _depthwise_backward(of_second, first, dwconv)
+            of_part, *of_fc1 = pointwise_backward(of_first, part, w1, b1)
             to_x[images, top:bottom] += of_part
             for total, of_strip in zip(to_weights, (*of_fc1, *of_conv, *of_fc2), strict=True):
                 if total is not None:
                     total += of_strip
         return to_x, None, None, *to_weights
+
+
+def _depthwise_backward(gradient: Tensor, x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of `x`, weight and bias of `conv_nhwc(conv, x)` from that of its output."""
+    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        gradient.permute(0, 3, 1, 2),
+        x.permute(0, 3, 1, 2),
+        conv.weight,
+        None if conv.bias is None else conv.bias.shape,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        False,
+        [0, 0],
+        conv.groups,
+        [True, True, conv.bias is not None],
+    )
+    return of_x.permute(0, 2, 3, 1), of_weight, of_bias

@@ -11,6 +11,7 @@ included.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,51 +39,43 @@ class PointwiseLinear(nn.Linear):
 
 def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """A linear layer on the channels of a map (B, H, W, C), as `PointwiseLinear` computes it."""
-    if x.ndim == 4 and x.dtype is torch.float32 and runs_eagerly_on_cpu(x):
-        x = F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
-        return x.permute(0, 2, 3, 1)
-    return F.linear(x, weight, bias)
+    if x.ndim != 4 or x.dtype is not torch.float32 or not runs_eagerly_on_cpu(x):
+        return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
+        return _pointwise_forward(x, weight, bias)
+    return _Pointwise.apply(x, weight, bias)
+
+
+def _pointwise_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+
+
+def pointwise_backward(
+    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Gradients of `x`, `weight` and `bias` of `pointwise` from that of its output, (B, H, W, C_out)."""
+    flat = gradient.flatten(0, 2)
+    of_bias = None if bias is None else flat.sum(0)
+    # A convolution's own backward pass takes a tenth longer than these, and sometimes half.
+    return (flat @ weight).view(x.shape), flat.T @ x.flatten(0, 2), of_bias
+
+
+class _Pointwise(torch.autograd.Function):
+    """A 1 x 1 convolution forwards and matrix products backwards: the faster ones."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        return _pointwise_forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return pointwise_backward(gradient, *ctx.saved_tensors)
 
 
 def conv_nhwc(conv: Layer, x: torch.Tensor) -> torch.Tensor:
     """Applies a convolution to a map (B, H, W, C); its memory is what PyTorch calls channels-last."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def convolution_backward(
-    gradient: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    conv: nn.Conv2d | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Gradients of `conv_nhwc(conv, x)`, or of `pointwise(x, weight, bias)` where `conv` is None.
-
-    Args:
-        gradient: Of the output, (B, H, W, C_out).
-        x: The input, (B, H, W, C_in).
-        weight: Of the convolution, or (C_out, C_in).
-        bias: (C_out,) or None.
-        conv: Whose padding, dilation and groups count; its stride is 1.
-
-    Returns:
-        The gradients of `x`, `weight` and `bias`.
-    """
-    padding, dilation, groups = (conv.padding, conv.dilation, conv.groups) if conv else ([0, 0], [1, 1], 1)
-    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        gradient.permute(0, 3, 1, 2),
-        x.permute(0, 3, 1, 2),
-        weight if conv else weight[:, :, None, None],
-        None if bias is None else bias.shape,
-        [1, 1],
-        padding,
-        dilation,
-        False,
-        [0, 0],
-        groups,
-        [True, True, bias is not None],
-    )
-    return of_x.permute(0, 2, 3, 1), of_weight.view_as(weight), of_bias
 
 
 def attention(
