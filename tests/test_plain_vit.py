@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from tiny_vits import FAMILIES, WEIGHTS_FILE
 from torch import nn
 
+from vitseg_zoo.cli import main
 from vitseg_zoo.encoders import timm_vits
 from vitseg_zoo.encoders.plain_vit import PlainViTEncoder, plain_vit_names
 
@@ -43,10 +44,26 @@ def test_listing_builds_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a model was built")
 
     monkeypatch.setattr(nn.Module, "__init__", refuse)
-    start = time.perf_counter()
-    entries = timm_vits._smp_encoders()
-    print(f"{len(entries)} names in {1e3 * (time.perf_counter() - start):.0f} ms")
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        entries = timm_vits._smp_encoders()
+        seconds.append(time.process_time() - start)
     assert len(entries) > 400
+    assert min(seconds) < 0.2  # 25 ms on the machine of development; others may be slower
+
+
+def test_list_command_shows_size_stride_and_tags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "vz-vit_*_reg4_dinov2"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # Table 17 of "DINOv2" gives 21, 86, 300 and 1100 million parameters; the patches have 14 pixels.
+    shown = {row[0]: (row[2], row[4], row[-1]) for row in rows[1:]}
+    assert shown == {
+        "vz-vit_small_patch14_reg4_dinov2": ("22.1", "14", "lvd142m"),
+        "vz-vit_base_patch14_reg4_dinov2": ("86.6", "14", "lvd142m"),
+        "vz-vit_large_patch14_reg4_dinov2": ("304.4", "14", "lvd142m"),
+        "vz-vit_giant_patch14_reg4_dinov2": ("1136.5", "14", "lvd142m"),
+    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -71,14 +71,15 @@ def _encoder_rows(names: list[str], counted: bool) -> list[tuple[str, ...]]:
 
 
 def _measure(name: str) -> tuple[str, str]:
-    """Parameters and stride of an encoder, built without memory for its weights."""
+    """Parameters of an encoder and stride of its coarsest own map, built without memory for its weights."""
     import torch
     from segmentation_models_pytorch.encoders import get_encoder
 
     with torch.device("meta"):
         encoder = get_encoder(name, weights=None)
     parameters = sum(parameter.numel() for parameter in encoder.parameters())
-    return f"{parameters / 1e6:.1f} M", str(encoder.output_stride)
+    # A plain ViT's is that of its patches: the pyramid around it has strides 2 to 32 in any case.
+    return f"{parameters / 1e6:.1f} M", str(getattr(encoder, "patch_size", encoder.output_stride))
 
 
 def _license(entry: Any) -> str:
