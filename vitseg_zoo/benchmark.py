@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 # Depths and channels are those of the paper; the head has 256 channels for B0 and B1, 768 for the others.
 _HEAD_CHANNELS = {"b0": 256, "b1": 256}
@@ -43,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
         print(_peak_megabytes(*args.memory_of))
         return 0
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds} runs\n")
-    print("| model | what | peer | here | ratio |")
-    print("|---|---|---|---|---|")
+    print("| model | against, what | peer | here | ratio | limit |")
+    print("|---|---|---:|---:|---:|---:|")
     for name in args.models:
         _bench_inference(name, args.rounds, sizes=(512,) if args.quick else (512, 1024, 2048))
         if not args.quick:
@@ -98,10 +99,10 @@ def alternate(peer: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> 
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def _row(name: str, what: str, peer: float, ours: float, unit: str = "ms") -> None:
-    print(
-        f"| {name.upper()} | {what} | {peer:.0f} {unit} | {ours:.0f} {unit} | {peer / ours:.1f} |", flush=True
-    )
+def _row(name: str, what: str, peer: float, ours: float, limit: float | None = None) -> None:
+    of_limit = "" if limit is None else f"{1e3 * limit:.0f} ms"
+    times = f"{1e3 * peer:.0f} ms | {1e3 * ours:.0f} ms | **{peer / ours:.1f}**"
+    print(f"| {name.upper()} | {what} | {times} | {of_limit} |", flush=True)
 
 
 def _bench_inference(name: str, rounds: int, sizes: tuple[int, ...]) -> None:
@@ -113,7 +114,7 @@ def _bench_inference(name: str, rounds: int, sizes: tuple[int, ...]) -> None:
     peer, ours = hugging_face_pair(name)
     with torch.inference_mode():
         pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
-    _row(name, "Hugging Face, logits of a quarter, 512", *(1e3 * seconds for seconds in pair))
+        _row(name, "Hugging Face, logits of a quarter, 512", *pair, _limit(lambda: ours(image).logits, image))
 
 
 @torch.inference_mode()
@@ -122,48 +123,48 @@ def _bench_size(name: str, peer: nn.Module, ours: nn.Module, size: int, rounds: 
 
     image = torch.rand(1, 3, size, size)
     pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
-    _row(name, f"SMP, logits, {size}", *(1e3 * seconds for seconds in pair))
-    if size == 512:
-        _print_limit(name, ours, image, pair[1])
-    labels = alternate(lambda: peer(image).argmax(1), lambda: predict_labels(ours, image), rounds)
-    _row(name, f"SMP, labels, {size}", *(1e3 * seconds for seconds in labels))
+    _row(name, f"SMP, logits, {size}", *pair, _limit(lambda: ours(image), image))
+    pair = alternate(lambda: peer(image).argmax(1), lambda: predict_labels(ours, image), rounds)
+    _row(name, f"SMP, labels, {size}", *pair, _limit(lambda: predict_labels(ours, image), image))
     if size == 512:
         with torch.autocast("cpu", torch.bfloat16):
             pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
-        _row(name, f"SMP, logits, bf16 autocast, {size}", *(1e3 * seconds for seconds in pair))
+            limit = _limit(lambda: ours(image), image)
+        _row(name, f"SMP, logits, bf16 autocast, {size}", *pair, limit)
 
 
-def _print_limit(name: str, model: nn.Module, image: torch.Tensor, seconds: float) -> None:
-    """The limit: all operations at the rate of matrix products, input and output at copying speed."""
-    from torch.utils.flop_counter import FlopCounterMode
-
+def _limit(function: Callable[[], torch.Tensor], image: torch.Tensor) -> float:
+    """The limit of this machine in seconds; see the module."""
     with FlopCounterMode(display=False) as counter:
-        output = model(image)
+        output = function()
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    if torch.is_autocast_enabled("cpu"):
+        a, b = a.bfloat16(), b.bfloat16()
     multiply, copying = alternate(lambda: a @ b, lambda: output.clone(), 5)
     limit = counter.get_total_flops() * multiply / (2 * 2048**3)
-    limit += (image.nbytes + output.nbytes) * copying / (2 * output.nbytes)
-    row = f"| {name.upper()} | limit of this machine, logits | | {1e3 * limit:.0f} ms |"
-    print(f"{row} {limit / seconds:.2f} of it |")
+    return limit + (image.nbytes + output.nbytes) * copying / (2 * output.nbytes)
 
 
-def _training_step(model: nn.Module) -> Callable[[], None]:
+def _training_step(model: nn.Module, size: int = 512) -> Callable[[], torch.Tensor]:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    image, labels = torch.rand(2, 3, 512, 512), torch.randint(21, (2, 512, 512))
+    image, labels = torch.rand(2, 3, size, size), torch.randint(21, (2, size, size))
 
-    def step() -> None:
+    def step() -> torch.Tensor:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(image), labels).backward()
+        loss = nn.functional.cross_entropy(model(image), labels)
+        loss.backward()
         optimizer.step()
+        return loss.detach()
 
     return step
 
 
 def _bench_training(name: str, rounds: int) -> None:
     peer, ours = smp_pair(name, classes=21)
-    pair = alternate(_training_step(peer), _training_step(ours), min(rounds, 3))
-    _row(name, "SMP, training step, batch 2, 512", *(1e3 * seconds for seconds in pair))
+    step = _training_step(ours)
+    pair = alternate(_training_step(peer), step, min(rounds, 5))
+    _row(name, "SMP, training step, batch 2, 512", *pair, _limit(step, torch.empty(0)))
 
 
 def _bench_memory(name: str) -> None:
@@ -174,26 +175,35 @@ def _bench_memory(name: str) -> None:
             result = subprocess.run(command, capture_output=True, text=True, check=True)
             peaks.append(float(result.stdout.split()[-1]))
         what = "training step, batch 2, 512" if task == "training" else f"labels, {task}"
-        _row(name, f"SMP, memory above the loaded model, {what}", *peaks, unit="MB")
+        peer, ours = peaks
+        row = f"| {name.upper()} | SMP, memory, {what} | {peer:.0f} MB | {ours:.0f} MB |"
+        print(f"{row} **{peer / ours:.1f}** | |", flush=True)
 
 
 def _peak_megabytes(name: str, task: str, side: str) -> float:
-    """How far a task raises this process's peak of resident memory above that with the model loaded."""
-    import resource
-
-    from vitseg_zoo.inference.labels import predict_labels
-
+    """How far a task raises this process's peak of resident memory, after the same with a small image."""
     peer, ours = smp_pair(name, classes=21 if task == "training" else 150)
     model = peer if side == "peer" else ours
+    for size in (64, 512 if task == "training" else int(task)):  # the small one loads code and kernels
+        before = _peak_resident()
+        if task == "training":
+            step = _training_step(model, size)
+            step()
+            step()
+        else:
+            _predict(model, side, torch.rand(1, 3, size, size))
+    return _peak_resident() - before
+
+
+@torch.inference_mode()
+def _predict(model: nn.Module, side: str, image: torch.Tensor) -> torch.Tensor:
+    from vitseg_zoo.inference.labels import predict_labels
+
+    return model(image).argmax(1) if side == "peer" else predict_labels(model, image)
+
+
+def _peak_resident() -> float:
+    import resource
+
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if task == "training":
-        step = _training_step(model)
-        step()
-        step()
-    else:
-        image = torch.rand(1, 3, int(task), int(task))
-        with torch.inference_mode():
-            labels = model(image).argmax(1) if side == "peer" else predict_labels(model, image)
-        assert labels.shape[1:] == image.shape[2:]
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
