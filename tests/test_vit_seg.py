@@ -1,6 +1,7 @@
 """ViT-seg: the article's numbers, a reference written from its text, and the habits of timm and SMP."""
 
 import copy
+import re
 import warnings
 
 import pytest
@@ -300,24 +301,29 @@ def test_forward_creates_no_tensor_off_the_inputs_device() -> None:
 
 def test_trace_shows_the_articles_steps() -> None:
     model = smp.create_model("vitseg", classes=3)
-    steps = trace(model, torch.rand(2, 3, 128, 128))
+    steps, whole = trace(model, torch.rand(2, 3, 128, 128))
     assert [(step.shape_in, step.shape_out, step.parameters) for step in steps] == [
         ((2, 3, 128, 128), (2, 3, 128, 128), 6),
-        ((2, 3, 128, 128), (2, 768, 8, 8), 0),
-        ((2, 768, 8, 8), (2, 8, 8, 768), 590_592),
-        ((2, 8, 8, 768), (2, 64, 768), 49_152),
+        ((2, 3, 128, 128), (2, 64, 768), 0),
+        ((2, 64, 768), (2, 64, 768), 590_592),
+        ((2, 64, 768), (2, 64, 768), 49_152),
         ((2, 64, 768), (2, 64, 768), 85_054_464),
-        ((2, 64, 768), (2, 8, 8, 768), 590_592),
-        ((2, 8, 8, 768), (2, 768, 8, 8), 0),
-        ((2, 768, 8, 8), (2, 3, 128, 128), 0),
+        ((2, 64, 768), (2, 64, 768), 590_592),
+        ((2, 64, 768), (2, 768, 64), 0),
+        ((2, 768, 64), (2, 3, 128, 128), 0),
     ]
-    assert sum(step.parameters for step in steps) == 86_284_806 and model.training
+    assert sum(step.parameters for step in steps) == whole.parameters == 86_284_806 and model.training
 
 
 def test_trace_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "unet", "--encoder-name", "resnet18", "--image-size", "64", "96"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[0] == "encoder.conv1" and "(1, 64, 32, 48)" in lines[2]
-    assert lines[-1].split()[-1] == "14,328,499"
-    assert main(["trace", "vitsag"]) == 1
-    assert "vitsag" in capsys.readouterr().err
+    assert re.fullmatch(r"whole model +\(1, 3, 64, 96\) +\(1, 3, 64, 96\) +14,328,499", lines[-1])
+    for wrong, message in {
+        "vitsag": "no architecture or timm model 'vitsag'",
+        "vitseg --image-size 0 3": "--image-size, --in-channels and --classes take positive numbers",
+        "vit_tiny_patch16_224": "vit_tiny_patch16_224 does not take such an image",
+    }.items():
+        assert main(["trace", *wrong.split()]) == 1
+        assert message in capsys.readouterr().err

@@ -24,42 +24,46 @@ class Step:
     parameters: int
 
 
-def trace(model: nn.Module, image: torch.Tensor) -> list[Step]:
+def trace(model: nn.Module, image: torch.Tensor) -> tuple[list[Step], Step]:
     """Runs a model on an image and records its steps in the order in which they happen.
 
     Args:
         model: A model of the zoo, of SMP or of timm. ViT-seg's steps are those that its article follows by
-            hand; other models are shown by their stages.
+            hand, where patches are a sequence (B, N, D) and not the grid of N = h * w that is computed with;
+            other models are shown by their stages.
         image: (B, C, H, W).
 
     Returns:
-        The steps. A step's parameters are those that no earlier step counts.
+        The steps, and the whole model as one. A step's parameters are those that no earlier step counts.
 
     Example:
         >>> import segmentation_models_pytorch as smp, torch
-        >>> steps = trace(smp.create_model("vitseg", classes=3), torch.rand(1, 3, 128, 128))
+        >>> steps, _ = trace(smp.create_model("vitseg", classes=3), torch.rand(1, 3, 128, 128))
         >>> [step.shape_out for step in steps][-3:]
-        [(1, 8, 8, 768), (1, 768, 8, 8), (1, 3, 128, 128)]
+        [(1, 64, 768), (1, 768, 64), (1, 3, 128, 128)]
     """
     is_vit_seg = isinstance(model, VitSeg) and isinstance(model.encoder.model, VitSegTransformer)
     recorded: list[tuple[Step, set[nn.Parameter]]] = []
 
-    def recorder(name: str, parameters: list[nn.Parameter]) -> Callable[..., None]:
+    def recorder(
+        name: str, parameters: list[nn.Parameter], show: Callable[..., tuple[int, ...]]
+    ) -> Callable[..., None]:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             shape_in, shape_out = _last_shape(inputs), _last_shape(output)
             if shape_in is not None and shape_out is not None:
-                recorded.append((Step(name, shape_in, shape_out, 0), {*module.parameters(), *parameters}))
+                step = Step(name, shape_in, show(*shape_out), 0)
+                recorded.append((step, {*module.parameters(), *parameters}))
 
         return record
 
     hooks = [
-        module.register_forward_hook(recorder(name, parameters))
-        for name, module, parameters in (_vit_seg_steps(model) if is_vit_seg else _modules(model))
+        module.register_forward_hook(recorder(name, *how))
+        for name, module, *how in (_vit_seg_steps(model) if is_vit_seg else _modules(model))
     ]
     was_training = model.training
     try:
         with torch.no_grad():
-            model.eval()(image)
+            output = model.eval()(image)
     finally:
         model.train(was_training)
         for hook in hooks:
@@ -77,27 +81,40 @@ def trace(model: nn.Module, image: torch.Tensor) -> list[Step]:
         if is_vit_seg and steps:  # a step without a module of its own starts where the one before it ended
             step.shape_in = steps[-1].shape_out
         steps.append(step)
-    return steps
+    parameters = sum(p.numel() for p in model.parameters())
+    return steps, Step("whole model", tuple(image.shape), _last_shape(output) or (), parameters)
 
 
-def _vit_seg_steps(model: VitSeg) -> Iterator[tuple[str, nn.Module, list[nn.Parameter]]]:
+# A step's name, the module with which it ends, parameters besides the module's, and how to show its shape.
+_Traced = tuple[str, nn.Module, list[nn.Parameter], Callable[..., tuple[int, ...]]]
+
+
+def _as_it_is(*shape: int) -> tuple[int, ...]:
+    return shape
+
+
+def _vit_seg_steps(model: VitSeg) -> Iterator[_Traced]:
     vit, head = model.encoder.model, model.segmentation_head
-    yield "batch norm", vit.patch_embed.input_norm, []
-    yield "patches, channel first", vit.patch_embed.patchify, []
-    yield "linear patch embedding", vit.patch_embed, []
-    yield "position embedding", vit.pos_drop, [vit.pos_embed]
-    yield f"{len(vit.blocks)} transformer blocks", vit.blocks[-1], list(vit.blocks.parameters())
-    yield "linear projection", head[0], []
-    yield "channels first", head[1], []
-    yield "fold", head[2], []
+
+    def sequence(batch: int, height: int, width: int, channels: int) -> tuple[int, ...]:
+        return batch, height * width, channels
+
+    yield "batch norm", vit.patch_embed.input_norm, [], _as_it_is
+    yield "patches, channel first", vit.patch_embed.patchify, [], lambda b, c, h, w: (b, h * w, c)
+    yield "linear patch embedding", vit.patch_embed, [], sequence
+    yield "position embedding", vit.pos_drop, [vit.pos_embed], _as_it_is
+    yield f"{len(vit.blocks)} transformer blocks", vit.blocks[-1], list(vit.blocks.parameters()), _as_it_is
+    yield "linear projection", head[0], [], sequence
+    yield "channels first", head[1], [], lambda b, c, h, w: (b, c, h * w)
+    yield "fold", head[2], [], _as_it_is
 
 
-def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module, list[nn.Parameter]]]:
+def _modules(model: nn.Module) -> Iterator[_Traced]:
     """All modules below a timm model, or below the encoder, the decoder and the heads of an SMP model."""
     whole = {"", "encoder", "decoder", "segmentation_head", "classification_head"}
     for name, module in model.named_modules():
-        if name not in whole:
-            yield name, module, []
+        if name not in whole and not isinstance(module, nn.Identity):
+            yield name, module, [], _as_it_is
 
 
 def _last_shape(value: Any) -> tuple[int, ...] | None:
@@ -111,11 +128,10 @@ def _last_shape(value: Any) -> tuple[int, ...] | None:
     return None
 
 
-def format_steps(steps: list[Step], total: int) -> str:
-    """The steps as a text table that closes with the model's `total` of parameters."""
+def format_steps(steps: list[Step], whole: Step) -> str:
+    """The steps as a text table that closes with the whole model."""
     rows = [("step", "shape in", "shape out", "parameters")]
-    rows += [(s.name, str(s.shape_in), str(s.shape_out), f"{s.parameters:,}") for s in steps]
-    rows.append(("whole model", "", "", f"{total:,}"))
+    rows += [(s.name, str(s.shape_in), str(s.shape_out), f"{s.parameters:,}") for s in [*steps, whole]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
     rule = "-" * len(lines[0])
@@ -133,8 +149,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table of `vitseg trace`."""
-    if min(args.image_size) < 1:
-        raise ValueError(f"--image-size takes two positive numbers, got {tuple(args.image_size)}.")
+    if min(*args.image_size, args.in_channels, args.classes) < 1:
+        raise ValueError("--image-size, --in-channels and --classes take positive numbers.")
     if args.model.lower() in smp.MODEL_ARCHITECTURES_MAPPING:
         options = {"encoder_name": args.encoder_name, "encoder_weights": None} if args.encoder_name else {}
         if args.model.lower() != "vitseg":  # only ViT-seg reads SMP's default weights as none
@@ -147,6 +163,11 @@ def run(args: argparse.Namespace) -> int:
             f"There is no architecture or timm model {args.model!r}: `vitseg list` shows the zoo's, "
             f"SMP's architectures are {', '.join(smp.MODEL_ARCHITECTURES_MAPPING)}."
         )
-    steps = trace(model, torch.rand(1, args.in_channels, *args.image_size))
-    print(format_steps(steps, total=sum(p.numel() for p in model.parameters())))
+    try:
+        steps, whole = trace(model, torch.rand(1, args.in_channels, *args.image_size))
+    except AssertionError as error:  # how timm refuses a size
+        raise ValueError(
+            f"{args.model} does not take such an image, choose another --image-size: {error}"
+        ) from error
+    print(format_steps(steps, whole))
     return 0
