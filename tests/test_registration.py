@@ -91,6 +91,39 @@ def test_import_is_light_and_may_be_repeated() -> None:
     ], result.stderr
 
 
+def test_a_module_of_the_zoo_may_come_before_any_use_of_smp() -> None:
+    code = "import segmentation_models_pytorch as smp\nfrom vitseg_zoo.architectures import VitSeg"
+    result = run(f"{code}\n{CHECK}", None, "-W", "error::RuntimeWarning")
+    assert result.stdout == "ok\n", result.stderr
+
+
+def test_a_module_that_declares_models_may_be_the_first_import(tmp_path: Path) -> None:
+    install_plugin(
+        tmp_path,
+        """
+        [vitseg_zoo.encoders]
+        mine = mine:smp_encoders
+        [vitseg_zoo.architectures]
+        mine = mine:MyNet
+        """,
+        mine="""
+        import segmentation_models_pytorch as smp
+        class MyNet(smp.base.SegmentationModel):
+            def __init__(self, **kwargs):
+                super().__init__()
+        smp_encoders = {"vz-mine": smp.encoders.encoders["resnet18"]}
+        """,
+    )
+    code = """
+    import mine
+    import segmentation_models_pytorch as smp
+    assert type(smp.create_model("mynet")) is mine.MyNet is smp.MyNet
+    smp.encoders.get_encoder("vz-mine", weights=None)
+    """
+    result = run(textwrap.dedent(code) + CHECK, tmp_path, "-W", "error::RuntimeWarning")
+    assert result.stdout == "ok\n", result.stderr
+
+
 def test_finding_a_module_without_importing_it_loses_nothing() -> None:
     code = """
     import torch, importlib.util

@@ -13,6 +13,7 @@ No function of timm or SMP is changed, and no name that they own is replaced.
 """
 
 import fnmatch
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -39,13 +40,15 @@ def register_timm_models() -> None:
 
 def register_in_smp() -> None:
     """Registers encoders in SMP now, and architectures as soon as SMP has made its own list of them."""
-    _register_smp_encoders()
     smp = sys.modules["segmentation_models_pytorch"]
+    _register_smp_encoders()
     if "create_model" in vars(smp):
         _register_smp_architectures(smp)
-    else:
-        # SMP is being imported, and fills its mapping of architectures after its last submodule: wait.
-        smp.__class__ = _HalfImportedSMP
+        if not _is_waiting():
+            return
+    # SMP is being imported, and fills its mapping of architectures after its last submodule; or it is used
+    # by a module that declares models itself, and is not through with them.
+    smp.__class__ = _AwaitingSMP
 
 
 def list_models(
@@ -88,9 +91,12 @@ def list_models(
 
 
 def _load_group(group: str) -> list[Any]:
-    """Loads what the entry points of a group name; one that fails is left out with a warning."""
+    """Loads what the entry points of a group name; one that fails is left out with a warning.
+
+    Those of a module that is just being imported are left for the next call.
+    """
     for entry in entry_points(group=group):
-        if entry in _loaded:
+        if entry in _loaded or _autoload.inside_import_of(entry.module):
             continue
         try:
             value = entry.load()
@@ -106,34 +112,41 @@ def _load_group(group: str) -> list[Any]:
     return [value for entry, value in _loaded.items() if entry.group == group and value is not None]
 
 
+def _is_waiting() -> bool:
+    return any(entry not in _loaded for group in _GROUP_TYPES for entry in entry_points(group=group))
+
+
 def _register_smp_encoders() -> None:
     from segmentation_models_pytorch.encoders import encoders
 
     for mapping in _load_group(ENCODER_GROUP):
         for name, settings in mapping.items():
             if encoders.setdefault(name, settings) is not settings:
-                warn(f"vitseg_zoo leaves out the SMP encoder {name!r}: the name is taken.")
+                _warn_once(f"vitseg_zoo leaves out the SMP encoder {name!r}: the name is taken.")
 
 
 def _register_smp_architectures(smp: ModuleType) -> None:
     for cls in _load_group(ARCHITECTURE_GROUP):
         name = cls.__name__
         if vars(smp).get(name, cls) is not cls:
-            warn(f"vitseg_zoo leaves out the SMP architecture {name!r}: the name is taken.")
+            _warn_once(f"vitseg_zoo leaves out the SMP architecture {name!r}: the name is taken.")
         else:
             # `smp.from_pretrained` looks classes up as attributes of the module.
             setattr(smp, name, cls)
             smp.MODEL_ARCHITECTURES_MAPPING.setdefault(name.lower(), cls)
 
 
-class _HalfImportedSMP(ModuleType):
-    """The class lent to SMP's module until it is whole: the first use of the module then registers."""
+_warn_once = functools.cache(warn)
+
+
+class _AwaitingSMP(ModuleType):
+    """The class lent to SMP's module until it and our models are whole; each use of it tries again."""
 
     def __getattribute__(self, name: str) -> Any:
         if "create_model" in ModuleType.__getattribute__(self, "__dict__"):
             self.__class__ = ModuleType  # given back first: registering uses the module itself
             try:
-                _register_smp_architectures(self)
+                register_in_smp()
             except Exception as error:
                 warn(f"vitseg_zoo could not register its architectures ({type(error).__name__}: {error}).")
         return ModuleType.__getattribute__(self, name)
