@@ -192,7 +192,8 @@ def get_entry(name: str) -> WeightsEntry:
 def _packaged() -> Iterator[WeightsEntry]:
     """Models whose files are in the package; their metadata say what they are."""
     folder = Path(str(PACKAGED))
-    for path in sorted(folder.glob("*.safetensors")):
+    # The default comes first, as a name without a tag means the first of its model.
+    for path in sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != DEFAULT_MODEL, path)):
         yield entry_of_file(path)
 
 
