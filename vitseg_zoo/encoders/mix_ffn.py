@@ -63,10 +63,12 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, f
         return drop(output)
     drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
     is_wide = x.shape[3] > _MAX_CHANNELS_TO_REPEAT
-    if is_wide or drops or torch.is_autocast_enabled("cpu") or not is_plain((fc1, dwconv, fc2)):
+    is_gelu = type(act) is nn.GELU and act.approximate == "none"
+    fits = is_gelu and not drops and is_plain((fc1, dwconv, fc2), around=(act,))
+    if is_wide or not fits or torch.is_autocast_enabled("cpu"):
         return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
     weights = [tensor for layer in (fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
-    return _MixFFN.apply(x, act, dwconv, *weights)
+    return _MixFFN.apply(x, dwconv, *weights)
 
 
 def _strips(x: Tensor, dwconv: nn.Conv2d, elements: int) -> Iterator[tuple[slice, int, int, int, int]]:
@@ -87,17 +89,17 @@ def _strips(x: Tensor, dwconv: nn.Conv2d, elements: int) -> Iterator[tuple[slice
 
 
 class _MixFFN(torch.autograd.Function):
-    """Mix-FFN without dropout, of which only the input is kept for the backward pass."""
+    """Mix-FFN with GELU and without dropout, of which only the input is kept for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, act: Layer, dwconv: nn.Conv2d, *weights: Tensor) -> Tensor:
-        ctx.act, ctx.dwconv = act, dwconv
+    def forward(ctx: Any, x: Tensor, dwconv: nn.Conv2d, *weights: Tensor) -> Tensor:
+        ctx.dwconv = dwconv
         ctx.save_for_backward(x, *weights)
         output = x.new_empty(*x.shape[:3], len(weights[4]))
         for images, start, stop, top, bottom in _strips(x, dwconv, _TRAINING_STRIP_ELEMENTS):
             hidden = pointwise(x[images, top:bottom], *weights[:2])
             hidden = conv_nhwc(dwconv, hidden)[:, start - top : stop - top]
-            output[images, start:stop] = pointwise(act(hidden), *weights[4:])
+            output[images, start:stop] = pointwise(F.gelu(hidden), *weights[4:])
         return output
 
     @staticmethod
@@ -109,11 +111,9 @@ class _MixFFN(torch.autograd.Function):
         for images, start, stop, top, bottom in _strips(x, dwconv, _TRAINING_STRIP_ELEMENTS):
             part, inner = x[images, top:bottom], slice(start - top, stop - top)
             first = pointwise(part, w1, b1)  # (b, rows + halo, W, hidden)
-            with torch.enable_grad():
-                second = conv_nhwc(dwconv, first)[:, inner].detach().requires_grad_()
-                active = ctx.act(second)
-            of_active, *of_fc2 = pointwise_backward(gradient[images, start:stop], active.detach(), w2, b2)
-            (of_second,) = torch.autograd.grad(active, second, of_active)
+            second = conv_nhwc(dwconv, first)[:, inner]
+            of_active, *of_fc2 = pointwise_backward(gradient[images, start:stop], F.gelu(second), w2, b2)
+            of_second = torch.ops.aten.gelu_backward(of_active, second)
             if of_second.shape != first.shape:
                 # Rows of the halo belong to other strips: nothing comes back from them.
                 of_second = F.pad(of_second, (0, 0, 0, 0, start - top, bottom - stop))
@@ -123,7 +123,7 @@ class _MixFFN(torch.autograd.Function):
             for total, of_strip in zip(to_weights, (*of_fc1, *of_conv, *of_fc2), strict=True):
                 if total is not None:
                     total += of_strip
-        return to_x, None, None, *to_weights
+        return to_x, None, *to_weights
 
 
 def _depthwise_backward(gradient: Tensor, x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, Tensor | None]:
