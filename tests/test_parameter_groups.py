@@ -66,3 +66,14 @@ def test_errors() -> None:
         vitseg_zoo.freeze_blocks(MODELS["unet"](), 6)
     with pytest.raises(ValueError, match="use it with an encoder of the zoo"):
         vitseg_zoo.parameter_groups(smp.Unet("resnet18", encoder_weights=None), 1e-3)
+
+
+def test_without_decay_by_layers_any_model_will_do() -> None:
+    for model in (smp.Unet("resnet18", encoder_weights=None), MODELS["eomt"]()):
+        groups = vitseg_zoo.parameter_groups(model, 1e-3, weight_decay=0.1, layer_decay=1)
+        decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        assert all(group["lr"] == 1e-3 for group in groups)
+        for name, parameter in model.named_parameters():
+            learned_tokens = ("cls_token", "pos_embed", "queries")
+            kept = parameter.ndim <= 1 or name.endswith(learned_tokens)
+            assert decay[id(parameter)] == (0.0 if kept else 0.1), name

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from timm.models import group_parameters
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 
@@ -27,7 +27,7 @@ def parameter_groups(
 
     Args:
         model: A segmentation model whose `encoder.model` is a timm model: the zoo's, and SMP's with `vz-`
-            encoders.
+            encoders. Any model, where `layer_decay` is 1.
         learning_rate: Of decoder and heads.
         weight_decay: Of all other parameters.
         layer_decay: Ratio of the learning rates of successive blocks; 1 for the same everywhere.
@@ -36,7 +36,8 @@ def parameter_groups(
         Groups with `params`, `lr`, `weight_decay`, and `lr_scale` for timm's schedulers.
 
     Raises:
-        ValueError: If the encoder is not built on a timm model that says how its layers follow each other.
+        ValueError: If `layer_decay` is not 1 and the encoder is not built on a timm model that says how its
+            layers follow each other.
 
     Example:
         >>> import segmentation_models_pytorch as smp, torch
@@ -45,11 +46,12 @@ def parameter_groups(
         >>> f"{min(group['lr'] for group in optimizer.param_groups):.1e}"
         '2.4e-05'
     """
+    kept = _no_weight_decay(model)
+    if layer_decay == 1:  # then layers need not be known: a CNN's encoder will do
+        groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=kept)
+        return [{**group, "lr_scale": 1.0, "lr": learning_rate} for group in groups]
     groups = param_groups_layer_decay(
-        _Layered(model),
-        weight_decay=weight_decay,
-        no_weight_decay_list=_no_weight_decay(model),
-        layer_decay=layer_decay,
+        _Layered(model), weight_decay, no_weight_decay_list=kept, layer_decay=layer_decay
     )
     return [{**group, "lr": learning_rate * group["lr_scale"]} for group in groups]
 
