@@ -1,6 +1,7 @@
 """The Lightning module around any SMP segmentation model, built as SMP's own examples build theirs."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import torch
@@ -83,16 +84,23 @@ class SegmentationModule(LightningModule):
             SegmentationMetrics(class_names, ignore_index, background) for _ in range(3)
         )
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Returns the logits (B, classes, H, W) of images (B, C, H, W) in [0, 1]."""
+    def forward(self, image: Tensor, **kwargs: Any) -> Any:
+        """Returns the logits (B, classes, H, W) of images (B, C, H, W) in [0, 1]; the model gets `kwargs`."""
         image = (image - self.mean) / self.std
-        return self.model(image.contiguous(memory_format=self.memory_format))
+        return self.model(image.contiguous(memory_format=self.memory_format), **kwargs)
+
+    def loss_and_logits(self, image: Tensor, mask: Tensor, stage: str) -> tuple[Tensor, Tensor]:
+        """Returns the loss of images (B, C, H, W) and masks (B, H, W), and logits (B, classes, H, W).
+
+        Override it for a model that is trained on something else than its logits.
+        """
+        logits = self(image)
+        return self.loss(logits.float(), mask), logits
 
     def shared_step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         """Returns the loss of a batch of (B, C, H, W) images and (B, H, W) masks, and counts it."""
         image, mask = batch
-        logits = self(image)
-        loss = self.loss(logits.float(), mask)
+        loss, logits = self.loss_and_logits(image, mask, stage)
         getattr(self, f"{stage}_metrics").update(logits.argmax(1), mask)
         self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
         return loss
