@@ -1,6 +1,7 @@
 """ViT-seg: the article's numbers, a reference written from its text, and the habits of timm and SMP."""
 
 import copy
+import json
 import re
 import warnings
 
@@ -14,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 from vit_seg_reference import ReferenceViTSeg
 
+import vitseg_zoo
 from vitseg_zoo.cli import main
 from vitseg_zoo.trace import trace
 
@@ -260,12 +262,37 @@ def test_smp_save_and_load(tmp_path) -> None:
         smp.from_pretrained(tmp_path, classes=9)
 
 
+def test_smp_save_and_load_of_what_create_model_makes_by_default(tmp_path) -> None:
+    model = smp.create_model("vitseg", classes=2, embed_dim=48, depth=1).eval()
+    model.save_pretrained(tmp_path)
+    vitseg_zoo.save_model(model, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["encoder_name"], config["encoder_weights"]) == ("vz-vitseg_base_patch16_128", None)
+    image = torch.rand(1, 3, 64, 64)
+    for restored in (smp.from_pretrained(tmp_path), vitseg_zoo.load_model(tmp_path / "model.safetensors")[0]):
+        assert torch.equal(restored.eval()(image), model(image))
+
+
+@pytest.mark.parametrize(
+    "arch, encoder", [("segmenter", "vz-vit_tiny_patch16_224"), ("fusedsegformer", "vz-mit_b0")]
+)
+def test_smp_load_fetches_no_weights_of_the_encoder(arch: str, encoder: str, tmp_path) -> None:
+    model = smp.create_model(arch, encoder, encoder_weights=None)
+    model.config["encoder_weights"] = "imagenet"  # as if it had started from them
+    model.save_pretrained(tmp_path)
+    restored = smp.from_pretrained(tmp_path)  # tests have no network
+    for key, value in restored.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+
+
 def test_smp_errors_say_what_to_do() -> None:
     with pytest.raises(ValueError, match="list_models"):
         smp.create_model("vitseg", "resnet50", encoder_weights=None)
     with pytest.raises(KeyError, match="Wrong encoder name"):
         smp.create_model("vitseg", "vz-vitseg_huge", encoder_weights=None)
-    with pytest.raises(KeyError, match="Wrong pretrained weights"):
+    with pytest.raises(
+        KeyError, match=r"Wrong pretrained weights `imagenet`.*It has none: pass encoder_weights=None"
+    ):
         smp.create_model("vitseg", TINY, encoder_weights="imagenet")
     with pytest.raises(ValueError, match="12 blocks"):
         smp.create_model("vitseg", TINY, encoder_weights=None, encoder_depth=13)

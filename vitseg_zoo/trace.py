@@ -151,11 +151,12 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table of `vitseg trace`."""
     if min(*args.image_size, args.in_channels, args.classes) < 1:
         raise ValueError("--image-size, --in-channels and --classes take positive numbers.")
-    if args.model.lower() in smp.MODEL_ARCHITECTURES_MAPPING:
-        options = {"encoder_name": args.encoder_name, "encoder_weights": None} if args.encoder_name else {}
-        if args.model.lower() != "vitseg":  # only ViT-seg reads SMP's default weights as none
-            options["encoder_weights"] = None
-        model = smp.create_model(args.model, in_channels=args.in_channels, classes=args.classes, **options)
+    architecture = smp.MODEL_ARCHITECTURES_MAPPING.get(args.model.lower())
+    if architecture is not None:  # not by `smp.create_model`, which has default encoders of its own
+        options = {"encoder_name": args.encoder_name} if args.encoder_name else {}
+        model = architecture(
+            encoder_weights=None, in_channels=args.in_channels, classes=args.classes, **options
+        )
     elif timm.is_model(args.model):
         model = timm.create_model(args.model, in_chans=args.in_channels, num_classes=args.classes)
     else:

@@ -4,22 +4,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
-from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
+from vitseg_zoo.architectures.token_model import TokenModel
 from vitseg_zoo.decoders.query import QueryDecoder, QueryPrediction, SemanticHead, query_attention_mask
 from vitseg_zoo.encoders.token_blocks import embed_tokens, takes_tokens
 
 _DEFAULT_ENCODER = "vz-vit_base_patch14_reg4_dinov2"
 
 
-class Eomt(ModelCardMixin, SegmentationModel):
+class Eomt(TokenModel):
     """EoMT (Kerssies et al. 2025): queries in a plain ViT's last blocks, each giving a mask and a class.
 
     Paper: https://arxiv.org/abs/2503.19108. Images may have any size, and are normalised by the user with
@@ -64,8 +62,7 @@ class Eomt(ModelCardMixin, SegmentationModel):
         torch.Size([1, 5, 64, 96])
     """
 
-    _is_torch_scriptable = False
-    requires_divisible_input_shape = False
+    default_encoder = (_DEFAULT_ENCODER, "imagenet")
 
     @supports_config_loading
     def __init__(
@@ -82,8 +79,7 @@ class Eomt(ModelCardMixin, SegmentationModel):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        if (encoder_name, encoder_weights) == ("resnet34", "imagenet"):
-            encoder_name = _DEFAULT_ENCODER
+        encoder_name, encoder_weights = self.choose_encoder(encoder_name, encoder_weights)
         self.encoder = plain_vit_encoder(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
         if not takes_tokens(self.encoder.model):
             raise ValueError(
@@ -100,16 +96,9 @@ class Eomt(ModelCardMixin, SegmentationModel):
         channels = self.encoder.embed_dim
         self.decoder = QueryDecoder(channels, self.encoder.patch_size, classes, num_queries)
         self.segmentation_head = nn.Sequential(SemanticHead(), Activation(activation))
-        self.classification_head = None if aux_params is None else ClassificationHead(channels, **aux_params)
         # How likely each of the last blocks is to restrict a query to its mask; see `anneal_masks`.
         self.mask_probabilities = [0.0] * query_blocks
-        self.name = f"eomt-{encoder_name}"
-        self.initialize()
-
-    def initialize(self) -> None:
-        """Initializes the classification head as SMP does; the decoder has initialized itself."""
-        if self.classification_head is not None:
-            initialize_head(self.classification_head)
+        self.finish(encoder_name, channels, aux_params)
 
     def anneal_masks(self, progress: float) -> None:
         """Sets masked attention for a point of the training (paper, section 3.3).

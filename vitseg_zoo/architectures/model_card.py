@@ -1,12 +1,20 @@
-"""The zoo's own model card behind SMP's `save_pretrained` and `push_to_hub`."""
+"""What the zoo's architectures add to SMP's `save_pretrained`, `from_pretrained` and `push_to_hub`."""
 
 from typing import Any
 
 from huggingface_hub import ModelCard
+from segmentation_models_pytorch.base import SegmentationModel
 
 
 class ModelCardMixin:
-    """Comes before `SegmentationModel` among the bases of an architecture."""
+    """The zoo's own model card; comes before `SegmentationModel` among the bases of an architecture."""
+
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, encoder_weights: str | None = None, **kwargs: Any
+    ) -> SegmentationModel:
+        """Loads a saved model; the encoder's weights are in its file, so that the encoder's own stay away."""
+        return super().from_pretrained(*args, encoder_weights=encoder_weights, **kwargs)
 
     def generate_model_card(
         self,

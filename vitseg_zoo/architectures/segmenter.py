@@ -3,21 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
-from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
-from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.architectures.token_encoder import token_encoder
+from vitseg_zoo.architectures.token_model import TokenModel
 from vitseg_zoo.decoders.mask_transformer import LinearDecoder, MaskTransformerDecoder
 
 _DEFAULT_ENCODER = "vz-vit_small_patch16_384"
 
 
-class Segmenter(ModelCardMixin, SegmentationModel):
+class Segmenter(TokenModel):
     """Segmenter (Strudel et al. 2021): a ViT whose patches are scored against learned class tokens.
 
     Paper: https://arxiv.org/abs/2105.05633. Images may have any size, and are normalised by the user with
@@ -55,8 +52,7 @@ class Segmenter(ModelCardMixin, SegmentationModel):
         torch.Size([1, 5, 64, 96])
     """
 
-    _is_torch_scriptable = False
-    requires_divisible_input_shape = False
+    default_encoder = (_DEFAULT_ENCODER, "imagenet")
 
     @supports_config_loading
     def __init__(
@@ -74,8 +70,7 @@ class Segmenter(ModelCardMixin, SegmentationModel):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        if (encoder_name, encoder_weights) == ("resnet34", "imagenet"):
-            encoder_name = _DEFAULT_ENCODER
+        encoder_name, encoder_weights = self.choose_encoder(encoder_name, encoder_weights)
         if decoder_head not in ("linear", "mask"):
             raise ValueError(f"decoder_head should be 'mask' or 'linear', got {decoder_head!r}.")
         self.encoder = token_encoder(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
@@ -87,20 +82,4 @@ class Segmenter(ModelCardMixin, SegmentationModel):
         self.segmentation_head = nn.Sequential(
             nn.Upsample(scale_factor=stride, mode="bilinear", align_corners=False), Activation(activation)
         )
-        self.classification_head = None if aux_params is None else ClassificationHead(channels, **aux_params)
-        self.name = f"segmenter-{encoder_name}"
-        self.initialize()
-
-    def initialize(self) -> None:
-        """Initializes the classification head as SMP does; the decoder has initialized itself."""
-        if self.classification_head is not None:
-            initialize_head(self.classification_head)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W)."""
-        height, width = x.shape[2:]
-        features = self.encoder(x)
-        masks = self.segmentation_head(self.decoder(features))[..., :height, :width]
-        if self.classification_head is not None:
-            return masks, self.classification_head(features[-1])
-        return masks
+        self.finish(encoder_name, channels, aux_params)

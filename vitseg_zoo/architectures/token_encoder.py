@@ -38,9 +38,10 @@ def token_encoder(
     entry = smp_encoders[name]
     if weights is not None and weights not in entry["pretrained_settings"]:
         available = list(entry["pretrained_settings"])
-        raise KeyError(
-            f"Wrong pretrained weights `{weights}` for encoder `{name}`. Available options are: {available}"
+        hint = (
+            f"Available options are: {available}" if available else "It has none: pass encoder_weights=None"
         )
+        raise KeyError(f"Wrong pretrained weights `{weights}` for encoder `{name}`. {hint}")
     if not issubclass(entry["encoder"], PyramidEncoder):
         return get_encoder(name, in_channels=in_channels, depth=encoder_depth or 5, weights=weights)
     timm_name = entry["params"]["name"]

@@ -3,19 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
-from segmentation_models_pytorch.base.initialization import initialize_head
 
-from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
+from vitseg_zoo.architectures.token_model import TokenModel
 from vitseg_zoo.decoders.patch import PatchDecoder, PatchHead
 
 _ARTICLE_ENCODER = "vz-vitseg_base_patch16_128"
 
 
-class VitSeg(ModelCardMixin, SegmentationModel):
+class VitSeg(TokenModel):
     """ViT-seg: a plain Vision Transformer, and a head that turns each token into the logits of its patch.
 
     As described in the article series "Efficient Image Segmentation Using PyTorch"; the defaults are the
@@ -56,8 +53,7 @@ class VitSeg(ModelCardMixin, SegmentationModel):
         torch.Size([1, 3, 128, 128])
     """
 
-    _is_torch_scriptable = False
-    requires_divisible_input_shape = False
+    default_encoder = (_ARTICLE_ENCODER, None)
 
     @supports_config_loading
     def __init__(
@@ -73,26 +69,9 @@ class VitSeg(ModelCardMixin, SegmentationModel):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        if (encoder_name, encoder_weights) == ("resnet34", "imagenet"):
-            encoder_name, encoder_weights = _ARTICLE_ENCODER, None
+        encoder_name, encoder_weights = self.choose_encoder(encoder_name, encoder_weights)
         self.encoder = plain_vit_encoder(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
         channels = self.encoder.out_channels[-1]
         self.decoder = PatchDecoder(channels, head=decoder_head)
         self.segmentation_head = PatchHead(channels, classes, self.encoder.output_stride, activation)
-        self.classification_head = None if aux_params is None else ClassificationHead(channels, **aux_params)
-        self.name = f"vitseg-{encoder_name}"
-        self.initialize()
-
-    def initialize(self) -> None:
-        """Initializes the classification head as SMP does; the rest keeps PyTorch's start, as the article."""
-        if self.classification_head is not None:
-            initialize_head(self.classification_head)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W)."""
-        height, width = x.shape[2:]
-        features = self.encoder(x)
-        masks = self.segmentation_head(self.decoder(features))[..., :height, :width]
-        if self.classification_head is not None:
-            return masks, self.classification_head(features[-1])
-        return masks
+        self.finish(encoder_name, channels, aux_params)
