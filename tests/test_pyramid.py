@@ -122,6 +122,21 @@ def test_compiles_and_exports(name: str) -> None:
         torch.testing.assert_close(a, c)
 
 
+@pytest.mark.parametrize("name", ["vz-tiny_beit", "vz-tiny_relpos"])
+def test_compiles_and_exports_at_the_size_it_was_run_at(name: str) -> None:
+    encoder, image = smp.encoders.get_encoder(name, weights=None).eval(), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match=r"can be exported for \(64, 96\) once it has been run"):
+            torch.export.export(encoder, (image,), strict=False)
+        compiled = torch.compile(encoder, backend="eager")(image)  # with a break in the graph
+        expected = encoder(image)
+        exported = torch.export.export(encoder, (image,), strict=False).module()(image)
+        whole = torch.compile(encoder, backend="eager", fullgraph=True)(image)
+    for outputs in (compiled, exported, whole):
+        for a, b in zip(expected, outputs, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_saves_and_loads_as_smp_models_do(tmp_path) -> None:
     model = smp.FPN("vz-sfp-tiny_vit", encoder_weights=None, classes=2).eval()
     model.save_pretrained(tmp_path)

@@ -47,7 +47,13 @@ class FixedGridRunner:
         tables = {f"model.{name}": self._resample(name, parameters[name], model) for name in self._matrices}
         return functional_call(self._resized, tables, (x,), kwargs)
 
+    @torch.compiler.disable
     def _resize(self, model: nn.Module, img_size: tuple[int, int]) -> None:
+        if torch.compiler.is_compiling():  # an export, which would take the copy for a part of the model
+            raise RuntimeError(
+                f"{type(model).__name__} can be exported for {img_size} once it has been run at that size: "
+                "call the model on such an image first, in the mode (train or eval) of the export."
+            )
         parameters = dict(model.named_parameters())
         resized = copy.deepcopy(model, memo={id(value): value for value in parameters.values()})
         resized.set_input_size(img_size=img_size)
