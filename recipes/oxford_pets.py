@@ -69,26 +69,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_arguments()
-    last = args.out / "checkpoints" / "last.ckpt"
-    if args.resume and not last.exists():
-        raise SystemExit(f"there is nothing to resume: {last} does not exist.")
-    if not args.resume and (args.out / "metrics.csv").exists():
-        raise SystemExit(
-            f"{args.out} holds an earlier training: give another --out, or --resume to continue it."
-        )
-    encoder_name = args.encoder_name or ENCODER_NAMES.get(args.arch, CNN_ENCODER_NAME)
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
-    warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
-    seed_everything(args.seed, verbose=False)
-    try:
-        photographs = {
-            split: OxfordPets(args.data, split, download=True) for split in ("train", "val", "test")
-        }
-    except FileNotFoundError as error:
-        raise SystemExit(str(error)) from error
+def prepare(args: argparse.Namespace, encoder_name: str) -> tuple[SegmentationDataModule, SegmentationModule]:
+    photographs = {split: OxfordPets(args.data, split, download=True) for split in ("train", "val", "test")}
     datasets = {
         split: SegmentationDataset(
             pairs,
@@ -117,21 +99,51 @@ def main() -> None:
         channels_last=True,  # faster for CNNs, on a CPU as on a GPU; no matter to a ViT
         model_args=MODEL_ARGS,
     )
+    return data, module
+
+
+def main() -> None:
+    args = parse_arguments()
+    last = args.out / "checkpoints" / "last.ckpt"
+    if args.resume and not last.exists():
+        raise SystemExit(f"there is nothing to resume: {last} does not exist.")
+    if not args.resume and (args.out / "metrics.csv").exists():
+        raise SystemExit(
+            f"{args.out} holds an earlier training: give another --out, or --resume to continue it."
+        )
+    encoder_name = args.encoder_name or ENCODER_NAMES.get(args.arch, CNN_ENCODER_NAME)
     precision = args.precision
-    if precision == "auto" and args.resume:  # as before, whatever a new trial would say
-        precision = torch.load(last, weights_only=True)["hyper_parameters"].get("precision", "auto")
+    if args.resume:
+        before = torch.load(last, weights_only=True)["hyper_parameters"]
+        asked = {"arch": args.arch, "encoder_name": encoder_name, "image_size": args.image_size}
+        for key, value in asked.items():
+            if value != before[key]:
+                raise SystemExit(
+                    f"{last} was trained with {key} {before[key]}, not {value}: say so with "
+                    f"--{key.replace('_', '-')} {before[key]}, or give another --out."
+                )
+        if precision == "auto":  # as before, whatever a new trial would say
+            precision = before.get("precision", "auto")
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
+    warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
+    seed_everything(args.seed, verbose=False)
+    try:
+        data, module = prepare(args, encoder_name)
+    except (OSError, KeyError, ValueError) as error:  # no data, no such model, too large a batch
+        raise SystemExit(error.args[0] if isinstance(error, KeyError) else str(error)) from error
     if precision == "auto":
         precision = choose_precision(module.model, (args.image_size, args.image_size))
     module.save_hyperparameters({"precision": precision})
     parameters = sum(parameter.numel() for parameter in module.parameters())
     print(
         f"{args.arch} with {encoder_name}: {parameters:,} parameters, precision {precision}, "
-        + ", ".join(f"{len(dataset)} {split}" for split, dataset in datasets.items())
+        + ", ".join(f"{len(dataset)} {split}" for split, dataset in data.datasets.items())
         + " images",
         flush=True,
     )
 
-    gallery = PredictionGallery(datasets["val"], args.out)
+    gallery = PredictionGallery(data.datasets["val"], args.out)
     save = {
         "dirpath": args.out / "checkpoints",
         "save_on_train_epoch_end": True,

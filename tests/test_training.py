@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -217,12 +218,42 @@ def test_recipe_writes_what_it_promises(data_root: Path, tmp_path: Path):
     assert (tmp_path / "both" / "curves.png").stat().st_size > 0
 
 
-def test_recipe_stops_after_max_steps(data_root: Path, tmp_path: Path):
+def test_recipe_stops_after_max_steps_and_goes_on_with_the_same_model(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     tiny = ("--encoder-name", "vz-vitseg_tiny_patch16_128", "--image-size", "32", "--precision", "32-true")
     done = _run(RECIPE, "--data", data_root, "--out", tmp_path, *tiny, "--max-steps", "2")
     assert done.returncode == 0, done.stderr
+    assert "epoch 1/50" in done.stdout and "0:00:00 left" in done.stdout
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert "test_last" in json.loads((tmp_path / "results.json").read_text())
+
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--out", str(tmp_path), "--image-size", "32", "--resume"])
+    message = "was trained with encoder_name vz-vitseg_tiny_patch16_128, not vz-vitseg_small_patch16_128"
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--arch", "unett"], "Wrong architecture type `unett`"),
+        (["--batch-size", "1000"], "batch_size is 1000, but there are only 481 training images"),
+        (["--data", "nowhere"], r"no Oxford-IIIT Pet data in nowhere.*fetch and unpack it by hand"),
+    ],
+)
+def test_recipe_says_what_is_wrong_in_one_line(
+    arguments: list[str], message: str, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_network(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--data", str(data_root), "--out", "out", *arguments])
+    with pytest.raises(SystemExit, match=message) as caught:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert "\n" not in caught.value.args[0]
 
 
 @pytest.mark.parametrize(

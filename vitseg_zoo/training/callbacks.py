@@ -29,7 +29,7 @@ class EpochLog(Callback):
         self.rows: list[dict] = []
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self.first = trainer.current_epoch
+        self.first, self.first_step = trainer.current_epoch, trainer.global_step
         self.started = self.epoch_started = time.monotonic()
         if self.path.exists() and self.first:
             with open(self.path, newline="") as file:
@@ -60,7 +60,8 @@ class EpochLog(Callback):
         os.replace(partial, self.path)
 
         done = trainer.current_epoch + 1
-        left = (now - self.started) / (done - self.first) * (trainer.max_epochs - done)
+        steps_left = trainer.estimated_stepping_batches - trainer.global_step  # knows of max_steps too
+        left = (now - self.started) / (trainer.global_step - self.first_step) * steps_left
         shown = ("train_loss", "val_loss", "val_pixel_accuracy", "val_miou")
         scores = "  ".join(f"{name} {values[name]:.4f}" for name in shown if name in values)
         module.print(
