@@ -13,6 +13,7 @@ MODELS = {
     "unet": lambda: smp.Unet("vz-tiny_vit", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8)),
     "sfp": lambda: smp.FPN("vz-sfp-tiny_beit", encoder_weights=None),
     "segmenter": lambda: smp.create_model("segmenter", "vz-tiny_dinov3", None),
+    "sam": lambda: smp.create_model("vitseg", "vz-tiny_sam", None),
     "eomt": lambda: smp.create_model("eomt", "vz-tiny_eva", None, num_queries=3),
 }
 
@@ -32,7 +33,16 @@ def test_every_parameter_has_its_rate_and_decay(build) -> None:
         else:
             expected = 0.1 * 0.5 if ".norm." in name else 0.1 * 0.5**6
         assert rate == pytest.approx(expected), name
-        learned_tokens = ("cls_token", "reg_token", "pos_embed", "queries", "class_tokens", "bias_table")
+        learned_tokens = (
+            "cls_token",
+            "reg_token",
+            "pos_embed",
+            "queries",
+            "class_tokens",
+            "bias_table",
+            "rel_pos_h",
+            "rel_pos_w",
+        )
         kept = parameter.ndim <= 1 or name.endswith(learned_tokens)
         assert decay == (0.0 if kept else 0.05), name
     torch.optim.AdamW(groups).step()

@@ -110,10 +110,13 @@ def _timm_model(model: nn.Module) -> nn.Module:
 
 
 def _no_weight_decay(model: nn.Module) -> set[str]:
-    """Names of parameters that parts of a model, in timm's form, keep from weight decay."""
-    return {
+    """Names of parameters that parts of a model, in timm's form, keep from weight decay, and tables."""
+    named = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()
         if hasattr(module, "no_weight_decay")
         for name in module.no_weight_decay()
     }
+    # Tables of relative positions, which timm's SAM and relative-position ViTs leave out.
+    tables = ("rel_pos_h", "rel_pos_w", "relative_position_bias_table")
+    return named | {name for name, _ in model.named_parameters() if name.endswith(tables)}
