@@ -46,7 +46,8 @@ def comparison(images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, 
     left = _MARGIN + max(int(font.getlength(name)) for name in rows)
     blocks = range(0, len(images), COLUMNS)
     block_height = len(rows) * height + _MARGIN
-    canvas = Image.new("RGB", (left + COLUMNS * width, len(blocks) * block_height - _MARGIN), "white")
+    columns = min(COLUMNS, len(images))
+    canvas = Image.new("RGB", (left + columns * width, len(blocks) * block_height - _MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     for block, first in enumerate(blocks):
         for row, (name, tiles) in enumerate(rows.items()):
