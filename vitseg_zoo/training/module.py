@@ -108,7 +108,8 @@ class SegmentationModule(LightningModule):
     def shared_epoch_end(self, stage: str) -> None:
         """Logs the metrics of the whole split."""
         metrics = getattr(self, f"{stage}_metrics")
-        self.log_dict({f"{stage}_{name}": value for name, value in metrics.compute().items()})
+        # All devices have the same already; to say so keeps Lightning from warning.
+        self.log_dict({f"{stage}_{name}": value for name, value in metrics.compute().items()}, sync_dist=True)
         metrics.reset()
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:

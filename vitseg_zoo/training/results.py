@@ -45,7 +45,7 @@ def hardware(trainer: Trainer) -> str:
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{torch.get_num_threads()} threads of {name}"
+    return f"{trainer.world_size * torch.get_num_threads()} threads of {name}"
 
 
 def final_scores(results: Mapping) -> dict[str, float]:
