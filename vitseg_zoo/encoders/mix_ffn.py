@@ -105,9 +105,10 @@ class _MixFFN(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, w1, b1, _, _, w2, b2 = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: gradient checkpointing gives them out a single time
+        x, w1, b1, _, _, w2, b2 = saved
         dwconv = ctx.dwconv
-        to_x, *to_weights = (None if t is None else torch.zeros_like(t) for t in ctx.saved_tensors)
+        to_x, *to_weights = (None if t is None else torch.zeros_like(t) for t in saved)
         for images, start, stop, top, bottom in _strips(x, dwconv, _TRAINING_STRIP_ELEMENTS):
             part, inner = x[images, top:bottom], slice(start - top, stop - top)
             first = pointwise(part, w1, b1)  # (b, rows + halo, W, hidden)
