@@ -151,8 +151,8 @@ def main() -> None:
     about = {
         "class_names": list(class_names),
         "palette": [list(colour) for colour in palette],
-        "mean": module.mean.flatten().tolist(),
-        "std": module.std.flatten().tolist(),
+        "mean": module.mean.expand(1, 3, 1, 1).flatten().tolist(),
+        "std": module.std.expand(1, 3, 1, 1).flatten().tolist(),
         "input_size": [args.image_size, args.image_size],
         "recipe": shlex.join(["python", *sys.argv]),
         "metric_source": "recipes/own_data.py: one confusion matrix over all pixels, no epoch selected",

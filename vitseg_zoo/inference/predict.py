@@ -15,6 +15,7 @@ from torch import nn
 
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.labels import predict_labels
+from vitseg_zoo.weights.catalog import DEFAULT_MODEL
 from vitseg_zoo.weights.saving import load_model
 
 _MODES = {1: "L", 3: "RGB"}  # channels of a model -> mode of Pillow
@@ -24,13 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `vitseg predict`."""
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="photographs of any size and format")
-    model = parser.add_mutually_exclusive_group(required=True)
+    model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "--checkpoint", type=Path, metavar="CKPT", help="checkpoint of a training, as best.ckpt"
     )
-    model.add_argument("--weights", metavar="FILE", help="a .safetensors file, or a model of `vitseg list`")
+    model.add_argument(
+        "--weights",
+        default=DEFAULT_MODEL,
+        metavar="FILE",
+        help="a .safetensors file, or a model of `vitseg list` [%(default)s, which comes with the package]",
+    )
     add(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for NAME_mask.png and NAME_overlay.jpg"
+        "--out",
+        type=Path,
+        default=Path("masks"),
+        metavar="DIR",
+        help="folder for NAME_mask.png and NAME_overlay.jpg [%(default)s]",
     )
 
 
