@@ -17,8 +17,8 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
     """SegFormer (Xie et al. 2021): the outputs of `smp.Segformer`, several times faster.
 
     Paper: https://arxiv.org/abs/2105.15203. Arguments and state dict are those of `smp.Segformer` with the
-    same encoder. Over the zoo's `vz-mit_b*` the head has the paper's four levels, and state dicts of
-    `smp.Segformer` with `mit_b*` load as they are.
+    same encoder, and two arguments come behind them. Over the zoo's `vz-mit_b*` the head has the paper's four
+    levels, and state dicts of `smp.Segformer` with `mit_b*` load as they are.
 
     Args:
         encoder_name: Any SMP encoder; `vz-mit_b0` to `vz-mit_b5` are the paper's.
@@ -26,16 +26,16 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         encoder_weights: Pretrained weights of the encoder, `"imagenet"` by default, or `None` (random).
         decoder_segmentation_channels: Channels of the head, 256 by default (the paper's B0 and B1; B2 to B5
             have 768).
-        decoder_dropout: Dropout of channels before the classifier, 0.1 in the paper; 0 by default, as in SMP.
         in_channels: Channels of the image, 3 by default.
         classes: Number of output channels, 1 by default.
         activation: Applied to the logits: `"sigmoid"`, `"softmax"`, `"logsoftmax"`, `"tanh"`, `"identity"`,
             a callable or `None` (the default).
         upsampling: Factor from the head's quarter resolution to the output, 4 by default.
-        align_corners: How the logits are upsampled: True by default, as in SMP; False as in Hugging Face and
-            in NVIDIA's evaluation.
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
+        decoder_dropout: Dropout of channels before the classifier, 0.1 in the paper; 0 by default, as in SMP.
+        align_corners: How the logits are upsampled: True by default, as in SMP; False as in Hugging Face and
+            in NVIDIA's evaluation.
         kwargs: Passed to encoders that take them, as `smp.Segformer` does.
 
     Returns:
@@ -62,13 +62,13 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         encoder_depth: int = 5,
         encoder_weights: str | None = "imagenet",
         decoder_segmentation_channels: int = 256,
-        decoder_dropout: float = 0.0,
         in_channels: int = 3,
         classes: int = 1,
         activation: str | Callable[..., Any] | None = None,
         upsampling: int = 4,
-        align_corners: bool = True,
         aux_params: dict[str, Any] | None = None,
+        decoder_dropout: float = 0.0,
+        align_corners: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -104,10 +104,16 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         classifier, *upsampling = self.segmentation_head
         # The decoder calls the classifier, so that its map of many channels need not be held whole.
         masks = self.decoder(features, classifier)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.jit.is_tracing():
             masks = masks.contiguous()  # losses would copy the large logits into this order
         for layer in upsampling:
             masks = layer(masks)
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` calls first."""
+        raise RuntimeError(
+            "FusedSegformer cannot be scripted: use torch.jit.trace, torch.export or torch.compile."
+        )
