@@ -9,7 +9,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
-from timm.models import get_notrace_functions
+from timm.models import adapt_input_conv, get_notrace_functions
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
@@ -185,6 +185,35 @@ def test_timm_input_size_can_be_set() -> None:
     torch.testing.assert_close(model.forward_features(image), before)
     model.set_input_size((96, 160), patch_size=(8, 8))
     assert model.forward_features(image).shape == (1, 240, 192)
+
+
+@pytest.mark.parametrize("in_chans", [1, 5])
+def test_timm_loads_weights_for_other_channels_and_sizes(in_chans: int, tmp_path) -> None:
+    model = timm.create_model("vitseg_tiny_patch16_128", depth=1, num_classes=3)
+    model(torch.rand(2, 3, 128, 128))  # the norm learns its statistics
+    torch.save(model.state_dict(), tmp_path / "trained.pth")
+    overlay = {"file": str(tmp_path / "trained.pth"), "num_classes": 3}
+    loaded = timm.create_model(
+        "vitseg_tiny_patch16_128",
+        pretrained=True,
+        pretrained_cfg_overlay=overlay,
+        in_chans=in_chans,
+        img_size=(64, 96),
+        depth=1,
+        num_classes=3,
+    )
+    mean = model.patch_embed.input_norm.running_mean
+    assert loaded.patch_embed.input_norm.running_mean.tolist() == [
+        mean[i % 3].item() for i in range(in_chans)
+    ]
+    expected = adapt_input_conv(in_chans, model.patch_embed.proj.weight)
+    torch.testing.assert_close(loaded.patch_embed.proj.weight, expected)
+    assert loaded.pos_embed.shape == (1, 4 * 6, 192) and torch.equal(loaded.head.weight, model.head.weight)
+
+
+def test_timm_patches_are_squares() -> None:
+    with pytest.raises(ValueError, match="patch_size should be a square"):
+        timm.create_model("vitseg_tiny_patch16_128", patch_size=(8, 16))
 
 
 def test_timm_pads_with_the_mean_image() -> None:

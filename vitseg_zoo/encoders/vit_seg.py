@@ -20,8 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, vision_transformer
 from torch import nn
 
 from vitseg_zoo.encoders.pyramid import smp_entry
@@ -39,13 +38,13 @@ class NormalizedPatchEmbed(PatchEmbed):
     def __init__(self, *args: Any, in_chans: int = 3, device=None, dtype=None, **kwargs: Any) -> None:
         super().__init__(*args, in_chans=in_chans, device=device, dtype=dtype, **kwargs)
         self.input_norm = nn.BatchNorm2d(in_chans, device=device, dtype=dtype)
-        self.patchify = nn.PixelUnshuffle(self.patch_size[0])
+        self.patchify = _patchify(self.patch_size)
 
     def set_input_size(
         self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
     ) -> None:
         super().set_input_size(img_size, patch_size)
-        self.patchify = nn.PixelUnshuffle(self.patch_size[0])
+        self.patchify = _patchify(self.patch_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.input_norm(x)
@@ -64,7 +63,14 @@ class NormalizedPatchEmbed(PatchEmbed):
         return x.flatten(1, 2) if self.flatten else x
 
 
-class VitSegTransformer(VisionTransformer):
+def _patchify(patch_size: tuple[int, int]) -> nn.PixelUnshuffle:
+    """Patches (B, C * p * p, H / p, W / p) of an image (B, C, H, W), the channels in the order (c, y, x)."""
+    if patch_size[0] != patch_size[1]:
+        raise ValueError(f"patch_size should be a square, got {patch_size}.")
+    return nn.PixelUnshuffle(patch_size[0])
+
+
+class VitSegTransformer(vision_transformer.VisionTransformer):
     """The plain ViT of ViT-seg, with the interface of timm's `VisionTransformer`.
 
     Args:
@@ -168,6 +174,22 @@ default_cfgs = generate_default_cfgs(
         "vitseg_base_patch8_128.untrained": _cfg(),
     }
 )
+
+
+def checkpoint_filter_fn(
+    state_dict: dict[str, torch.Tensor], model: nn.Module, **kwargs: Any
+) -> dict[str, torch.Tensor]:
+    """Fits weights to a model: patches and positions as timm does, the input's norm to its channels.
+
+    timm adapts the first convolution to the number of channels; the norm in front of it repeats its own.
+    """
+    channels = model.patch_embed.input_norm.num_features
+    return {
+        key: value.repeat(-(-channels // len(value)))[:channels]
+        if key.startswith("patch_embed.input_norm.") and value.ndim
+        else value
+        for key, value in vision_transformer.checkpoint_filter_fn(state_dict, model, **kwargs).items()
+    }
 
 
 def _create_vit_seg(variant: str, pretrained: bool = False, **kwargs: Any) -> VitSegTransformer:
