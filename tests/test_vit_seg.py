@@ -89,6 +89,20 @@ def test_a_patch_of_pixels_comes_from_its_own_token() -> None:
     torch.testing.assert_close(change, expected, rtol=0, atol=1e-4)
 
 
+def test_attention_is_torchs_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropouts, original = [], nn.functional.scaled_dot_product_attention
+
+    def counted(*args, dropout_p: float = 0.0, **kwargs) -> torch.Tensor:
+        dropouts.append(dropout_p)
+        return original(*args, dropout_p=dropout_p, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
+    model = small(img_size=32, depth=3)
+    model(torch.rand(2, 3, 32, 32))
+    model.predict(torch.rand(2, 3, 32, 32))
+    assert dropouts == [0.2] * 3 + [0.0] * 3
+
+
 # ---- timm ----
 
 
