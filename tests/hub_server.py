@@ -1,10 +1,13 @@
 """A small HTTP server on this machine that speaks the Hugging Face Hub's routes, and misbehaves as told."""
 
+import base64
 import hashlib
+import json
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -21,11 +24,16 @@ class HostedFile:
     length: int | None = None  # Content-Length to state instead of the true one
     pause: float = 0.0  # seconds before each quarter of the contents
     on_other_host: bool = False  # redirect to another host name, as the Hub does to its CDN
+    refusal: tuple[int, str] | None = None  # status and the Hub's code for the reason, instead of the file
+    refuses_contents_only: bool = False  # and answers what the file is
 
 
 @dataclass
 class HubServer:
-    """Serves `files` by path, `<repository>/<file name>`, at all revisions; use it as a context manager."""
+    """Serves `files` by path, `<repository>/<file name>`, at all revisions; use it as a context manager.
+
+    Takes commits to repositories, too, and serves as an HTTP proxy to itself.
+    """
 
     files: dict[str, HostedFile] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
@@ -41,6 +49,9 @@ class HubServer:
 
             def do_GET(self) -> None:
                 hub.respond(self, with_body=True)
+
+            def do_POST(self) -> None:
+                hub.take(self)
 
             def log_message(self, *args) -> None:
                 pass
@@ -60,7 +71,8 @@ class HubServer:
 
     def respond(self, handler: BaseHTTPRequestHandler, with_body: bool) -> None:
         self.requests.append((handler.command, handler.path, dict(handler.headers)))
-        path = handler.path.lstrip("/")
+        address = urlsplit(handler.path)  # a whole one where this is the proxy
+        path = address.path.lstrip("/")
         is_cdn = path.startswith("cdn/")
         repository, _, rest = path.removeprefix("cdn/").partition("/resolve/")
         name = f"{repository}/{rest.partition('/')[2]}" if rest else repository
@@ -71,6 +83,11 @@ class HubServer:
             known = any(key.startswith(f"{repository}/") for key in self.files)
             headers = {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound", "X-Repo-Commit": commit}
             return self.send(handler, 404, headers, b"Not Found" if with_body else b"")
+
+        if hosted.refusal and (with_body or not hosted.refuses_contents_only):
+            status, code = hosted.refusal
+            headers = {"X-Error-Code": code, "X-Error-Message": f"Refused: {code}."} if code else {}
+            return self.send(handler, status, headers, b"No" if with_body else b"")
 
         announced = hosted.content if hosted.announced is None else hosted.announced
         digest = hashlib.sha256(announced).hexdigest()
@@ -115,6 +132,32 @@ class HubServer:
         if hosted.length is not None:
             handler.close_connection = True
         return None
+
+    def take(self, handler: BaseHTTPRequestHandler) -> None:
+        """Answers what `huggingface_hub` asks to make a repository and to commit files to it."""
+        body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        self.requests.append((handler.command, handler.path, dict(handler.headers)))
+        path = handler.path.strip("/").split("?")[0].split("/")
+        if path == ["api", "validate-yaml"]:
+            answer = {"errors": [], "warnings": []}
+        elif path == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            answer = {"url": f"{self.endpoint}/{asked.get('organization') or 'me'}/{asked['name']}"}
+        elif path[-2] == "preupload":
+            files = json.loads(body)["files"]
+            modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            answer = {"files": modes}
+        elif path[-2] == "commit":
+            repository = "/".join(path[2:4])
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.files[f"{repository}/{line['value']['path']}"] = HostedFile(content)
+            address = f"{self.endpoint}/{repository}/commit/{COMMIT}"
+            answer = {"success": True, "commitOid": COMMIT, "commitUrl": address, "hookOutput": ""}
+        else:
+            return self.send(handler, 404, {}, b"")
+        return self.send(handler, 200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
     @staticmethod
     def send(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
@@ -21,7 +22,7 @@ def offline_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("VITSEG_ZOO_WEIGHTS", str(tmp_path))
     source = smp.Segformer("mit_b0", encoder_weights=None, classes=150).eval()
     save_file(source.state_dict(), tmp_path / "segformer_b0.smp_ade20k_512.safetensors")
-    notices.say_license.cache_clear()
+    notices._warn_once.cache_clear()
     return source
 
 
@@ -65,6 +66,9 @@ def test_encoders_are_pinned_as_smp_pins_them(size):
 
 
 def test_encoders_are_timms():
+    timm_default = get_pretrained_cfg("vit_base_patch16_224")
+    assert get_entry("vit_base_patch16_224").name == f"vit_base_patch16_224.{timm_default.tag}"
+    assert get_entry("vit_base_patch16_clip_224").filenames[0].endswith(".safetensors")
     for entry in list_entries("vit_small*", kind="encoder"):
         cfg = get_pretrained_cfg(entry.name)
         assert entry.mean == tuple(cfg.mean) and entry.license in (cfg.license, "unknown")
@@ -102,6 +106,29 @@ def test_create_model_with_other_classes_and_channels(offline_weights, caplog):
     said = [message for message in caplog.messages if "not loaded" in message]
     assert len(said) == 1 and "segmentation_head.0.weight" in said[0]
     assert model.pretrained_cfg["class_names"] == ()
+
+
+def test_a_file_of_another_model_under_the_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITSEG_ZOO_WEIGHTS", str(tmp_path))
+    weights = smp.Segformer("mit_b0", encoder_weights=None, classes=150).state_dict()
+    wrong = {key: value[:100] if "fuse_stage.0" in key else value for key, value in weights.items()}
+    save_file(wrong, tmp_path / "segformer_b0.smp_ade20k_512.safetensors")
+    for classes in (150, 5):
+        with pytest.raises(RuntimeError, match=r"does not fit.*fuse_stage\.0\.weight"):
+            vitseg_zoo.create_model("segformer_b0.smp_ade20k_512", pretrained=True, classes=classes)
+
+
+def test_sizes_are_those_of_the_models():
+    for entry in list_entries("segformer_b[0-2]*.nv*", kind="model"):
+        with torch.device("meta"):
+            model = vitseg_zoo.create_model(entry.name)
+        assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == entry.parameters
+        size = sum(value.nbytes for value in model.state_dict().values()) / 1e6
+        assert entry.megabytes == pytest.approx(size, abs=0.6)
+    for name in ("mit_b0.nv_in1k", "mit_pvt_b2.in1k"):
+        weights = timm.create_model(name, device="meta").state_dict()
+        size = sum(value.nbytes for value in weights.values()) / 1e6
+        assert get_entry(name).megabytes == pytest.approx(size, abs=0.6)
 
 
 def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsys):
@@ -154,7 +181,10 @@ def test_commands(tmp_path, capsys):
     assert main(["info", "vitseg"]) == 0
     assert "decoder_head" in capsys.readouterr().out
     assert main(["info", "vz-mit_b1"]) == 0
-    assert "smp-hub/mit_b1.imagenet" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "smp-hub/mit_b1.imagenet" in shown and "78.7 %" in shown
+    assert "timm.create_model('mit_b1.nv_in1k'" in shown
+    assert "timm.create_model('mit_b1.imagenet'" not in shown  # a name of SMP's
     assert main(["info", "no_such_thing"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 

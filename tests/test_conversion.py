@@ -8,6 +8,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -83,6 +84,7 @@ def test_segformer_of_nvidia(smp_segformer, zoo_segformer, tmp_path):
     path = save(to_nvidia(smp_segformer.state_dict()), tmp_path / "segformer.b0.pth")
     report = vitseg_zoo.load_weights(zoo_segformer, path)
     assert report.format == "SegFormer of NVIDIA" and not report.missing and not report.unexpected
+    assert report.ignored == ("decode_head.conv_seg.weight", "decode_head.conv_seg.bias")
     assert_same(logits(zoo_segformer), logits(smp_segformer))
     # Into SMP's own class, too; and a converted file tells all.
     other = smp.Segformer("mit_b0", encoder_weights=None, classes=4)
@@ -95,31 +97,44 @@ def test_segformer_of_nvidia(smp_segformer, zoo_segformer, tmp_path):
     assert metadata["palette"][1] == [80, 50, 50]
 
 
-def test_segformer_of_hugging_face(zoo_segformer, tmp_path):
+@pytest.mark.parametrize("spelling", ["in files", "since transformers 5"])
+def test_segformer_of_hugging_face(spelling, zoo_segformer, tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.SegformerConfig(
         num_labels=4, decoder_hidden_size=256, id2label={i: f"class {i}" for i in range(4)}
     )
     source = randomize(transformers.SegformerForSemanticSegmentation(config))
     source.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    if spelling != "in files":
+        path.unlink()
+        path = save(source.state_dict(), tmp_path / "pytorch_model.bin")
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         expected = source(image).logits  # at a quarter of the size
-    report = vitseg_zoo.load_weights(zoo_segformer, tmp_path / "model.safetensors")
+    report = vitseg_zoo.load_weights(zoo_segformer, path)
     assert report.format == "SegFormer of Hugging Face"
     features = zoo_segformer.eval().encoder(image)
     with torch.inference_mode():
         found = zoo_segformer.segmentation_head[0](zoo_segformer.decoder(features))
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)  # its norms have another epsilon
-    assert load_model(tmp_path)[1]["class_names"] == ["class 0", "class 1", "class 2", "class 3"]
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    metadata = load_model(tmp_path)[1]
+    assert metadata["class_names"] == ["class 0", "class 1", "class 2", "class 3"]
+    assert (metadata["mean"], metadata["std"]) == ([0, 0, 0], [1, 1, 1])
 
 
-def test_classifier_of_hugging_face(tmp_path):
+@pytest.mark.parametrize("spelling", ["in files", "since transformers 5"])
+def test_classifier_of_hugging_face(spelling, tmp_path):
     transformers = pytest.importorskip("transformers")
     source = randomize(
         transformers.SegformerForImageClassification(transformers.SegformerConfig(num_labels=7))
     )
-    path = save(source.state_dict(), tmp_path / "mit.bin")
+    path = tmp_path / "model.safetensors"
+    if spelling == "in files":
+        source.save_pretrained(tmp_path)
+    else:
+        path = save(source.state_dict(), tmp_path / "mit.bin")
     model = timm.create_model("mit_b0", num_classes=7)
     vitseg_zoo.load_weights(model, path)
     image = torch.rand(1, 3, 64, 64)
@@ -163,10 +178,10 @@ def test_encoder_of_timm(name, tmp_path):
 
 
 def test_vit_of_timm(tmp_path):
-    source = randomize(timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=64))
+    source = randomize(timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=64))
     path = save(source.state_dict(), tmp_path / "vit.pth")
     model = smp.create_model("segmenter", "vz-vit_tiny_patch16_224", None, classes=2, img_size=64)
-    vitseg_zoo.load_weights(model.encoder, path)
+    assert vitseg_zoo.load_weights(model.encoder, path).ignored == ("head.weight", "head.bias")
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         tokens = source.forward_features(image)[:, 1:]
@@ -325,6 +340,60 @@ def test_zipped_bomb_and_strangers(tmp_path):
         read_checkpoint(save({"epoch": 3}, tmp_path / "empty.pth"))
     with pytest.raises(ValueError, match="does not fit Unet"):
         vitseg_zoo.load_weights(unet(), save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth"))
+
+
+def test_converted_file_is_all_that_prediction_needs(smp_segformer, tmp_path, capsys):
+    path = save(to_nvidia(smp_segformer.state_dict()), tmp_path / "segformer.b0.pth")
+    target = tmp_path / "alone" / "pets.safetensors"
+    assert main(["convert", str(path), str(target), "--license", "research only"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("SegFormer of NVIDIA: ", "source: segformer.b0.pth", "decode_head.conv_seg", "written: "):
+        assert part in shown
+    metadata = load_model(target)[1]
+    assert metadata["vitseg_zoo_version"] == vitseg_zoo.__version__
+    assert (metadata["license"], metadata["source"]) == (
+        "research only",
+        "segformer.b0.pth (SegFormer of NVIDIA)",
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    path.unlink()
+    command = ["predict", str(tmp_path / "photo.png"), "--weights", str(target), "--out", str(tmp_path)]
+    assert main(command) == 0
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    image = ((torch.from_numpy(pixels) / 255 - mean) / std).permute(2, 0, 1)[None]
+    expected = logits(smp_segformer, image).argmax(1)[0].numpy()
+    assert (np.asarray(Image.open(tmp_path / "photo_mask.png")) == expected).mean() > 0.999
+
+
+def test_checkpoint_of_a_module_like_that_of_smps_examples(tmp_path):
+    source = unet()
+    arguments = {"encoder_depth": 3, "decoder_channels": (32, 16, 8)}
+    hyper_parameters = {
+        "arch": "Unet",
+        "encoder_name": "resnet18",
+        "in_channels": 3,
+        "out_classes": 2,
+        "model_args": arguments,
+    }
+    weights = {f"model.{key}": value for key, value in source.state_dict().items()}
+    content = {"state_dict": weights, "hyper_parameters": hyper_parameters, "pytorch-lightning_version": "2"}
+    model, metadata = load_model(save(content, tmp_path / "last.ckpt"))
+    assert torch.equal(logits(model), logits(source))
+    assert metadata["arguments"]["classes"] == 2
+    del hyper_parameters["out_classes"]
+    with pytest.raises(ValueError, match="how many classes"):
+        load_model(save(content, tmp_path / "last.ckpt"))
+
+
+def test_licence_in_a_file_is_said(tmp_path, caplog):
+    path = tmp_path / "a.safetensors"
+    vitseg_zoo.save_model(unet(), path, license="Research only", commercial_use=False)
+    for _ in range(2):
+        load_model(path)
+        vitseg_zoo.load_weights(unet(), path)
+    (said,) = caplog.messages
+    assert said == f"{path}: the weights must not be used commercially. Licence: Research only."
 
 
 def test_command(tmp_path, capsys):

@@ -1,19 +1,28 @@
 """Downloads from a server on this machine that speaks the Hub's routes, each in a process of its own."""
 
-import json
+import contextlib
+import fcntl
 import os
 import pickle
+import pty
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
+import segmentation_models_pytorch
+import timm
+import torch
 from hub_server import HostedFile, HubServer
 from safetensors.numpy import save
+from safetensors.torch import save as save_tensors
+
+from vitseg_zoo.weights.catalog import NVIDIA_LICENSE
 
 NAME = "segformer_b0.smp_ade20k_512"
 REPO = "smp-hub/segformer-b0-512x512-ade-160k"
@@ -60,14 +69,14 @@ def start(environment, source=NAME, code=FETCH):
 def fetch(environment, source=NAME):
     """What `fetch` gives in a process of its own: a path, or the type and message of an error."""
     process = start(environment, source)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     return output.strip()
 
 
-def vitseg(environment, *arguments):
+def vitseg(environment, *arguments, cwd=None):
     command = [sys.executable, "-m", "vitseg_zoo.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
 def leftovers(environment):
@@ -137,6 +146,9 @@ def test_next_process_resumes(hub, environment, ranges):
     """
     assert start(environment, code=code).wait(timeout=60) == 9
     assert any(name.endswith(".incomplete") for name in leftovers(environment))
+    hub.files[FILE].refusal, hub.files[FILE].refuses_contents_only = (503, ""), True
+    assert_one_sentence(fetch(environment), "ConnectionError", NAME, "503", "try again later")
+    hub.files[FILE].refusal = None
     hub.requests.clear()
     assert Path(fetch(environment)).read_bytes() == big
     (request,) = [headers for method, _, headers in hub.requests if method == "GET"]
@@ -161,7 +173,8 @@ def test_connection_that_always_breaks(hub, environment):
         pytest.param(HostedFile(b"<html>Log in to this network</html>" * 50), id="web page"),
         pytest.param(HostedFile(pickle.dumps({"weight": list(range(2000))})), id="pickle under a false name"),
         pytest.param(HostedFile(struct.pack("<Q", 200) + b"{broken" * 300), id="broken header"),
-        pytest.param(HostedFile(struct.pack("<Q", 2**40) + bytes(2000)), id="oversized header"),
+        pytest.param(HostedFile(struct.pack("<Q", 2**60) + bytes(2000)), id="header larger than any disk"),
+        pytest.param(HostedFile(struct.pack("<Q", 200 * 2**20) + bytes(2000)), id="header of 200 MB"),
     ],
 )
 def test_wrong_file_is_deleted_and_named(hub, environment, hosted):
@@ -204,10 +217,36 @@ def test_missing(hub, environment):
     assert_one_sentence(fetch(environment), "FileNotFoundError", REPO, "no model.safetensors", "404")
 
 
-def test_pickle_where_a_repository_has_no_safetensors(hub, environment):
-    repository = "nvidia/segformer-b0-finetuned-ade-512-512"
-    hub.files[f"{repository}/pytorch_model.bin"] = HostedFile(b"PK" + bytes(100))
-    assert Path(fetch(environment, "segformer_b0.nv_ade20k_512")).name == "pytorch_model.bin"
+@pytest.mark.parametrize(
+    ("refusal", "error_type", "parts"),
+    [
+        ((403, "GatedRepo"), "PermissionError", ["gives access on request", REPO, "HF_TOKEN"]),
+        ((401, "GatedRepo"), "PermissionError", ["gives access on request", REPO, "HF_TOKEN"]),
+        ((401, "RepoNotFound"), "FileNotFoundError", ["no such repository", "private", "HF_TOKEN"]),
+        ((403, ""), "PermissionError", ["403", "HF_TOKEN"]),
+        ((404, "RevisionNotFound"), "FileNotFoundError", ["no such revision", "404"]),
+        ((500, ""), "ConnectionError", ["500", "try again later", "VITSEG_ZOO_WEIGHTS=DIR"]),
+    ],
+)
+def test_refusals(hub, environment, refusal, error_type, parts):
+    hub.files[FILE].refusal = refusal
+    assert_one_sentence(fetch(environment), error_type, NAME, *parts)
+    assert not leftovers(environment)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("open('exploded', 'w')",))
+
+
+def test_pickle_bomb(hub, environment, tmp_path):
+    """Some repositories have a pickle alone; what it would run is not run."""
+    torch.save({"weight": torch.zeros(9), "extra": Bomb()}, tmp_path / "bomb.bin")
+    bomb = HostedFile((tmp_path / "bomb.bin").read_bytes())
+    hub.files["nvidia/segformer-b0-finetuned-ade-512-512/pytorch_model.bin"] = bomb
+    result = vitseg(environment, "convert", "segformer_b0.nv_ade20k_512", "out.safetensors", cwd=tmp_path)
+    assert result.returncode == 1 and "pytorch_model.bin holds Python objects" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bomb.bin", "home"]
 
 
 def test_no_network(environment):
@@ -218,9 +257,34 @@ def test_no_network(environment):
     assert_one_sentence(message, "ConnectionError", NAME, "vitseg download", "VITSEG_ZOO_WEIGHTS=DIR")
 
 
-def test_offline(environment):
-    message = fetch(environment | {"HF_HUB_OFFLINE": "1"})
+def test_offline(hub, environment):
+    environment["HF_HUB_OFFLINE"] = "1"
+    message = fetch(environment)
     assert_one_sentence(message, "ConnectionError", NAME, "HF_HUB_OFFLINE", "VITSEG_ZOO_WEIGHTS=DIR")
+    message = fetch(environment, f"{hub.endpoint}/{FILE}")
+    assert_one_sentence(message, "ConnectionError", FILE, "HF_HUB_OFFLINE", "pass its path")
+    assert not hub.requests
+
+
+def test_proxy(hub, environment):
+    del environment["NO_PROXY"]
+    environment |= {"HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": hub.endpoint}
+    assert Path(fetch(environment)).read_bytes() == WEIGHTS
+    assert all(path.startswith("http://hub.invalid/") for _, path, _ in hub.requests)
+
+
+def test_progress_bar(environment):
+    del environment["HF_HUB_DISABLE_PROGRESS_BARS"]
+    terminal, end = pty.openpty()  # shown to people alone
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # lines and columns
+    command = [sys.executable, "-m", "vitseg_zoo.cli", "download", NAME]
+    subprocess.run(command, env=environment, stderr=end, stdout=subprocess.DEVNULL, check=True, timeout=120)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError), os.fdopen(terminal, "rb", buffering=0) as stream:
+        while part := stream.read(1000):
+            shown += part
+    assert b"model.safetensors: 100%" in shown
 
 
 def mount(folder, options):
@@ -288,20 +352,88 @@ def test_carried_to_a_machine_without_network(hub, environment, tmp_path):
     assert_one_sentence(fetch(alone), "FileNotFoundError", "VITSEG_ZOO_WEIGHTS", "absent")
 
 
-def test_encoder_is_carried_as_the_cache_of_timm_and_smp(hub, environment, tmp_path):
-    repository = "smp-hub/mit_b0.imagenet"
-    hub.files[f"{repository}/model.safetensors"] = HostedFile(WEIGHTS)
-    hub.files[f"{repository}/config.json"] = HostedFile(json.dumps({"mean": [0, 0, 0]}).encode())
-    result = vitseg(environment, "download", "mit_b0.imagenet", "--to", str(tmp_path / "stick"))
+BUILD = """
+    import sys
+    import timm, torch
+    import segmentation_models_pytorch as smp
+    try:
+        for name in sys.argv[1].split():
+            if name.startswith("vz-"):
+                mean = smp.encoders.get_preprocessing_params(name)["mean"]
+                model = smp.encoders.get_encoder(name, weights="imagenet").model
+            else:
+                model, mean = timm.create_model(name, pretrained=True), None
+            print(model.state_dict()["stages.3.blocks.1.mlp.fc2.bias"][:3].tolist(), mean)
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+def build(environment, names):
+    process = start(environment, names, BUILD)
+    return process, *process.communicate(timeout=120)
+
+
+def test_encoders_are_fetched_checked_and_carried_like_models(hub, environment, tmp_path):
+    torch.manual_seed(0)
+    timms = timm.create_model("mit_b0").state_dict()
+    smps = segmentation_models_pytorch.encoders.get_encoder("mit_b0", weights=None).state_dict()
+    hub.files["nvidia/mit-b0/model.safetensors"] = HostedFile(save_tensors(timms))
+    hub.files["smp-hub/mit_b0.imagenet/model.safetensors"] = copied = HostedFile(save_tensors(smps))
+    lines = [
+        f"{smps['block4.1.mlp.fc2.bias'][:3].tolist()} [0.485, 0.456, 0.406]",
+        f"{timms['stages.3.blocks.1.mlp.fc2.bias'][:3].tolist()} None",
+    ]
+    copied.announced = b"something else"
+    _, output, _ = build(environment, "vz-mit_b0")
+    assert_one_sentence(output.strip(), "OSError", "model.safetensors", "announced", "deleted")
+    copied.announced = None
+
+    first, second = (start(environment, "vz-mit_b0 mit_b0.nv_in1k", BUILD) for _ in range(2))  # at once
+    for process in (first, second):
+        output, errors = process.communicate(timeout=120)
+        assert output.splitlines() == lines
+        assert [line for line in errors.splitlines() if "commercially" in line] == [
+            f"{name}: the weights must not be used commercially. Licence: {NVIDIA_LICENSE}."
+            for name in ("mit_b0.imagenet", "mit_b0.nv_in1k")
+        ]
+
+    result = vitseg(environment, "download", "mit_b0.imagenet", "mit_b0", "--to", str(tmp_path / "stick"))
     assert result.returncode == 0, result.stderr
-    assert "HF_HUB_CACHE" in result.stdout
+    hub.files.clear()
+    alone = environment | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "other")}
+    alone["VITSEG_ZOO_WEIGHTS"] = str(tmp_path / "stick")
+    assert build(alone, "vz-mit_b0 mit_b0.nv_in1k")[1].splitlines() == lines
+
+
+def test_encoders_in_a_cache_that_cannot_be_written(hub, environment, tmp_path):
+    weights = segmentation_models_pytorch.encoders.get_encoder("mit_b0", weights=None).state_dict()
+    hub.files["smp-hub/mit_b0.imagenet/model.safetensors"] = HostedFile(save_tensors(weights))
+    mount(tmp_path / "fixed", "size=32m")
+    try:
+        environment["HF_HOME"] = str(tmp_path / "fixed")
+        expected = build(environment, "vz-mit_b0")[1]
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "fixed")], check=True)
+        present, absent = build(environment, "vz-mit_b0 vz-mit_pvt_b0")[1].splitlines()
+        assert present == expected.strip()
+        assert_one_sentence(absent, "OSError", "mit_pvt_b0.in1k", "cannot be written", "HF_HOME")
+    finally:
+        subprocess.run(["umount", str(tmp_path / "fixed")], check=True)
+
+
+def test_encoder_of_a_plain_vit(hub, environment):
+    weights = timm.create_model("vit_tiny_patch16_224").state_dict()
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    hub.files[f"timm/{name}/model.safetensors"] = HostedFile(save_tensors(weights))
     code = """
         import segmentation_models_pytorch as smp
-        from huggingface_hub import hf_hub_download
-        settings = smp.encoders.encoders["mit_b0"]["pretrained_settings"]["imagenet"]
-        for name in ("config.json", "model.safetensors"):
-            print(hf_hub_download(settings["repo_id"], name, revision=settings["revision"]))
+        unet = smp.Unet("vz-vit_tiny_patch16_224", encoder_weights="augreg_in21k_ft_in1k")
+        vitseg = smp.VitSeg("vz-vit_tiny_patch16_224", encoder_weights="imagenet")
+        for model in (unet, vitseg):
+            print(model.encoder.model.blocks[0].attn.qkv.bias[:3].tolist())
+        print(smp.encoders.get_preprocessing_params("vz-vit_tiny_patch16_224")["mean"])
     """
-    alone = environment | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "stick")}
-    output, errors = start(alone, code=code).communicate(timeout=60)
-    assert len(output.split()) == 2, errors
+    output, errors = start(environment, code=code).communicate(timeout=120)
+    value = str(weights["blocks.0.attn.qkv.bias"][:3].tolist())
+    assert output.splitlines() == [value, value, "[0.5, 0.5, 0.5]"], errors
+    assert hub.count("GET") == 1

@@ -187,7 +187,6 @@ def test_strange_weights_are_an_error() -> None:
 def test_preprocessing_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     for name, tag in [("vit_small_patch14_dinov2", "lvd142m"), ("vit_base_patch16_siglip_224", "webli")]:
-        smp.encoders.encoders[f"vz-{name}"]["pretrained_settings"][tag].clear()  # as if first used now
         params = smp.encoders.get_preprocessing_params(f"vz-{name}", pretrained=tag)
         cfg = timm.models.get_pretrained_cfg(f"{name}.{tag}")
         assert (params["mean"], params["std"]) == (list(cfg.mean), list(cfg.std))
@@ -196,14 +195,11 @@ def test_preprocessing_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert default["mean"] == [0.5, 0.5, 0.5]
     with pytest.raises(ValueError, match="Available pretrained options"):
         smp.encoders.get_preprocessing_params("vz-vitseg_tiny_patch16_128")
-    for name, tag in [("vit_small_patch14_dinov2", "lvd142m"), ("vit_base_patch16_siglip_224", "webli")]:
-        smp.encoders.encoders[f"vz-{name}"]["pretrained_settings"][tag].clear()
 
 
 @pytest.mark.parametrize("weights", ["local", "imagenet"])
 def test_smp_takes_the_weights_of_timms_tags(weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    smp.encoders.encoders["vz-tiny_vit"]["pretrained_settings"][weights].clear()
     trained = timm.create_model("tiny_vit").state_dict()
     torch.save(trained, WEIGHTS_FILE)
     unet = smp.Unet("vz-tiny_vit", encoder_weights=weights)

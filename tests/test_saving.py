@@ -5,11 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
+import textwrap
 
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+from hub_server import HubServer
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from torch import nn
@@ -111,26 +112,44 @@ def test_card_of_another_licence(tmp_path):
     assert "Commercial use of the weights is not allowed" in card.text
 
 
-def test_push_to_hub(monkeypatch):
-    uploaded = {}
+def test_pushed_and_read_back_by_smp_alone(tmp_path):
+    """To a server on this machine, by processes that are told of it before they start."""
+    with HubServer() as hub:
+        environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_secret"}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-    class Api:
-        def __init__(self, token=None):
-            uploaded["token"] = token
+        def run(code):
+            command = [sys.executable, "-c", textwrap.dedent(code)]
+            result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
+            return result.stdout.strip()
 
-        def create_repo(self, repo_id, **arguments):
-            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            uploaded["files"] = sorted(os.listdir(folder_path))
-            uploaded["card"] = Path(folder_path, "README.md").read_text()
-            return f"https://huggingface.co/{repo_id}/commit/1"
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    address = vitseg_zoo.push_to_hub(build(), "pets", token="hf_x", **METADATA)
-    assert address == "https://huggingface.co/me/pets/commit/1"
-    assert uploaded["files"] == ["README.md", "config.json", "model.safetensors"]
-    assert "smp.from_pretrained('me/pets')" in uploaded["card"]
+        address = run(f"""
+            import torch, vitseg_zoo
+            import segmentation_models_pytorch as smp
+            model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=2).eval()
+            image = torch.rand(1, 3, 64, 64)
+            with torch.inference_mode():
+                torch.save((image, model(image)), "expected.pt")
+            print(vitseg_zoo.push_to_hub(model, "pets", **{METADATA}))
+        """)
+        assert address.startswith(f"{hub.endpoint}/me/pets/commit/")
+        assert {name.removeprefix("me/pets/") for name in hub.files} == {
+            "README.md",
+            "config.json",
+            "model.safetensors",
+        }
+        assert b"smp.from_pretrained('me/pets')" in hub.files["me/pets/README.md"].content
+        made = next(headers for _, path, headers in hub.requests if path == "/api/repos/create")
+        assert made["authorization"] == "Bearer hf_secret"
+        same = run("""
+            import torch
+            import segmentation_models_pytorch as smp
+            image, expected = torch.load("expected.pt")
+            with torch.inference_mode():
+                print(torch.equal(smp.from_pretrained("me/pets").eval()(image), expected))
+        """)
+        assert same == "True"
 
 
 def test_wrong_metadata(tmp_path):

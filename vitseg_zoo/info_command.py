@@ -76,7 +76,7 @@ def _print_entry(entry: Any) -> int:
         facts.pop("filenames")
     for key, label in _LABELS.items():
         value = facts.get(key)
-        if value not in (None, "", (), {}):
+        if value not in (None, "", (), {}) or key == "commercial_use":
             print(f"{label + ':':23}{_text(key, value)}")
     if entry.kind == "model" and facts["source"] == entry.url:  # a file of the user's own
         print(f"{'use:':23}vitseg_zoo.load_model({url2pathname(urlsplit(entry.url).path)!r})")
@@ -85,7 +85,8 @@ def _print_entry(entry: Any) -> int:
     else:
         tag = entry.name.partition(".")[2]
         print(f"{'use:':23}smp.create_model('unet', 'vz-{entry.architecture}', {tag!r})")
-        print(f"{'':23}timm.create_model({entry.name!r}, pretrained=True)")
+        if tag != "imagenet":  # SMP's name, which timm does not know
+            print(f"{'':23}timm.create_model({entry.name!r}, pretrained=True)")
     return 0
 
 
@@ -93,7 +94,7 @@ def _text(key: str, value: Any) -> str:
     if key == "palette":
         return " ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in value)
     if key == "commercial_use":
-        return "yes" if value else "NOT ALLOWED"
+        return {True: "yes", False: "NOT ALLOWED", None: "read the licence"}[value]
     if key == "filenames":
         return " or ".join(value)
     if key == "arguments":

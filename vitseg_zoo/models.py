@@ -9,7 +9,7 @@ from vitseg_zoo.weights.catalog import get_entry
 from vitseg_zoo.weights.checkpoint import read_checkpoint
 from vitseg_zoo.weights.conversion import load_checkpoint
 from vitseg_zoo.weights.download import fetch
-from vitseg_zoo.weights.notices import license_notice, say_license
+from vitseg_zoo.weights.notices import say_license
 from vitseg_zoo.weights.saving import metadata_of
 
 
@@ -56,11 +56,11 @@ def create_model(
     )
     if not pretrained:
         return model
-    if notice := license_notice(entry):
-        say_license(notice)
+    say_license(entry.name, entry.commercial_use, entry.license)
     as_trained = arguments["classes"] == trained_classes
     report = load_checkpoint(model, read_checkpoint(fetch(entry)), as_trained, entry.name)
-    if report.missing or report.unexpected:  # more than the head
+    others = [key for key in report.mismatched if not key.startswith("segmentation_head.")]
+    if report.missing or report.unexpected or others:  # more than the last layer
         raise RuntimeError(f"{entry.name} does not fit its own model, which should not be: {report}.")
     if in_channels != trained_channels:
         model.encoder.set_in_channels(in_channels, pretrained=True)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from timm.models import adapt_input_conv, create_model
 from torch import nn
 
+from vitseg_zoo.encoders.timm_weights import fetch_pointed
 from vitseg_zoo.weights.segformer import checkpoint_filter_fn
+from vitseg_zoo.weights.smp_pointer import read_pointer
 
 
 class HierarchicalEncoder(nn.Module):
@@ -112,6 +114,8 @@ def _convert_while_loading(
     module: HierarchicalEncoder, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
 ) -> None:
     own = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    if name := read_pointer(own):
+        own = fetch_pointed(name)
     weights = {key.removeprefix(prefix).removeprefix("model."): value for key, value in own.items()}
     for key, value in checkpoint_filter_fn(weights, module.model).items():
         state_dict[f"{prefix}model.{key}"] = value

@@ -22,15 +22,20 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm, calculate_drop_path_rates, get_device_dtype, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
 from timm.models._features import feature_take_indices
 from torch import nn
 
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
-from vitseg_zoo.encoders.mix_block import OverlapPatchEmbed, Stage
+from vitseg_zoo.encoders.mix_block import EfficientAttention, MixFFN, OverlapPatchEmbed, Stage
+from vitseg_zoo.encoders.timm_weights import TimmWeights, with_checked_weights
 from vitseg_zoo.weights.segformer import checkpoint_filter_fn
 
 __all__ = ["MixTransformer"]  # timm's register_model adds the models' names
+
+# torch.fx keeps them whole: what they compute depends on the size of a map and on where it lies.
+register_notrace_module(EfficientAttention)
+register_notrace_module(MixFFN)
 
 
 class MixTransformer(nn.Module):
@@ -239,6 +244,12 @@ class MixTransformer(nn.Module):
         """Maps images (B, in_chans, H, W) to class logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` calls first, of this model or of one that has it inside."""
+        raise RuntimeError(
+            f"{type(self).__name__} cannot be scripted: use torch.export or torch.compile."
+        )
+
 
 def _init_weights(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
@@ -288,6 +299,8 @@ default_cfgs = generate_default_cfgs(
 
 def _create_mit(variant: str, pretrained: bool = False, **kwargs: Any) -> MixTransformer:
     out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
+    if pretrained:
+        kwargs = with_checked_weights(variant, kwargs)
     return build_model_with_cfg(
         MixTransformer,
         variant,
@@ -382,30 +395,18 @@ def mit_pvt_b5(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
     return _create_mit("mit_pvt_b5", pretrained, **dict(model_args, **kwargs))
 
 
-# The revisions of NVIDIA's ImageNet weights that SMP pins for its own encoders of these names.
-_SMP_REVISIONS = (
-    "9ce53d104d92d75aabb00aae70677aaab67e7c84",
-    "a04bf4f13a549bce677cf79b04852e7510782817",
-    "868ab6f13871dcf8c3d9f90ee4519403475b65ef",
-    "32558d12a65f1daa0ebcf4f4053c4285e2c1cbda",
-    "3a3454e900a4b4f11dd60eeb59101a9a1a36b017",
-    "ced04d96c586b6297fd59a7a1e244fc78fdb6531",
-)
-
-
-def _smp_encoder(name: str, tag: str, repo_id: str, revision: str) -> dict[str, Any]:
-    settings = {"repo_id": repo_id, "revision": revision}
+def _smp_encoder(name: str, tags: dict[str, str]) -> dict[str, Any]:
     return {
         "encoder": HierarchicalEncoder,
         "params": {"name": name, "drop_path_rate": 0.1},  # the paper's, as in SMP's encoders
-        "pretrained_settings": {"imagenet": settings, tag: settings},
+        "pretrained_settings": {tag: TimmWeights(weights) for tag, weights in tags.items()},
     }
 
 
 smp_encoders = {
-    f"vz-mit_b{i}": _smp_encoder(f"mit_b{i}", "nv_in1k", f"smp-hub/mit_b{i}.imagenet", revision)
-    for i, revision in enumerate(_SMP_REVISIONS)
+    f"vz-{name}": _smp_encoder(name, {"imagenet": f"{name}.imagenet", "nv_in1k": f"{name}.nv_in1k"})
+    for name in (f"mit_b{size}" for size in range(6))
 } | {
-    f"vz-mit_pvt_b{i}": _smp_encoder(f"mit_pvt_b{i}", "in1k", f"timm/pvt_v2_b{i}.in1k", "main")
-    for i in range(6)
+    f"vz-{name}": _smp_encoder(name, {"imagenet": f"{name}.in1k", "in1k": f"{name}.in1k"})
+    for name in (f"mit_pvt_b{size}" for size in range(6))
 }

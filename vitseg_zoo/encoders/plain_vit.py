@@ -17,7 +17,7 @@ from timm.models import create_model, list_models, list_modules
 from torch import nn
 
 from vitseg_zoo.encoders.fixed_grid import FixedGridRunner
-from vitseg_zoo.encoders.timm_weights import adapt_in_channels, convert_while_loading
+from vitseg_zoo.encoders.timm_weights import adapt_in_channels, convert_while_loading, with_checked_weights
 
 
 def is_plain_vit_class(cls: type) -> bool:
@@ -63,6 +63,8 @@ def create_plain_vit(
         ValueError: If the model is no plain ViT.
     """
     args = dict(pretrained=pretrained, in_chans=in_channels, num_classes=0, **kwargs)
+    if pretrained:
+        args = with_checked_weights(name, args)
     try:
         model = create_model(name, **{"dynamic_img_size": True, "dynamic_img_pad": True, **args})
     except TypeError as error:

@@ -1,80 +1,79 @@
-"""Weights of timm's ViTs for the zoo's encoders: SMP's table of them, and the conversion while loading.
+"""Weights of timm's models for the zoo's encoders: SMP's table of them, and the conversion while loading.
 
-SMP takes weights and normalisation from a repository of the Hugging Face Hub with a `config.json` that has
-`mean` and `std` at its top, and a `model.safetensors` of the encoder's own keys. timm's repositories have
-another form, and not all have that file. So each entry of `pretrained_settings`, once it is used, puts two
-small files of SMP's form into the local cache of the Hub, under `vitseg-zoo/timm`: the normalisation, which
-timm knows without network, and the tag's name in place of the weights. The encoder reads the name, and timm
-loads the weights, as `timm.create_model` would.
+All are fetched by `vitseg_zoo.weights.download`: checked, resumed, and found in the folder that the variable
+VITSEG_ZOO_WEIGHTS names.
 """
 
-import hashlib
-import json
-import os
 import re
 import sys
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
-from safetensors.torch import save
-from timm.models import adapt_input_conv, create_model, get_pretrained_cfg
+from timm.models import adapt_input_conv, create_model, get_pretrained_cfg, resolve_pretrained_cfg
 from torch import nn
 
-StateDict = dict[str, torch.Tensor]
+from vitseg_zoo.weights.checkpoint import read_checkpoint
+from vitseg_zoo.weights.download import fetch
+from vitseg_zoo.weights.encoder_catalog import encoder_entry, entry_of_cfg
+from vitseg_zoo.weights.notices import say_license
+from vitseg_zoo.weights.smp_pointer import REPO_ID, read_pointer, write_pointer
 
-_REPO_ID = "vitseg-zoo/timm"
-_POINTER = "vitseg_zoo.timm_model"
+StateDict = dict[str, torch.Tensor]
 
 # What a timm checkpoint may have beyond an encoder's model: classifiers, and blocks behind the last one used.
 _BEYOND_ENCODER = re.compile(r"^(head|head_dist|fc_norm|attn_pool|norm|neck|pre_logits|blocks\.\d+)\.")
 
 
 class TimmWeights(dict):
-    """An entry of SMP's `pretrained_settings` that is filled in at its first use.
+    """An entry of SMP's `pretrained_settings` that leads to weights of timm; see `smp_pointer`.
 
     Args:
-        name: Name of the timm model, with the tag of its weights, or without for the default tag.
+        name: Name of the timm model, with the tag of its weights, or without for the default tag; or a name
+            of the catalogue that ends in `.imagenet`.
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__()
+        super().__init__(repo_id=REPO_ID)
         self.name = name
 
     def __missing__(self, key: str) -> str:
-        if key not in ("repo_id", "revision"):
+        if key != "revision":
             raise KeyError(key)
-        self.update(repo_id=_REPO_ID, revision=_publish(self.name))
-        return self[key]
+        model, _, tag = self.name.partition(".")
+        cfg = get_pretrained_cfg(model if tag == "imagenet" else self.name)
+        name = self.name if tag else f"{cfg.architecture}.{cfg.tag}"
+        return write_pointer(name, cfg.mean, cfg.std)  # again at each use: the cache may have been emptied
 
 
-def _publish(name: str) -> str:
-    """Writes what SMP reads about a timm model into the Hub's local cache; returns its revision."""
-    cfg = get_pretrained_cfg(name)
-    config = {
-        "timm_model": f"{cfg.architecture}.{cfg.tag}",
-        "input_space": "RGB",
-        "input_range": [0, 1],
-        "mean": list(cfg.mean),
-        "std": list(cfg.std),
-    }
-    content = json.dumps(config).encode()
-    revision = hashlib.sha1(content).hexdigest()  # as long as a commit's, which the Hub's cache asks for
-    storage = repo_folder_name(repo_id=_REPO_ID, repo_type="model")
-    folder = Path(constants.HF_HUB_CACHE) / storage / "snapshots" / revision
-    pointer = torch.tensor(list(config["timm_model"].encode()), dtype=torch.uint8)
-    for file, data in {"config.json": content, "model.safetensors": save({_POINTER: pointer})}.items():
-        if not (folder / file).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=folder)
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            os.replace(temporary, folder / file)
-    return revision
+def with_checked_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Lets timm load a model's pretrained weights from a file that was fetched and checked.
+
+    Args:
+        name: Name of the timm model, with or without tag.
+        arguments: Arguments of `timm.create_model`, or of the function that makes the model.
+
+    Returns:
+        The arguments; where weights are to be loaded that timm would download, with their file.
+
+    Raises:
+        OSError: If the weights cannot be had; see `vitseg_zoo.weights.download.fetch`.
+    """
+    overlay = arguments.get("pretrained_cfg_overlay") or {}
+    cfg = resolve_pretrained_cfg(name, arguments.get("pretrained_cfg"), overlay)
+    if cfg.source or cfg.file or cfg.state_dict or not (cfg.hf_hub_id or cfg.url):
+        return dict(arguments)
+    entry = entry_of_cfg(cfg)
+    say_license(entry.name, entry.commercial_use, entry.license)
+    path = fetch(entry, arguments.get("cache_dir"))
+    return {**arguments, "pretrained_cfg_overlay": {**overlay, "file": str(path), "custom_load": False}}
+
+
+def fetch_pointed(name: str) -> StateDict:
+    """The weights that a pointer names, as their file has them; errors are those of `fetch`."""
+    entry = encoder_entry(name)
+    say_license(entry.name, entry.commercial_use, entry.license)
+    return read_checkpoint(fetch(entry)).weights
 
 
 def convert_while_loading(encoder: nn.Module, state_dict: StateDict, prefix: str, *args: Any) -> None:
@@ -88,8 +87,8 @@ def convert_while_loading(encoder: nn.Module, state_dict: StateDict, prefix: str
     own = {
         key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)
     }
-    if _POINTER in own:
-        own = create_model(bytes(own[_POINTER].tolist()).decode(), pretrained=True).state_dict()
+    if name := read_pointer(own):
+        own = create_model(name, **with_checked_weights(name, {"pretrained": True})).state_dict()
     elif not prefix and any(key.startswith("encoder.") for key in own):
         own = {
             key.removeprefix("encoder."): value for key, value in own.items() if key.startswith("encoder.")

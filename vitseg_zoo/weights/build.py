@@ -58,10 +58,9 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     if "vitseg_zoo" in notes.get("metadata", {}):
         return json.loads(notes["metadata"]["vitseg_zoo"])
     hyper_parameters = notes.get("hyper_parameters", {})
-    if "arch" in hyper_parameters:
-        return _from_training(hyper_parameters, checkpoint)
-    beside = path.with_name("config.json")
-    config = json.loads(beside.read_text()) if beside.is_file() else {}
+    if {"arch", "encoder_name"} <= hyper_parameters.keys():
+        return _from_training(hyper_parameters, checkpoint, path)
+    config, preprocessing = _json_beside(path, "config.json"), _json_beside(path, "preprocessor_config.json")
     if "_model_class" in config:
         described = {
             "architecture": config.pop("_model_class").lower(),
@@ -69,17 +68,31 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         }
     else:
         described = _from_shapes(checkpoint.weights, path)
-    described |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | described
+    described = {
+        "mean": preprocessing.get("image_mean", IMAGENET_MEAN),
+        "std": preprocessing.get("image_std", IMAGENET_STD),
+        **described,
+    }
     return described | _class_names(notes, config)
 
 
-def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
-    """A checkpoint of this package's Lightning module."""
+def _json_beside(path: Path, name: str) -> dict[str, Any]:
+    beside = path.with_name(name)
+    return json.loads(beside.read_text()) if beside.is_file() else {}
+
+
+def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
+    """A checkpoint of this package's Lightning module, or of one like that of SMP's examples."""
+    names = hyper_parameters.get("class_names") or ()
+    classes = len(names) or hyper_parameters.get("out_classes") or hyper_parameters.get("classes")
+    if not classes:
+        raise ValueError(f"{path} does not say how many classes its model has.")
     described = {
-        "architecture": hyper_parameters["arch"],
+        "architecture": hyper_parameters["arch"].lower(),
         "arguments": {
             "encoder_name": hyper_parameters["encoder_name"],
-            "classes": len(hyper_parameters["class_names"]),
+            "in_channels": hyper_parameters.get("in_channels", 3),
+            "classes": classes,
             **(hyper_parameters.get("model_args") or {}),
         },
         **{

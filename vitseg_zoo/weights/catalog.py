@@ -1,16 +1,15 @@
 """The catalogue: every complete model and every encoder that there are weights for.
 
 Complete models are listed here. Encoders are listed by timm (`default_cfgs` of the zoo's and of timm's own
-models) and read from there. Models that come with the package are described by the metadata of their own
-files.
+models) and read from there, by `encoder_catalog`. Models that come with the package are described by the
+metadata of their own files.
 """
 
 import fnmatch
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -71,8 +70,9 @@ class WeightsEntry:
     @property
     def file_format(self) -> str:
         """`"safetensors"`, or `"pickle"`, read with `torch.load(weights_only=True)`, which runs no code."""
-        name = self.url or self.filenames[0]
-        return "safetensors" if name.endswith(".safetensors") else "pickle"
+        names = [self.url] if self.url else self.filenames
+        formats = ["safetensors" if name.endswith(".safetensors") else "pickle" for name in names]
+        return " or ".join(dict.fromkeys(formats))
 
     @property
     def source(self) -> str:
@@ -83,10 +83,11 @@ class WeightsEntry:
 
 
 NVIDIA_LICENSE = "NVIDIA Source Code License for SegFormer (research and evaluation only)"
-_PAPER = "SegFormer paper, Table 1, https://arxiv.org/abs/2105.15203"
+_PAPER = "SegFormer paper, Table 1 (a), https://arxiv.org/abs/2105.15203"
 # Of B0 to B5.
-_MEGABYTES = (15, 55, 110, 189, 257, 339)
-_PARAMETERS = (3.7, 13.7, 27.4, 47.2, 64.0, 84.6)
+_MEGABYTES = (15, 55, 110, 189, 256, 339)
+_ADE20K_PARAMETERS = (3.8, 13.7, 27.5, 47.3, 64.1, 84.7)
+_CITYSCAPES_PARAMETERS = (3.7, 13.7, 27.4, 47.2, 64.0, 84.6)
 # mIoU in percent on the validation part, one scale, of B0 to B5.
 _ADE20K_MIOU = (37.4, 42.2, 46.5, 49.4, 50.3, 51.0)
 _CITYSCAPES_MIOU = (76.2, 78.5, 81.0, 81.7, 82.3, 82.4)
@@ -113,7 +114,7 @@ def _segformer(size: int, host: Literal["nv", "smp"], data: Literal["ade20k", "c
         # Some of NVIDIA's repositories have only the pickle.
         filenames=("model.safetensors", "pytorch_model.bin") if host == "nv" else ("model.safetensors",),
         megabytes=_MEGABYTES[size],
-        parameters=_PARAMETERS[size],
+        parameters=(_ADE20K_PARAMETERS if ade20k else _CITYSCAPES_PARAMETERS)[size],
         class_names=ADE20K_CLASSES if ade20k else CITYSCAPES_CLASSES,
         palette=ADE20K_PALETTE if ade20k else CITYSCAPES_PALETTE,
         input_size=(side, side),
@@ -152,7 +153,9 @@ def list_entries(filter: str = "*", kind: Literal["model", "encoder"] | None = N
     if kind != "encoder":
         entries += [*_packaged(), *_MODELS]
     if kind != "model":
-        entries += _encoders()
+        from vitseg_zoo.weights.encoder_catalog import list_encoder_entries  # timm takes a while
+
+        entries += list_encoder_entries()
     return [entry for entry in entries if fnmatch.fnmatch(entry.name, filter or "*")]
 
 
@@ -160,7 +163,7 @@ def get_entry(name: str) -> WeightsEntry:
     """Finds weights by name.
 
     Args:
-        name: Name of an entry; without a tag, the first one of that model.
+        name: Name of an entry; without a tag, the first one of that model, or timm's default of an encoder.
 
     Returns:
         The entry.
@@ -173,14 +176,16 @@ def get_entry(name: str) -> WeightsEntry:
         >>> get_entry("segformer_b2.nv_ade20k_512").license
         'NVIDIA Source Code License for SegFormer (research and evaluation only)'
     """
-    for entries in (
-        [*_packaged(), *_MODELS],
-        _encoders,
-    ):  # encoders need timm: only where models do not have it
-        listed = entries() if callable(entries) else entries
-        for entry in listed:
-            if name in (entry.name, entry.name.partition(".")[0]):
-                return entry
+    for entry in (*_packaged(), *_MODELS):
+        if name in (entry.name, entry.name.partition(".")[0]):
+            return entry
+    from vitseg_zoo.weights.encoder_catalog import encoder_entry, list_encoder_entries
+
+    for entry in list_encoder_entries():
+        if name == entry.name:
+            return entry
+        if name == entry.architecture:
+            return encoder_entry(name) or entry
     import difflib
 
     known = [entry.name for entry in list_entries()]
@@ -221,57 +226,3 @@ def entry_of_file(path: Path) -> WeightsEntry:
     known |= {"name": path.stem, "kind": "model", "url": path.resolve().as_uri()}
     known |= {"megabytes": path.stat().st_size / 1e6, "parameters": sum(map(math.prod, shapes)) / 1e6}
     return WeightsEntry(**known)
-
-
-# Licences in timm's spelling that let anybody use the weights.
-_PERMISSIVE = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}
-
-
-def _allows_commercial_use(license: str) -> bool | None:
-    """What a licence in timm's spelling says; None where it has to be read."""
-    if "-nc" in license or "noncommercial" in license:
-        return False
-    return True if license in _PERMISSIVE else None
-
-
-@cache
-def _encoders() -> list[WeightsEntry]:
-    """Encoders of the zoo: an entry for each tag of weights that timm knows, and SMP's copies of MiT's."""
-    from segmentation_models_pytorch.encoders import encoders as smp_encoders
-    from timm.models import get_pretrained_cfg, list_pretrained
-
-    from vitseg_zoo.registry import list_models
-
-    models = {name.removeprefix("vz-") for name in list_models(kind="encoder")}
-    entries = []
-    for name in list_pretrained():
-        model, _, tag = name.partition(".")
-        if model not in models:
-            continue
-        cfg = get_pretrained_cfg(name)
-        repo_id, _, revision = (cfg.hf_hub_id or "").partition("@")
-        is_nvidia = tag == "nv_in1k"
-        entry = WeightsEntry(
-            name=name,
-            kind="encoder",
-            architecture=model,
-            repo_id=repo_id or None,
-            revision=revision or "main",
-            filenames=("model.safetensors", "pytorch_model.bin"),  # as timm looks for them
-            url=None if repo_id else cfg.url,
-            mean=tuple(cfg.mean),
-            std=tuple(cfg.std),
-            input_size=tuple(cfg.input_size[1:]),
-            license=NVIDIA_LICENSE if is_nvidia else cfg.license or "unknown",
-            commercial_use=False if is_nvidia else _allows_commercial_use(cfg.license or ""),
-            training_data="ImageNet-1k" if is_nvidia else "",
-        )
-        entries.append(entry)
-        if is_nvidia and model in smp_encoders:
-            # What `encoder_weights="imagenet"` loads: without classifier, at the revision that SMP pins.
-            pinned = smp_encoders[model]["pretrained_settings"]["imagenet"]
-            changes = {"repo_id": pinned["repo_id"], "revision": pinned["revision"]}
-            entries.append(
-                replace(entry, name=f"{model}.imagenet", filenames=("model.safetensors",), **changes)
-            )
-    return entries

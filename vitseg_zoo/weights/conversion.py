@@ -1,6 +1,8 @@
 """Loads weights of any known format into a model, entirely or with a report of what was left."""
 
+import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +10,9 @@ from pathlib import Path
 from torch import nn
 
 from vitseg_zoo.weights.checkpoint import Checkpoint, read_checkpoint
-from vitseg_zoo.weights.download import fetch
+from vitseg_zoo.weights.download import fetch, find_entry
 from vitseg_zoo.weights.formats import StateDict, recognise
+from vitseg_zoo.weights.notices import say_license
 from vitseg_zoo.weights.segformer import checkpoint_filter_fn, convert_to_smp
 
 _logger = logging.getLogger("vitseg_zoo")
@@ -24,7 +27,7 @@ class LoadReport:
     missing: tuple[str, ...]  # the model's tensors that the file does not have; they keep their values
     unexpected: tuple[str, ...]  # the file's tensors that the model does not have
     mismatched: tuple[str, ...]  # those of another shape, such as the head of another number of classes
-    ignored: tuple[str, ...]  # the file's tensors beside the model's: a loss's, copies that are not averaged
+    ignored: tuple[str, ...]  # the file's tensors beside the model's: a loss's, a classifier's, copies
 
     def __str__(self) -> str:
         parts = [f"{self.format}: {self.loaded} tensors loaded"]
@@ -34,6 +37,8 @@ class LoadReport:
             parts.append(f"not in the file: {_some(self.missing)}")
         if self.unexpected:
             parts.append(f"left over: {_some(self.unexpected)}")
+        if self.ignored:
+            parts.append(f"not of the model, left out: {_some(self.ignored)}")
         return "; ".join(parts)
 
 
@@ -69,7 +74,12 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
         >>> print(load_weights(smp.Unet("resnet18", encoder_weights=None), path))
         model of SMP: 184 tensors loaded
     """
-    return load_checkpoint(model, read_checkpoint(fetch(path)), strict, str(path))
+    entry = find_entry(path)
+    checkpoint = read_checkpoint(fetch(entry or path))
+    about = {} if entry is None else {"commercial_use": entry.commercial_use, "license": entry.license}
+    about = about or json.loads(checkpoint.notes.get("metadata", {}).get("vitseg_zoo", "{}"))
+    say_license(str(path), about.get("commercial_use"), about.get("license"))
+    return load_checkpoint(model, checkpoint, strict, str(path))
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name: str) -> LoadReport:
@@ -82,7 +92,9 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
         name: What to call the file in messages.
     """
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    format_name, weights = _best_fit(model, checkpoint.weights)
+    left_out = _left_out(checkpoint.weights, before)
+    used = {key: value for key, value in checkpoint.weights.items() if key not in left_out}
+    format_name, weights = _best_fit(model, used)
     if weights is None:
         raise ValueError(
             f"{name} ({format_name}) does not fit {type(model).__name__}: no tensor has one of its names; "
@@ -110,7 +122,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
         tuple(missing),
         tuple(result.unexpected_keys),
         tuple(mismatched),
-        tuple(checkpoint.ignored),
+        (*checkpoint.ignored, *left_out),
     )
     if report.missing or report.unexpected or report.mismatched:
         if strict:
@@ -121,6 +133,14 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
             )
         _logger.warning("%s: %s.", name, report)
     return report
+
+
+def _left_out(weights: StateDict, own: StateDict) -> list[str]:
+    """What the model has no use for, by the format; a classifier is used where the model has one."""
+    known = recognise(weights)
+    if known is None or any(key.startswith("head.") for key in own):
+        return []
+    return [key for key in weights if re.match(known.unused, key)]
 
 
 def _best_fit(model: nn.Module, weights: StateDict) -> tuple[str, StateDict | None]:

@@ -56,11 +56,9 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
     """
     if isinstance(source, str) and re.match(r"(https?|file):", source):
         return _fetch_url(source)
-    if not isinstance(source, WeightsEntry) and (
-        Path(source).exists() or Path(source).suffix in CHECKPOINT_SUFFIXES
-    ):
+    entry = find_entry(source)
+    if entry is None:
         return _local_file(Path(source))
-    entry = source if isinstance(source, WeightsEntry) else get_entry(str(source))
     if provided := _provided_file(entry):
         return provided
     if entry.url:
@@ -69,12 +67,23 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
         return _fetch_from_hub(entry, Path(cache_dir or constants.HF_HUB_CACHE))
 
 
-def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
-    """Downloads weights for a machine without network.
+def find_entry(source: str | Path | WeightsEntry) -> WeightsEntry | None:
+    """The entry of the catalogue that a source names; None if it is a path or an address.
 
-    A model's file is named like the model, with its SHA-256 beside it in the form of `sha256sum`; there, set
-    VITSEG_ZOO_WEIGHTS to the folder. An encoder is stored as in the Hub's cache, which timm and SMP read
-    themselves; there, set HF_HUB_CACHE to the folder.
+    Raises:
+        ValueError: If it looks like a name, and there are no weights of that name.
+    """
+    if isinstance(source, WeightsEntry):
+        return source
+    if re.match(r"(https?|file):", str(source)) or Path(source).exists():
+        return None
+    return None if Path(source).suffix in CHECKPOINT_SUFFIXES else get_entry(str(source))
+
+
+def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
+    """Downloads weights for a machine without network; there, set VITSEG_ZOO_WEIGHTS to the folder.
+
+    The file is named like the weights, with its SHA-256 beside it in the form of `sha256sum`.
 
     Args:
         source: An entry of the catalogue, or its name.
@@ -91,26 +100,27 @@ def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
     folder = Path(folder)
     with explained(entry.name, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if entry.kind == "encoder" and entry.repo_id:
-            path = _fetch_from_hub(entry, folder)
-            hf_hub_download(entry.repo_id, "config.json", revision=entry.revision, cache_dir=folder)
-            return path
+        present = None
         if entry.url:
-            path = _fetch_url(entry.url, entry.sha256, entry.name)
-            target = folder / f"{entry.name}{path.suffix}"
-            _copy(path, target)
+            present = _fetch_url(entry.url, entry.sha256, entry.name)
         elif cached := _cached_file(entry, Path(constants.HF_HUB_CACHE)):
-            target = folder / f"{entry.name}{cached.suffix}"
-            _copy(cached, target)
+            present = cached
+        if present:
+            target = folder / f"{entry.name}{_suffix(present.name)}"
+            _copy(present, target)
         else:
             filename, metadata = _hub_metadata(entry)
-            target = folder / f"{entry.name}{Path(filename).suffix}"
+            target = folder / f"{entry.name}{_suffix(filename)}"
             with WeakFileLock(f"{target}.lock"):
                 if not target.exists() or sha256_of(target) != metadata.etag:
                     _download_hub_file(entry, metadata, target, filename)
             Path(f"{target}.lock").unlink(missing_ok=True)
         _write_atomically(Path(f"{target}.sha256"), f"{sha256_of(target)}  {target.name}\n")
         return target
+
+
+def _suffix(filename: str) -> str:
+    return ".safetensors" if filename.endswith(".safetensors") else ".pth"
 
 
 def _provided_file(entry: WeightsEntry) -> Path | None:
@@ -120,7 +130,7 @@ def _provided_file(entry: WeightsEntry) -> Path | None:
         return None
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{FOLDER_VARIABLE} names {folder}, which is no folder: correct or unset it.")
-    for suffix in (".safetensors", ".bin", ".pth"):
+    for suffix in (".safetensors", ".pth", ".bin"):
         path = Path(folder) / f"{entry.name}{suffix}"
         if path.is_file():
             beside = Path(f"{path}.sha256")
@@ -209,10 +219,11 @@ def _fetch_url(url: str, sha256: str | None = None, name: str | None = None) -> 
         # A folder for each address: two addresses may end in the same name.
         folder = cached_assets_path("vitseg_zoo", "weights", hashlib.sha256(url.encode()).hexdigest()[:16])
         path = folder / filename
+        if path.exists():
+            check_file(path, sha256=sha256, delete=True)
+            return path
         with WeakFileLock(folder / f"{filename}.lock"):
-            if path.exists():
-                check_file(path, sha256=sha256, delete=True)
-            else:
+            if not path.exists():
                 _download(url, path, filename, None, sha256, {})
     return path
 
@@ -234,22 +245,32 @@ def _download(
             http_get(
                 url, file, resume_size=start, headers=headers, expected_size=size, displayed_filename=filename
             )
+    except HfHubHTTPError as error:
+        # A refusal says nothing of what has been received, except that there is no more of it.
+        if error.response is None or error.response.status_code != 416:
+            raise
+        raise _wrong_length(url, filename, partial, size) from error
     except OSError as error:
-        # A refusal, a full disk, a wrong length: unlike after a broken connection, nothing worth going on
-        # with.
-        received = partial.stat().st_size if partial.exists() else 0
-        partial.unlink(missing_ok=True)
-        ended_early = isinstance(error, HfHubHTTPError) and error.response.status_code == 416
-        if error.errno is None and (ended_early or not isinstance(error, HfHubHTTPError)):
-            raise OSError(
-                f"{url} sent {received} bytes as {filename}, not the {size} that were announced: they were "
-                "deleted; try again, or tell its owner."
-            ) from error
+        # A broken connection is no bare OSError; a wrong length is one without a number.
+        if type(error) is OSError and error.errno is None:
+            raise _wrong_length(url, filename, partial, size) from error
+        if error.errno is not None:  # a full disk: give the space back
+            partial.unlink(missing_ok=True)
         raise
     if fault := find_fault(partial, sha256, size, filename):
         partial.unlink()
         raise OSError(f"What {url} sent as {filename} {fault}: it was deleted; try again, or tell its owner.")
     os.replace(partial, destination)
+
+
+def _wrong_length(url: str, filename: str, partial: Path, size: int | None) -> OSError:
+    received = partial.stat().st_size if partial.exists() else 0
+    partial.unlink(missing_ok=True)
+    expected = "as many as were announced" if size is None else f"the {size} that were announced"
+    return OSError(
+        f"{url} sent {received} bytes as {filename}, not {expected}: they were deleted; try again, or tell "
+        "its owner."
+    )
 
 
 def _copy(path: Path, target: Path) -> None:

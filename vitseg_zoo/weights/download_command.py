@@ -17,12 +17,10 @@ def run(args: argparse.Namespace) -> int:
     from vitseg_zoo.weights.download import FOLDER_VARIABLE, download_to, fetch
     from vitseg_zoo.weights.notices import license_notice
 
-    variables = set()
     for entry in [get_entry(name) for name in args.names]:
-        if notice := license_notice(entry):
+        if notice := license_notice(entry.name, entry.commercial_use, entry.license):
             print(notice)
         print(download_to(entry, args.to) if args.to else fetch(entry))
-        variables.add("HF_HUB_CACHE" if entry.kind == "encoder" and entry.repo_id else FOLDER_VARIABLE)
     if args.to:
-        print(f"On the other machine, set {' and '.join(sorted(variables))} to where you copy {args.to}.")
+        print(f"On the other machine, set {FOLDER_VARIABLE} to where you copy {args.to}.")
     return 0

@@ -55,11 +55,10 @@ def explained(name: str, folder: str | Path) -> Iterator[None]:
     except HfHubHTTPError as error:
         raise _refused(name, error, elsewhere) from error
     except (HTTPError, LocalEntryNotFoundError) as error:
-        raise ConnectionError(
-            f"{name}: no connection, or a broken one, to {urlsplit(name).hostname or constants.ENDPOINT} "
-            f"({_first_line(error)}): run this again to go on where it stopped, or {elsewhere}."
-        ) from error
+        raise _unreachable(name, error, elsewhere) from error
     except OSError as error:
+        if type(error).__module__.startswith("requests."):  # what huggingface_hub was built on before 1.0
+            raise _unreachable(name, error, elsewhere) from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
@@ -80,6 +79,14 @@ def _page(error: HfHubHTTPError) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _unreachable(name: str, error: Exception, elsewhere: str) -> ConnectionError:
+    host = urlsplit(name).hostname or constants.ENDPOINT
+    return ConnectionError(
+        f"{name}: no connection, or a broken one, to {host} ({_first_line(error)}): run this again to go on "
+        f"where it stopped, or {elsewhere}."
+    )
 
 
 def _refused(name: str, error: HfHubHTTPError, elsewhere: str) -> OSError:

@@ -19,6 +19,7 @@ class Format:
     is_model: bool  # a complete segmentation model, not an encoder alone
     matches: Callable[[StateDict], bool]  # by keys
     convert: Callable[[StateDict], StateDict]  # to the names of the zoo's model, or of its timm model
+    unused: str = "$."  # pattern of what models of the format have and do not compute with
 
 
 def recognise(weights: StateDict) -> Format | None:
@@ -111,6 +112,9 @@ _MIT = (
     r"(patch_embed1\.proj|(encoder\.)?patch_embeddings\.0\.proj|stages\.0\.patch_embeddings|stages\.\d\.blocks\.0\.attn\.)"
 )
 
+# Of an encoder's weights; used where the model has one, too.
+_CLASSIFIER = r"(head|head_dist|classifier)\."
+
 # The first that matches counts.
 FORMATS = (
     Format(
@@ -121,12 +125,19 @@ FORMATS = (
         True,
         _has(r"encoder\.blocks\.0\.attn\.qkv\.", r"decoder\.(cls_emb|head\.weight)$"),
         convert_segmenter,
+        unused=r"encoder\.(head|head_dist|pre_logits)\.",  # the ViT's classifier
     ),
     # Converting these refuses them, with the reason.
     Format(
         "mmsegmentation's SegFormer", True, _has(r"decode_head\.(convs|fusion_conv)\."), convert_segformer
     ),
-    Format("SegFormer of NVIDIA", True, _has(r"decode_head\.linear_c\d\.", _MIT), convert_segformer),
+    Format(
+        "SegFormer of NVIDIA",
+        True,
+        _has(r"decode_head\.linear_c\d\.", _MIT),
+        convert_segformer,
+        unused=r"decode_head\.conv_seg\.",  # made by mmcv, used by nothing
+    ),
     Format(
         "SegFormer of Hugging Face",
         True,
@@ -140,6 +151,6 @@ FORMATS = (
         convert_segformer,
     ),
     Format("model of SMP", True, _has(r"encoder\.", r"(decoder|segmentation_head)\."), _same),
-    Format("MiT or PVTv2", False, _has(_MIT), checkpoint_filter_fn),
-    Format("ViT of timm", False, _has(r"blocks\.0\.", r"patch_embed\.proj\."), _same),
+    Format("MiT or PVTv2", False, _has(_MIT), checkpoint_filter_fn, unused=_CLASSIFIER),
+    Format("ViT of timm", False, _has(r"blocks\.0\.", r"patch_embed\.proj\."), _same, unused=_CLASSIFIER),
 )

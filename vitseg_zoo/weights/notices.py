@@ -3,19 +3,22 @@
 import logging
 from functools import cache
 
-from vitseg_zoo.weights.catalog import WeightsEntry
-
 _logger = logging.getLogger("vitseg_zoo")
 
 
-def license_notice(entry: WeightsEntry) -> str:
+def license_notice(name: str, commercial_use: bool | None, license: str | None) -> str:
     """The sentence about a licence that forbids commercial use; empty for others."""
-    if entry.commercial_use is not False:
+    if commercial_use is not False:
         return ""
-    return f"{entry.name}: the weights must not be used commercially. Licence: {entry.license}."
+    return f"{name}: the weights must not be used commercially. Licence: {license or 'not stated'}."
 
 
-@cache  # once in a process
-def say_license(notice: str) -> None:
-    """Logs a notice as a warning."""
+def say_license(name: str, commercial_use: bool | None, license: str | None) -> None:
+    """Logs that notice as a warning, once in a process."""
+    if notice := license_notice(name, commercial_use, license):
+        _warn_once(notice)
+
+
+@cache
+def _warn_once(notice: str) -> None:
     _logger.warning(notice)

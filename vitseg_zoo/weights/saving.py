@@ -18,11 +18,11 @@ from segmentation_models_pytorch.base import SegmentationModel
 from vitseg_zoo import __version__
 from vitseg_zoo.weights.build import build_model, describe_checkpoint
 from vitseg_zoo.weights.card import make_model_card
-from vitseg_zoo.weights.catalog import WeightsEntry, get_entry
+from vitseg_zoo.weights.catalog import WeightsEntry
 from vitseg_zoo.weights.checkpoint import read_checkpoint
 from vitseg_zoo.weights.conversion import LoadReport, load_checkpoint
-from vitseg_zoo.weights.download import CHECKPOINT_SUFFIXES, fetch
-from vitseg_zoo.weights.notices import license_notice, say_license
+from vitseg_zoo.weights.download import fetch, find_entry
+from vitseg_zoo.weights.notices import say_license
 
 # What may be said of a model; the meaning is that of the catalogue's fields.
 METADATA = (
@@ -178,39 +178,49 @@ def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
     return model.eval(), metadata
 
 
-def convert_file(source: str | Path, target: str | Path) -> tuple[LoadReport, dict[str, Any]]:
+def convert_file(
+    source: str | Path, target: str | Path, **metadata: Any
+) -> tuple[LoadReport, dict[str, Any]]:
     """Rewrites what `load_model` takes as a file of `save_model`.
 
     Args:
         source: See `load_model`.
         target: The file to write.
+        metadata: See `save_model`; comes before what the source says.
 
     Returns:
-        What was recognised and left over, and what the new file says.
+        What was recognised and left over, and what the new file says. Where the source does not say whence
+        it is and under which licence, it says `source`, the name of the file and its format, and that the
+        licence is unknown.
 
     Raises:
         ValueError, RuntimeError, OSError: See `load_model`.
     """
-    model, metadata, report = _load(source)
-    save_model(model, target, **{key: value for key, value in metadata.items() if key in METADATA})
-    return report, metadata
+    model, known, report = _load(source)
+    origin = {"source": f"{Path(source).name} ({report.format})", "license": "unknown"}
+    known = origin | known | metadata
+    save_model(model, target, **{key: value for key, value in known.items() if key in METADATA})
+    return report, known
 
 
 def _load(source: str | Path) -> tuple[SegmentationModel, dict[str, Any], LoadReport]:
-    entry = None
-    path = Path(source)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    elif not path.exists() and path.suffix not in CHECKPOINT_SUFFIXES:
-        entry = get_entry(str(source))
-        path = fetch(entry)
-    checkpoint = read_checkpoint(fetch(path))
+    if Path(source).is_dir():
+        files = [Path(source, name) for name in ("model.safetensors", "pytorch_model.bin")]
+        source = next((file for file in files if file.is_file()), files[0])
+    entry = find_entry(source)
+    path = fetch(entry or source)
+    checkpoint = read_checkpoint(path)
     if entry is None:
         metadata = describe_checkpoint(checkpoint, path)
+    elif entry.kind == "encoder":
+        raise ValueError(
+            f"{entry.name} is an encoder alone: use it in a model, "
+            f"smp.create_model(..., encoder_name='vz-{entry.architecture}')."
+        )
     else:
         arguments = {"classes": len(entry.class_names), **entry.arguments}
         metadata = {"architecture": entry.architecture, "arguments": arguments, **metadata_of(entry)}
-        if notice := license_notice(entry):
-            say_license(notice)
+    name = str(source) if entry is None else entry.name
+    say_license(name, metadata.get("commercial_use"), metadata.get("license"))
     model = build_model(metadata)
     return model, metadata, load_checkpoint(model, checkpoint, strict=True, name=str(source))
