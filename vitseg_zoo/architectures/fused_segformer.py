@@ -114,6 +114,4 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` calls first."""
-        raise RuntimeError(
-            "FusedSegformer cannot be scripted: use torch.jit.trace, torch.export or torch.compile."
-        )
+        raise RuntimeError("FusedSegformer cannot be scripted: use torch.export or torch.compile.")
