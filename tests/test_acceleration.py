@@ -223,6 +223,14 @@ def test_second_call_changes_nothing() -> None:
         assert vitseg_zoo.accelerate(model) is model
 
 
+def test_parts_that_are_fast_already_do_not_hide_the_others(capsys: pytest.CaptureFixture) -> None:
+    model = MODELS["smp.Segformer"]()
+    vitseg_zoo.accelerate(model.encoder)
+    capsys.readouterr()
+    vitseg_zoo.accelerate(model)
+    assert capsys.readouterr().out == "accelerate: replaced 1 SegformerDecoder\n"
+
+
 def test_mmsegmentation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "mmseg.models.decode_heads.segformer_head"
     module = types.ModuleType(name)

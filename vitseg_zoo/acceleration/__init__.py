@@ -50,8 +50,6 @@ def accelerate(model: Model) -> Model:
         **timm_pvt_v2.FAST_CLASSES,
         **_transformers_classes(modules),
     }
-    if any(type(module) in fast_classes.values() for module in modules):
-        return model
     replaced = Counter()
     for module in modules:
         fast_class = fast_classes.get(type(module))
@@ -63,7 +61,7 @@ def accelerate(model: Model) -> Model:
                     layer.__class__ = PointwiseLinear
     if replaced:
         print("accelerate: replaced " + ", ".join(f"{count} {name}" for name, count in replaced.items()))
-    else:
+    elif not any(type(module) in fast_classes.values() for module in modules):  # nor before
         warnings.warn(
             f"accelerate found nothing to replace in {type(model).__name__}: no MiT encoder or Segformer "
             "decoder of SMP, no SegFormer of transformers 5, no PVTv2 of timm.",
