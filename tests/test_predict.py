@@ -1,6 +1,11 @@
 """`vitseg predict` on images of several kinds, with weights and with a checkpoint."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,8 @@ from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.predict import distinct_colours
 from vitseg_zoo.training.module import SegmentationModule
+from vitseg_zoo.weights import catalog
+from vitseg_zoo.weights.catalog import DEFAULT_MODEL
 
 TINY = {"encoder_name": "tu-test_resnet", "encoder_weights": None, "decoder_channels": (32, 16, 16, 8, 8)}
 
@@ -142,6 +149,38 @@ def test_one_class_and_no_metadata(photograph, tmp_path):
     mask = Image.open(tmp_path / "cat_mask.png")
     assert mask.size == (70, 50) and set(np.unique(np.asarray(mask))) <= {0, 1}
     assert mask.getpalette()[:3] == [0, 0, 0]
+
+
+def test_with_no_model_named_the_package_s_own_is_used(weights, photograph, tmp_path, monkeypatch):
+    shutil.copy(weights, tmp_path / f"{DEFAULT_MODEL}.safetensors")
+    monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
+    photograph.save(tmp_path / "cat.png")
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "cat.png"]) == 0
+    assert _predict(weights, tmp_path / "out", tmp_path / "cat.png") == 0
+    np.testing.assert_array_equal(_mask(Path("masks/cat_mask.png")), _mask(Path("out/cat_mask.png")))
+
+
+def test_a_new_user_s_first_command_asks_for_no_network(photograph, tmp_path):
+    """With the model that comes with the package, an empty home and a network that must not be used."""
+    if not Path(str(catalog.PACKAGED), f"{DEFAULT_MODEL}.safetensors").is_file():
+        pytest.skip(f"{DEFAULT_MODEL} is not in the package yet")
+    photograph.save(tmp_path / "cat.jpg")
+    code = """
+    import sys
+    def refuse(event, arguments):
+        if event in ("socket.connect", "socket.getaddrinfo"):
+            raise AssertionError(f"{event} {arguments}")
+    sys.addaudithook(refuse)
+    from vitseg_zoo.cli import main
+    sys.exit(main(["predict", "cat.jpg"]))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "" and result.stdout.startswith("masks/cat_mask.png: ")
+    assert Image.open(tmp_path / "masks" / "cat_mask.png").size == photograph.size
 
 
 def test_colours_of_many_classes_differ():
