@@ -80,6 +80,24 @@ def test_weights_follow_the_number_of_channels(in_channels: int) -> None:
     assert encoder.out_channels[:2] == [in_channels, 4 * in_channels]
 
 
+def test_configured_and_checkpointed() -> None:
+    """What SMP has no arguments for: the model is made anew, and all else stays as it was."""
+    model = smp.DeepLabV3Plus("vz-mit_b0", encoder_weights=None, in_channels=4, classes=3).double().eval()
+    x = torch.rand(1, 4, 64, 64, dtype=torch.float64)
+    expected = model(x)
+    expected.mean().backward()
+    gradients = [p.grad for p in model.parameters()]
+    model.encoder.configure(drop_path_rate=0.3)
+    model.encoder.set_grad_checkpointing()
+    assert not model.encoder.model.training
+    assert model.encoder.model.stages[3].blocks[-1].drop_path1.drop_prob == pytest.approx(0.3)
+    model.zero_grad()
+    output = model(x)
+    torch.testing.assert_close(output, expected)
+    output.mean().backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
+
+
 def test_wrong_weights_are_reported() -> None:
     encoder = smp.encoders.get_encoder("vz-mit_b0", weights=None)
     with pytest.raises(RuntimeError, match="some_other_key"):

@@ -81,13 +81,41 @@ class HierarchicalEncoder(nn.Module):
         """Changes the number of image channels; `pretrained` adapts the weights as timm does."""
         if in_channels == self._in_channels:
             return
-        state_dict, output_stride = self.state_dict(), self.output_stride
-        self._create(in_channels)
-        if output_stride < 2**self._depth:
-            self.make_dilated(output_stride)
+        state_dict = self.state_dict()
         if pretrained:
             first_conv = f"model.{self.model.pretrained_cfg['first_conv']}.weight"
             state_dict[first_conv] = adapt_input_conv(in_channels, state_dict[first_conv])
+        self._replace(in_channels, state_dict if pretrained else None)
+
+    def configure(self, **kwargs: Any) -> None:
+        """Rebuilds the timm model with further arguments, keeping its weights.
+
+        SMP's architectures have no way of passing arguments on to such an encoder, so this is theirs. To be
+        called before the optimizer is made.
+
+        Args:
+            kwargs: Arguments of `timm.create_model`, such as `drop_path_rate` or `norm_layer`.
+
+        Example:
+            >>> import segmentation_models_pytorch as smp
+            >>> model = smp.Unet("vz-mit_b0", encoder_weights=None)
+            >>> model.encoder.configure(drop_path_rate=0.2)
+        """
+        self._create_kwargs = {**self._create_kwargs, **kwargs}
+        self._replace(self._in_channels, self.state_dict())
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Saves memory in training by computing each block again in the backward pass."""
+        self.model.set_grad_checkpointing(enable)
+
+    def _replace(self, in_channels: int, state_dict: dict[str, torch.Tensor] | None) -> None:
+        """Makes the model anew, in the state of the one before."""
+        parameter, output_stride = next(self.model.parameters()), self.output_stride
+        self._create(in_channels)
+        self.model.to(parameter.device, parameter.dtype).train(self.training)
+        if output_stride < 2**self._depth:
+            self.make_dilated(output_stride)
+        if state_dict is not None:
             self.load_state_dict(state_dict)
 
     def make_dilated(self, output_stride: int) -> None:
