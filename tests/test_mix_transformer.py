@@ -1,13 +1,17 @@
 """MiT against SMP's, Hugging Face's and timm's networks of the same weights, and as a timm model."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from safetensors.torch import load_file
+from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from vitseg_zoo.encoders import mix_ffn
 from vitseg_zoo.weights.segformer import checkpoint_filter_fn
@@ -25,36 +29,78 @@ def largest_difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     return max((s - t).abs().max().item() for s, t in zip(a, b, strict=True))
 
 
+def maps_of(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What a model of any library gives: the maps of its stages, and class logits if it has them."""
+    if hasattr(model, "forward_intermediates"):  # timm's, and ours
+        last, maps = model.forward_intermediates(x)
+        return [*maps, model.forward_head(last)] if model.num_classes else maps
+    if hasattr(model, "out_channels"):  # SMP's
+        return model(x)[2:]
+    output = model(x, output_hidden_states=True)
+    classifies = type(model).__name__ == "SegformerForImageClassification"
+    return [*output.hidden_states, output.logits] if classifies else [*output.hidden_states]
+
+
+def assert_equal_in_both_precisions(own: nn.Module, peer: nn.Module, *size: int) -> None:
+    own.load_state_dict(checkpoint_filter_fn(peer.state_dict(), own))
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
+        x = torch.randn(1, 3, *size, dtype=dtype)
+        with torch.no_grad():
+            maps = [maps_of(model.to(dtype).eval(), x) for model in (own, peer)]
+        assert largest_difference(*maps) < tolerance
+
+
 @pytest.mark.parametrize("size", range(6))
-def test_equals_smp_and_timm_in_float64(size: int) -> None:
-    x = torch.randn(1, 3, 32, 64, dtype=torch.float64)
-    peer = smp.encoders.get_encoder(f"mit_b{size}", weights=None).double()
-    model = timm.create_model(f"mit_b{size}", num_classes=0).double()
-    model.load_state_dict(checkpoint_filter_fn(peer.state_dict(), model))
-    with torch.no_grad():
-        own = model.eval().forward_intermediates(x, intermediates_only=True)
-    assert largest_difference(own, features(peer, x)[2:]) < 1e-10
+def test_equals_smp_and_timm(size: int) -> None:
+    mit = timm.create_model(f"mit_b{size}", num_classes=0)
+    assert_equal_in_both_precisions(mit, smp.encoders.get_encoder(f"mit_b{size}", weights=None), 32, 64)
+    pvt = timm.create_model(f"mit_pvt_b{size}")
+    assert_equal_in_both_precisions(pvt, timm.create_model(f"pvt_v2_b{size}"), 32, 64)
 
-    peer = timm.create_model(f"pvt_v2_b{size}").double()
-    model = timm.create_model(f"mit_pvt_b{size}").double()
-    model.load_state_dict(checkpoint_filter_fn(peer.state_dict(), model))
-    assert largest_difference([features(model, x)], [features(peer, x)]) < 1e-10
+
+def test_equals_timm_with_the_ratios_of_mit() -> None:
+    peer = timm.create_model("pvt_v2_b0", mlp_ratios=(4, 4, 4, 4), num_classes=5)
+    assert_equal_in_both_precisions(timm.create_model("mit_b0", num_classes=5), peer, 96, 64)
 
 
 @pytest.mark.parametrize("size", range(6))
-def test_equals_hugging_face_in_float64(size: int) -> None:
+@pytest.mark.parametrize("kind", ["Model", "ForImageClassification", "ForSemanticSegmentation"])
+def test_equals_hugging_face(kind: str, size: int, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", minversion="5.0")
-    dims = (32, 64, 160, 256) if size == 0 else (64, 128, 320, 512)
+    dims = (32, 64, 160, 256)  # of B0 in all: it is the depths that make the names differ
     config = transformers.SegformerConfig(depths=DEPTHS[size], hidden_sizes=dims, num_labels=7)
-    peer = transformers.SegformerForImageClassification(config).double().eval()
-    norm_layer = partial(nn.LayerNorm, eps=1e-5)
-    model = timm.create_model(f"mit_b{size}", norm_layer=norm_layer, num_classes=7).double().eval()
-    model.load_state_dict(checkpoint_filter_fn(peer.state_dict(), model))
-    x = torch.randn(1, 3, 64, 32, dtype=torch.float64)
+    peer = getattr(transformers, f"Segformer{kind}")(config)
+    own = timm.create_model(
+        f"mit_b{size}",
+        num_classes=7 if kind == "ForImageClassification" else 0,
+        embed_dims=dims,
+        norm_layer=partial(nn.LayerNorm, eps=1e-5),
+    )
+    assert_equal_in_both_precisions(own, peer, 64, 32)
+    if size == 0:  # files keep the names that there were before transformers 5
+        peer.save_pretrained(tmp_path)
+        saved = checkpoint_filter_fn(load_file(tmp_path / "model.safetensors"), own)
+        assert saved.keys() == own.state_dict().keys()
+        assert all(torch.equal(value, own.state_dict()[key]) for key, value in saved.items())
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"num_classes": 5, "in_chans": 1}, {"features_only": True}])
+def test_pretrained_goes_through_the_converter(kwargs: dict, tmp_path: Path) -> None:
+    peer = smp.encoders.get_encoder("mit_b0", weights=None)
+    weights = peer.state_dict() | {"head.weight": torch.rand(1000, 256), "head.bias": torch.rand(1000)}
+    torch.save(weights, tmp_path / "mit_b0.pth")
+    model = timm.create_model(
+        "mit_b0", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "mit_b0.pth")}, **kwargs
+    )
+    x = torch.rand(1, 1, 64, 32)  # grey, for which the weights of colours are added up
+    images = [x.expand(-1, channels, -1, -1) for channels in (kwargs.get("in_chans", 3), 3)]
     with torch.no_grad():
-        expected = peer(x, output_hidden_states=True)
-        own = model.forward_intermediates(x, intermediates_only=True)
-        assert largest_difference([*own, model(x)], [*expected.hidden_states, expected.logits]) < 1e-10
+        expected = peer.eval()(images[1])[2:]
+        own = model.eval()
+        maps = own(images[0]) if "features_only" in kwargs else own.forward_intermediates(images[0])[1]
+    assert largest_difference(maps, expected) < 1e-4
+    if not kwargs:
+        assert torch.equal(model.head.weight, weights["head.weight"])
 
 
 def test_gradients_equal_smp() -> None:
@@ -147,6 +193,19 @@ def test_compile_and_export_with_free_sizes() -> None:
         for y in (x, torch.randn(3, 3, 160, 64)):
             torch.testing.assert_close(compiled(y), model(y), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(exported(y), model(y), rtol=1e-4, atol=1e-4)
+
+
+def test_traces_with_fx_and_refuses_to_be_scripted() -> None:
+    """As timm's own tests trace its models; `torch.jit.script` says what to use instead."""
+    model = timm.create_model("mit_b0", depths=(1, 1, 1, 1), num_classes=3).eval()
+    leaves, functions = get_notrace_modules(), get_notrace_functions()
+    options = dict(leaf_modules=leaves, autowrap_functions=functions, param_shapes_constant=True)
+    traced = create_feature_extractor(model, return_nodes=["head"], tracer_kwargs=options)
+    x = torch.randn(2, 3, 96, 64)
+    assert torch.equal(traced(x)["head"], model(x))
+    for scripted in (model, nn.Sequential(model)):
+        with pytest.raises(RuntimeError, match="MixTransformer cannot be scripted: use torch"):
+            torch.jit.script(scripted)
 
 
 def test_device_neutral() -> None:
