@@ -1,0 +1,114 @@
+"""ViT-seg, and what it shares with its kin, with the habits of SMP."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from small_vit_seg import TINY, small
+
+import vitseg_zoo
+
+
+@pytest.mark.parametrize("in_channels", [1, 4])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_smp_options(in_channels: int, depth: int, head: str) -> None:
+    model = smp.create_model(
+        "vitseg", TINY, None, in_channels, 7, encoder_depth=depth, decoder_head=head, drop_path_rate=0.1
+    )
+    assert len(model.encoder.model.blocks) == depth
+    model(torch.rand(2, in_channels, 32, 48)).mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    for size in [(32, 48), (50, 33), (5, 7), (128, 128)]:
+        assert model.predict(torch.rand(1, in_channels, *size)).shape == (1, 7, *size)
+
+
+def test_smp_mlp_head_is_one_hidden_layer() -> None:
+    linear, mlp = small(decoder_head="linear"), small(decoder_head="mlp")
+    extra = sum(p.numel() for p in mlp.parameters()) - sum(p.numel() for p in linear.parameters())
+    assert extra == 48 * 48 + 48
+
+
+def test_smp_patch_8() -> None:
+    model = smp.create_model("vitseg", "vz-vitseg_tiny_patch8_128", encoder_weights=None, classes=2, depth=1)
+    assert model.segmentation_head[0].out_features == 8 * 8 * 2
+    assert model(torch.rand(1, 3, 128, 128)).shape == (1, 2, 128, 128)
+
+
+def test_smp_activation_and_labels() -> None:
+    aux = {"classes": 5, "pooling": "avg", "dropout": 0.5, "activation": "sigmoid"}
+    model = small(classes=4, activation="softmax", aux_params=aux).eval()
+    masks, labels = model(torch.rand(2, 3, 64, 64))
+    torch.testing.assert_close(masks.sum(1), torch.ones(2, 64, 64))
+    assert labels.shape == (2, 5) and labels.min() >= 0 and labels.max() <= 1
+
+
+def test_smp_frozen_encoder_keeps_its_batch_norm() -> None:
+    model = small()
+    model.freeze_encoder()
+    model.train()
+    before = copy.deepcopy(model.encoder.state_dict())
+    model(torch.rand(2, 3, 64, 64)).sum().backward()
+    for key, value in model.encoder.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    assert all(p.grad is None for p in model.encoder.parameters())
+    model.unfreeze_encoder()
+    model(torch.rand(2, 3, 64, 64))
+    assert not torch.equal(model.encoder.model.patch_embed.input_norm.running_mean, torch.zeros(3))
+
+
+def test_smp_save_and_load(tmp_path) -> None:
+    model = small(classes=5, decoder_head="mlp").eval()
+    model.save_pretrained(tmp_path, dataset="pets", metrics={"iou": 0.5})
+    image = torch.rand(1, 3, 64, 64)
+    restored = smp.from_pretrained(tmp_path).eval()
+    assert torch.equal(restored(image), model(image))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        other = smp.from_pretrained(tmp_path, classes=9, strict=False).eval()
+    assert any("Mismatched keys" in str(w.message) for w in caught)
+    assert other(image).shape == (1, 9, 64, 64)
+    assert torch.equal(other.encoder(image)[-1], model.encoder(image)[-1])
+    with pytest.raises(RuntimeError, match="segmentation_head"):
+        smp.from_pretrained(tmp_path, classes=9)
+
+
+def test_smp_save_and_load_of_what_create_model_makes_by_default(tmp_path) -> None:
+    model = smp.create_model("vitseg", classes=2, embed_dim=48, depth=1).eval()
+    model.save_pretrained(tmp_path)
+    vitseg_zoo.save_model(model, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["encoder_name"], config["encoder_weights"]) == ("vz-vitseg_base_patch16_128", None)
+    image = torch.rand(1, 3, 64, 64)
+    for restored in (smp.from_pretrained(tmp_path), vitseg_zoo.load_model(tmp_path / "model.safetensors")[0]):
+        assert torch.equal(restored.eval()(image), model(image))
+
+
+@pytest.mark.parametrize(
+    "arch, encoder", [("segmenter", "vz-vit_tiny_patch16_224"), ("fusedsegformer", "vz-mit_b0")]
+)
+def test_smp_load_fetches_no_weights_of_the_encoder(arch: str, encoder: str, tmp_path) -> None:
+    model = smp.create_model(arch, encoder, encoder_weights=None)
+    model.config["encoder_weights"] = "imagenet"  # as if it had started from them
+    model.save_pretrained(tmp_path)
+    restored = smp.from_pretrained(tmp_path)  # tests have no network
+    for key, value in restored.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+
+
+def test_smp_errors_say_what_to_do() -> None:
+    with pytest.raises(ValueError, match="list_models"):
+        smp.create_model("vitseg", "resnet50", encoder_weights=None)
+    with pytest.raises(KeyError, match="Wrong encoder name"):
+        smp.create_model("vitseg", "vz-vitseg_huge", encoder_weights=None)
+    with pytest.raises(
+        KeyError, match=r"Wrong pretrained weights `imagenet`.*It has none: pass encoder_weights=None"
+    ):
+        smp.create_model("vitseg", TINY, encoder_weights="imagenet")
+    with pytest.raises(ValueError, match="12 blocks"):
+        smp.create_model("vitseg", TINY, encoder_weights=None, encoder_depth=13)
+    with pytest.raises(ValueError, match="'linear' or 'mlp'"):
+        small(decoder_head="conv")
