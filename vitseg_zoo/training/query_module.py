@@ -18,6 +18,7 @@ class QueryModule(FineTuningModule):
         kwargs: see `FineTuningModule`, whose dice weight is not used: the queries' loss has its own.
 
     Example:
+        >>> import torch
         >>> palette = [(255, 0, 0), (0, 0, 0)]
         >>> module = QueryModule("eomt", "vz-vitseg_tiny_patch16_128", None, ["cat", "rest"], palette, 128)
         >>> module.loss_and_logits(torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64).long(), "val")[1].shape
