@@ -261,7 +261,6 @@ def test_distributed_training_sees_ordinary_parameters(process_group: None) -> N
 
 
 # Those of the encoder's own tests are not repeated here: tracing MiT takes several times as long.
-@pytest.mark.xfail(reason="the fused head sorts levels by their size, which is unknown while compiling")
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_without_breaks_for_any_size(training: bool) -> None:
     own = pair("resnet18", 4)[1].train(training)

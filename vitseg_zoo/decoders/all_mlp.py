@@ -70,7 +70,7 @@ def fused_head(
     """Projects levels, resamples them to one size, fuses, normalises and classifies them.
 
     Args:
-        maps: One (B, C_i, H_i, W_i) a level.
+        maps: One (B, C_i, H_i, W_i) a level, coarse to fine.
         linears: See `fuse_head`; in the order of `maps`.
         fuse: See `fuse_head`.
         norm: See `fuse_head`.
@@ -87,8 +87,8 @@ def fused_head(
         if _trains(norm, classify, size) and not torch.is_autocast_enabled("cpu"):
             return classified_head(HeadRows(maps, weights, bias, size), norm, classify)
     output = None
-    for level, weight in sorted(zip(maps, weights, strict=True), key=lambda pair: -pair[0].shape[2]):
-        # The finest level is the largest map: it takes the bias, and the others are added to it in place.
+    for level, weight in zip(maps[::-1], weights[::-1], strict=True):
+        # The finest level takes the bias, and the others are added to it in place.
         level = _project(level, weight, bias if output is None else None, size)
         output = level if output is None else output.add_(level)
     output = F.relu_(norm(output) if uses_batch_statistics(norm) else output)
