@@ -246,9 +246,7 @@ class MixTransformer(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` calls first, of this model or of one that has it inside."""
-        raise RuntimeError(
-            f"{type(self).__name__} cannot be scripted: use torch.export or torch.compile."
-        )
+        raise RuntimeError(f"{type(self).__name__} cannot be scripted: use torch.export or torch.compile.")
 
 
 def _init_weights(module: nn.Module) -> None:
