@@ -1,5 +1,6 @@
 """The catalogue, models by name, and the commands that show them."""
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -145,13 +146,18 @@ def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsy
         std=(1, 1, 1),
         license="cc-by-sa-4.0",
         commercial_use=True,
+        source="drawn for this test",
     )
     entry = get_entry("vitseg_tiny")
     assert (entry.name, entry.class_names, entry.palette) == ("vitseg_tiny.pets", names, colours)
     assert entry.source == "in the package"
     assert main(["info", str(tmp_path / "vitseg_tiny.pets.safetensors")]) == 0
-    assert "pet, background, border" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    digest = hashlib.sha256((tmp_path / "vitseg_tiny.pets.safetensors").read_bytes()).hexdigest()
+    for part in ("pet, background, border", "made from:             drawn for this test", digest):
+        assert part in shown
     again = vitseg_zoo.create_model("vitseg_tiny.pets", pretrained=True).eval()
+    assert again.pretrained_cfg["source"] == "drawn for this test"
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(again(image), model(image), atol=2e-2, rtol=2e-2)  # 16-bit numbers

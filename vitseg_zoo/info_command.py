@@ -11,6 +11,7 @@ _LABELS = {
     "arguments": "arguments",
     "parameters": "parameters (millions)",
     "source": "weights",
+    "origin": "made from",
     "filenames": "file",
     "file_format": "format",
     "megabytes": "size (MB, about)",
@@ -62,16 +63,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print_entry(entry: Any) -> int:
+    from pathlib import Path
     from urllib.parse import urlsplit
     from urllib.request import url2pathname
 
+    from vitseg_zoo.weights.check import sha256_of
+
     facts = asdict(entry) | {"source": entry.source, "file_format": entry.file_format}
-    if facts["sha256"] is None:
-        facts["sha256"] = (
-            "in pip's record of the package"
-            if facts["source"] == "in the package"
-            else "not known beforehand: compared with the one that the Hub states, at download"
-        )
+    own_file = entry.url and entry.url.startswith("file:") and Path(url2pathname(urlsplit(entry.url).path))
+    if own_file:
+        facts["sha256"] = sha256_of(own_file)
+    elif facts["sha256"] is None:
+        facts["sha256"] = "not known beforehand: compared with the one that the Hub states, at download"
     if entry.url:
         facts.pop("filenames")
     for key, label in _LABELS.items():
@@ -79,7 +82,7 @@ def _print_entry(entry: Any) -> int:
         if value not in (None, "", (), {}) or key == "commercial_use":
             print(f"{label + ':':23}{_text(key, value)}")
     if entry.kind == "model" and facts["source"] == entry.url:  # a file of the user's own
-        print(f"{'use:':23}vitseg_zoo.load_model({url2pathname(urlsplit(entry.url).path)!r})")
+        print(f"{'use:':23}vitseg_zoo.load_model({str(own_file)!r})")
     elif entry.kind == "model":
         print(f"{'use:':23}vitseg_zoo.create_model({entry.name!r}, pretrained=True)")
     else:

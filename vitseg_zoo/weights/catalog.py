@@ -66,6 +66,7 @@ class WeightsEntry:
     metric_source: str = ""  # who published it
     recipe: str = ""  # how it was trained, of models of our own
     limits: str = ""  # what it is not good for
+    origin: str = ""  # what a file of the user's or the package's own was made from, as it says itself
 
     @property
     def file_format(self) -> str:
@@ -222,6 +223,7 @@ def entry_of_file(path: Path) -> WeightsEntry:
     for key in ("class_names", "mean", "std", "input_size"):
         if known.get(key) is not None:
             known[key] = tuple(known[key])
+    known["origin"] = metadata.get("source", "")
     known["palette"] = tuple(tuple(colour) for colour in metadata.get("palette", ()))
     known |= {"name": path.stem, "kind": "model", "url": path.resolve().as_uri()}
     known |= {"megabytes": path.stat().st_size / 1e6, "parameters": sum(map(math.prod, shapes)) / 1e6}

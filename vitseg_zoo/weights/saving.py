@@ -147,7 +147,8 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
 
 def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
     """A catalogue entry's part that is said of a model."""
-    return {key: getattr(entry, key) for key in METADATA if hasattr(entry, key)}
+    described = {key: getattr(entry, key) for key in METADATA if hasattr(entry, key)}
+    return described | {"source": entry.origin or entry.source}
 
 
 def _write_folder(model: SegmentationModel, folder: Path, where: str, metadata: Mapping[str, Any]) -> None:
@@ -208,15 +209,15 @@ def _load(source: str | Path) -> tuple[SegmentationModel, dict[str, Any], LoadRe
         files = [Path(source, name) for name in ("model.safetensors", "pytorch_model.bin")]
         source = next((file for file in files if file.is_file()), files[0])
     entry = find_entry(source)
-    path = fetch(entry or source)
-    checkpoint = read_checkpoint(path)
-    if entry is None:
-        metadata = describe_checkpoint(checkpoint, path)
-    elif entry.kind == "encoder":
+    if entry is not None and entry.kind == "encoder":
         raise ValueError(
             f"{entry.name} is an encoder alone: use it in a model, "
             f"smp.create_model(..., encoder_name='vz-{entry.architecture}')."
         )
+    path = fetch(entry or source)
+    checkpoint = read_checkpoint(path)
+    if entry is None:
+        metadata = describe_checkpoint(checkpoint, path)
     else:
         arguments = {"classes": len(entry.class_names), **entry.arguments}
         metadata = {"architecture": entry.architecture, "arguments": arguments, **metadata_of(entry)}
