@@ -240,6 +240,9 @@ def test_segmenter_of_its_authors(head, tmp_path):
     model, metadata = load_model(path)
     assert metadata["arguments"]["decoder_head"] == head
     assert torch.equal(logits(model), logits(source))
+    assert metadata["mean"] == [0.5, 0.5, 0.5]
+    (tmp_path / "variant.yml").write_text("dataset_kwargs:\n  normalization: deit\nnet_kwargs: {}\n")
+    assert load_model(path)[1]["mean"] == (0.485, 0.456, 0.406)
 
 
 class Averaged(nn.Module):

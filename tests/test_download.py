@@ -300,6 +300,8 @@ def test_full_disk(hub, environment, tmp_path):
         hub.files[FILE] = HostedFile(save({"weight": np.zeros(50000, np.float32)}))
         message = fetch(environment | {"HF_HOME": str(tmp_path / "small")})
         assert_one_sentence(message, "OSError", NAME, "full", "HF_HOME")
+        result = vitseg(environment, "download", NAME, "--to", str(tmp_path / "small" / "stick"))
+        assert "stick is full" in result.stderr and "choose another folder" in result.stderr
         # Where the size is known only when the disk is full already.
         message = fetch(environment | {"HF_HOME": str(tmp_path / "small")}, f"{hub.endpoint}/{FILE}")
         assert_one_sentence(message, "OSError", "full", "HF_HOME")

@@ -1,5 +1,6 @@
 """What the zoo's architectures add to SMP's `save_pretrained`, `from_pretrained` and `push_to_hub`."""
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
@@ -15,6 +16,17 @@ class ModelCardMixin:
     ) -> SegmentationModel:
         """Loads a saved model; the encoder's weights are in its file, so that the encoder's own stay away."""
         return super().from_pretrained(*args, encoder_weights=encoder_weights, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """SMP's, with a card whose snippet reads what is saved."""
+        where = kwargs.get("repo_id") or str(save_directory)
+        kwargs["model_card_kwargs"] = {"where": where, **(kwargs.get("model_card_kwargs") or {})}
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """SMP's, with a card whose snippet reads what is published."""
+        kwargs["model_card_kwargs"] = {"where": repo_id, **(kwargs.get("model_card_kwargs") or {})}
+        return super().push_to_hub(repo_id, *args, **kwargs)
 
     def generate_model_card(
         self,

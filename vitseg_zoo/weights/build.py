@@ -68,6 +68,7 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         }
     else:
         described = _from_shapes(checkpoint.weights, path)
+    described |= _segmenter_normalisation(path) if described["architecture"] == "segmenter" else {}
     described = {
         "mean": preprocessing.get("image_mean", IMAGENET_MEAN),
         "std": preprocessing.get("image_std", IMAGENET_STD),
@@ -79,6 +80,18 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
 def _json_beside(path: Path, name: str) -> dict[str, Any]:
     beside = path.with_name(name)
     return json.loads(beside.read_text()) if beside.is_file() else {}
+
+
+def _segmenter_normalisation(path: Path) -> dict[str, Any]:
+    """What the `variant.yml` says that Segmenter's authors put beside a checkpoint."""
+    beside = path.with_name("variant.yml")
+    if not beside.is_file():
+        return {}
+    import yaml
+
+    variant = yaml.safe_load(beside.read_text())
+    is_deit = variant["dataset_kwargs"]["normalization"] == "deit"
+    return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if is_deit else {}
 
 
 def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint, path: Path) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
     """
     entry = get_entry(source) if isinstance(source, str) else source
     folder = Path(folder)
-    with explained(entry.name, folder):
+    with explained(entry.name, folder, "choose another folder"):
         folder.mkdir(parents=True, exist_ok=True)
         present = None
         if entry.url:
@@ -134,7 +134,7 @@ def _provided_file(entry: WeightsEntry) -> Path | None:
         path = Path(folder) / f"{entry.name}{suffix}"
         if path.is_file():
             beside = Path(f"{path}.sha256")
-            sha256 = beside.read_text().split()[0] if beside.is_file() else entry.sha256
+            sha256 = beside.read_text().partition(" ")[0].strip() if beside.is_file() else entry.sha256
             check_file(path, sha256=sha256)
             return path
     return None

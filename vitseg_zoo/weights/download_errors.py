@@ -19,12 +19,15 @@ from huggingface_hub.errors import (
 
 
 @contextlib.contextmanager
-def explained(name: str, folder: str | Path) -> Iterator[None]:
+def explained(
+    name: str, folder: str | Path, instead: str = "set HF_HOME to a folder of your own"
+) -> Iterator[None]:
     """Explains the errors of a download.
 
     Args:
         name: What is downloaded: the name of an entry, or an address.
         folder: Where it is stored.
+        instead: What to do where it cannot be stored there.
     """
     elsewhere = (
         "on a machine with network, download it and pass its path"
@@ -63,12 +66,12 @@ def explained(name: str, folder: str | Path) -> Iterator[None]:
             raise OSError(
                 error.errno,
                 f"{name} could not be stored, the disk of {folder} is full ({error.strerror}): free some "
-                "space, or set HF_HOME to a folder on another disk.",
+                f"space, or {instead} on another disk.",
             ) from error
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise PermissionError(
-                f"{name} could not be stored, {folder} cannot be written ({error.strerror}): set HF_HOME to "
-                f"a folder of your own, or {elsewhere}."
+                f"{name} could not be stored, {folder} cannot be written ({error.strerror}): {instead}, or "
+                f"{elsewhere}."
             ) from error
         raise
 
