@@ -19,7 +19,6 @@ def plain(module: MixFFN, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_equals_plain_layers(elements: int, dilation: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mix_ffn, "_STRIP_ELEMENTS", elements)  # one row and more, one image and more
-    monkeypatch.setattr(mix_ffn, "_TRAINING_STRIP_ELEMENTS", elements)
     module = MixFFN(8, 16).double()
     module.set_dilation(dilation)
     expected = copy.deepcopy(module)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
+from vitseg_zoo.decoders.bilinear import BilinearUpsample
 
 
 class FusedSegformer(ModelCardMixin, SegmentationModel):
@@ -89,7 +90,7 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
             upsampling=upsampling,
         )
         if isinstance(self.segmentation_head[1], nn.Upsample):
-            self.segmentation_head[1].align_corners = align_corners
+            self.segmentation_head[1] = BilinearUpsample(upsampling, align_corners)
         self.classification_head = (
             None if aux_params is None else ClassificationHead(self.encoder.out_channels[-1], **aux_params)
         )

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from torch import nn
 
-from vitseg_zoo.decoders.head_rows import HeadRows, classified_head, resample
+from vitseg_zoo.decoders.bilinear import resample
+from vitseg_zoo.decoders.head_rows import HeadRows, classified_head
 from vitseg_zoo.encoders.mix_ops import Layer, is_plain, runs_eagerly_on_cpu
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vitseg_zoo.decoders.bilinear import resample, resampling_matrix
 from vitseg_zoo.encoders.mix_ops import Layer, pointwise, pointwise_backward
 
 # Elements of a strip, 4 MB in fp32: it stays in the cache, and the allocator uses its memory again.
@@ -35,18 +36,16 @@ class HeadRows:
         self.height, self.width = size
         self.bias = bias
         self.finest: list[tuple[Tensor, Tensor]] = []  # (B, H, W, C) and (E, C)
-        # Of coarser levels: how rows are interpolated, (H, h), and projected rows, (B, h, W * E).
-        self.coarser: list[tuple[Tensor, Tensor]] = []
+        # Of coarser levels: how rows and columns are interpolated, (H, h) and (W, w), and (B, h, w, E).
+        self.coarser: list[tuple[Tensor, Tensor, Tensor]] = []
         for x, weight in zip(maps, weights, strict=True):
             if x.shape[2] >= self.height:
                 x = resample(x, size).permute(0, 2, 3, 1).contiguous()
                 self.finest.append((x, weight))
                 continue
-            x = pointwise(x.permute(0, 2, 3, 1), weight).permute(0, 3, 1, 2).to(bias.dtype)
-            x = resample(x, (x.shape[2], self.width)).permute(0, 2, 3, 1).flatten(2)
-            # Resampling is linear: what it does to unit vectors is its matrix.
-            identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None, None]
-            self.coarser.append((resample(identity, (self.height, x.shape[1]))[0, 0], x))
+            x = pointwise(x.permute(0, 2, 3, 1), weight).to(bias.dtype).contiguous()
+            matrices = (resampling_matrix(*sides, like=x) for sides in zip(x.shape[1:3], size, strict=True))
+            self.coarser.append((*matrices, x))
 
     def __call__(self, first: int, last: int, images: slice = slice(None)) -> Tensor:
         """Rows `first` to `last` (exclusive) of images behind the ReLU, (b, E, rows, W)."""
@@ -70,10 +69,13 @@ class HeadRows:
         rows = pointwise(x[images, first:last], weight, self.bias).to(self.bias.dtype).contiguous()
         for x, weight in self.finest[1:]:
             rows += pointwise(x[images, first:last], weight)
-        flat = rows.flatten(2)
-        for matrix, x in self.coarser:
+        flat = rows.flatten(0, 1)  # (b * rows, W, E)
+        for vertical, horizontal, x in self.coarser:
             top, bottom = self._between(x, first, last)
-            flat.baddbmm_(matrix[first:last, top:bottom].expand(len(rows), -1, -1), x[images, top:bottom])
+            with torch.autocast(x.device.type, enabled=False):
+                part = vertical[first:last, top:bottom] @ x[images, top:bottom].flatten(2)  # (b, rows, w * E)
+            part = part.view(len(flat), -1, x.shape[3])
+            flat.baddbmm_(horizontal.expand(len(flat), -1, -1), part)
         return rows
 
     def add_gradients(self, strip: tuple[slice, int, int], gradient: Tensor, into: "HeadRows") -> None:
@@ -83,10 +85,11 @@ class HeadRows:
             of_x, of_weight, _ = pointwise_backward(gradient, x[images, first:last], weight, None)
             to_x[images, first:last] = of_x
             to_weight += of_weight
-        for (matrix, x), (_, to_x) in zip(self.coarser, into.coarser, strict=True):
+        for (vertical, horizontal, x), (_, _, to_x) in zip(self.coarser, into.coarser, strict=True):
             top, bottom = self._between(x, first, last)
-            part = matrix[first:last, top:bottom].T.expand(len(gradient), -1, -1)
-            to_x[images, top:bottom].baddbmm_(part, gradient.flatten(2))
+            part = (horizontal.T @ gradient).flatten(2)  # (b, rows, w * E)
+            to_rows = vertical[first:last, top:bottom].T.expand(len(part), -1, -1)
+            to_x[images, top:bottom].flatten(2).baddbmm_(to_rows, part)
 
     def strips(self) -> Iterator[tuple[slice, int, int]]:
         """Parts that stay in the cache: images, first and last row (exclusive)."""
@@ -99,7 +102,7 @@ class HeadRows:
 
     def tensors(self) -> list[Tensor]:
         """Maps and weights, for `with_tensors`."""
-        return [tensor for pair in self.finest for tensor in pair] + [x for _, x in self.coarser]
+        return [tensor for pair in self.finest for tensor in pair] + [x for *_, x in self.coarser]
 
     def with_tensors(self, tensors: Sequence[Tensor], bias: Tensor) -> "HeadRows":
         """The same head over other maps and weights."""
@@ -107,21 +110,15 @@ class HeadRows:
         other.height, other.width, other.bias = self.height, self.width, bias
         last = 2 * len(self.finest)
         other.finest = list(zip(tensors[:last:2], tensors[1:last:2], strict=True))
-        matrices = [matrix for matrix, _ in self.coarser]
-        other.coarser = list(zip(matrices, tensors[last:], strict=True))
+        other.coarser = [
+            (*matrices, x) for (*matrices, _), x in zip(self.coarser, tensors[last:], strict=True)
+        ]
         return other
 
     def _between(self, x: Tensor, first: int, last: int) -> tuple[int, int]:
         """The rows of a coarser level that rows of the output are interpolated from."""
         height = x.shape[1]
         return max(first * height // self.height - 1, 0), min(-(-last * height // self.height) + 1, height)
-
-
-def resample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resamples a map (B, C, h, w) bilinearly, as SegFormer does its levels."""
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def classified_head(rows: HeadRows, norm: nn.BatchNorm2d, classifier: nn.Conv2d) -> Tensor:
@@ -148,7 +145,7 @@ class _ClassifiedHead(torch.autograd.Function):
     """Sum of levels, batch norm, ReLU and classifier with the gradients of all four.
 
     Those of the batch norm are in "Batch Normalization", https://arxiv.org/abs/1502.03167, section 3. Of the
-    maps of E channels only the sum is kept for the backward pass.
+    maps of E channels only the sum, less its mean, is kept for the backward pass.
     """
 
     @staticmethod
@@ -173,17 +170,16 @@ class _ClassifiedHead(torch.autograd.Function):
             _rows_of(total, strip).copy_(part)
         mean /= count
         for strip in rows.strips():
-            variance += (_rows_of(total, strip) - mean).square_().sum((0, 1, 2))
+            variance += _rows_of(total, strip).sub_(mean).square().sum((0, 1, 2))
         variance /= count
         inverse_std = torch.rsqrt(variance + eps)
         scale = norm_weight * inverse_std
-        shift = norm_bias - mean * scale
         logits = head_bias.new_empty(*shape, len(weight))
         for strip in rows.strips():
-            active = F.relu_(torch.addcmul(shift, _rows_of(total, strip), scale))
+            active = F.relu_(torch.addcmul(norm_bias, _rows_of(total, strip), scale))
             _rows_of(logits, strip).copy_(pointwise(active, weight, bias))
         ctx.structure = rows.with_tensors([tensor[:0] for tensor in tensors], head_bias[:0])
-        ctx.save_for_backward(total, mean, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors)
+        ctx.save_for_backward(total, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors)
         ctx.has_bias = bias is not None
         ctx.mark_non_differentiable(mean, variance)
         return logits.permute(0, 3, 1, 2), mean, variance
@@ -191,27 +187,26 @@ class _ClassifiedHead(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        total, mean, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors = ctx.saved_tensors
+        total, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors = ctx.saved_tensors
         rows = ctx.structure.with_tensors(tensors, head_bias)
         gradient = gradient.permute(0, 2, 3, 1).contiguous()  # (B, H, W, classes)
         scale = norm_weight * inverse_std
-        shift = norm_bias - mean * scale
-        of_norm_weight, of_norm_bias = torch.zeros_like(mean), torch.zeros_like(mean)
+        of_norm_weight, of_norm_bias = torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)
         of_weight, of_normed = torch.zeros_like(weight), torch.empty_like(total)
         for strip in rows.strips():
             of_logits = _rows_of(gradient, strip)
-            active = F.relu_(torch.addcmul(shift, _rows_of(total, strip), scale))
+            active = F.relu_(torch.addcmul(norm_bias, _rows_of(total, strip), scale))
             of_active, of_strip, _ = pointwise_backward(of_logits, active, weight, None)
             of_weight += of_strip
-            part = torch.ops.aten.threshold_backward(of_active, active, 0)
-            _rows_of(of_normed, strip).copy_(part)
+            part = _rows_of(of_normed, strip)
+            torch.ops.aten.threshold_backward.grad_input(of_active, active, 0, grad_input=part)
             of_norm_bias += part.sum((0, 1, 2))
-            of_norm_weight += part.mul_(_rows_of(total, strip) - mean).sum((0, 1, 2))
+            of_norm_weight += (part * _rows_of(total, strip)).sum((0, 1, 2))
         of_norm_weight *= inverse_std
 
         count = total[..., 0].numel()
         slope = -scale * inverse_std * of_norm_weight / count
-        offset = -scale * of_norm_bias / count - slope * mean
+        offset = -scale * of_norm_bias / count
         into = rows.with_tensors([torch.zeros_like(tensor) for tensor in tensors], head_bias)
         for strip in rows.strips():
             part = torch.addcmul(offset, _rows_of(total, strip), slope)

@@ -26,9 +26,8 @@ from vitseg_zoo.encoders.mix_ops import (
 )
 
 # Elements of a strip of the hidden map. 4 MB in fp32 stay in the cache, and the allocator uses their memory
-# again instead of asking the system for fresh pages; in training larger products are worth more.
+# again instead of asking the system for fresh pages.
 _STRIP_ELEMENTS = 2**20
-_TRAINING_STRIP_ELEMENTS = 2**22
 
 # Up to so many channels the hidden map is large and its making cheap: it is made again instead of kept.
 _MAX_CHANNELS_TO_REPEAT = 256
@@ -52,7 +51,7 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, f
         return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
     if not torch.is_grad_enabled():
         output = None
-        for images, start, stop, top, bottom in _strips(x, dwconv, _STRIP_ELEMENTS):
+        for images, start, stop, top, bottom in _strips(x, dwconv):
             hidden = conv_nhwc(dwconv, fc1(x[images, top:bottom]))[:, start - top : stop - top]
             strip = fc2(drop(act(hidden)))
             if strip.shape[:3] == x.shape[:3]:
@@ -71,7 +70,7 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, f
     return _MixFFN.apply(x, dwconv, *weights)
 
 
-def _strips(x: Tensor, dwconv: nn.Conv2d, elements: int) -> Iterator[tuple[slice, int, int, int, int]]:
+def _strips(x: Tensor, dwconv: nn.Conv2d) -> Iterator[tuple[slice, int, int, int, int]]:
     """Parts of a map whose hidden map stays in the cache.
 
     Yields:
@@ -79,8 +78,9 @@ def _strips(x: Tensor, dwconv: nn.Conv2d, elements: int) -> Iterator[tuple[slice
     """
     batch, height, width = x.shape[:3]
     row = width * dwconv.in_channels
-    images = max(1, elements // (height * row))
-    rows = height if images > 1 else max(16, elements // row)
+    images = max(1, _STRIP_ELEMENTS // (height * row))
+    # Two strips are not worth the rows that both make.
+    rows = height if height * row <= 2 * _STRIP_ELEMENTS else max(16, _STRIP_ELEMENTS // row)
     halo = dwconv.padding[0]
     for image in range(0, batch, images):
         for start in range(0, height, rows):
@@ -96,7 +96,7 @@ class _MixFFN(torch.autograd.Function):
         ctx.dwconv = dwconv
         ctx.save_for_backward(x, *weights)
         output = x.new_empty(*x.shape[:3], len(weights[4]))
-        for images, start, stop, top, bottom in _strips(x, dwconv, _TRAINING_STRIP_ELEMENTS):
+        for images, start, stop, top, bottom in _strips(x, dwconv):
             hidden = pointwise(x[images, top:bottom], *weights[:2])
             hidden = conv_nhwc(dwconv, hidden)[:, start - top : stop - top]
             output[images, start:stop] = pointwise(F.gelu(hidden), *weights[4:])
@@ -109,7 +109,7 @@ class _MixFFN(torch.autograd.Function):
         x, w1, b1, _, _, w2, b2 = saved
         dwconv = ctx.dwconv
         to_x, *to_weights = (None if t is None else torch.zeros_like(t) for t in saved)
-        for images, start, stop, top, bottom in _strips(x, dwconv, _TRAINING_STRIP_ELEMENTS):
+        for images, start, stop, top, bottom in _strips(x, dwconv):
             part, inner = x[images, top:bottom], slice(start - top, stop - top)
             first = pointwise(part, w1, b1)  # (b, rows + halo, W, hidden)
             second = conv_nhwc(dwconv, first)[:, inner]

@@ -51,7 +51,7 @@ class FineTuningModule(SegmentationModule):
         )
         steps = self.trainer.estimated_stepping_batches
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer := torch.optim.AdamW(groups, lr=hparams.learning_rate),
+            optimizer := torch.optim.AdamW(groups, lr=hparams.learning_rate, fused=True),
             lambda step: (
                 min(1.0, (step + 1) / max(1, hparams.warmup * steps))
                 * (1 + math.cos(math.pi * step / steps))
