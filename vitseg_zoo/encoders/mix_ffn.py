@@ -5,7 +5,8 @@ https://arxiv.org/abs/2105.15203, equation 3.
 
 Its hidden map has several times the channels of the rest. On a CPU it is made in strips that stay in the
 cache, which is exact: a strip takes along as many rows above and below as the convolution reaches. In
-training, where channels are few, nothing of it is kept; the backward pass makes each strip again.
+training nothing of it is kept, and the backward pass makes each strip again: that takes no longer than to
+write a map of this size to memory and to read it.
 """
 
 from collections.abc import Iterator
@@ -28,9 +29,6 @@ from vitseg_zoo.encoders.mix_ops import (
 # Elements of a strip of the hidden map. 4 MB in fp32 stay in the cache, and the allocator uses their memory
 # again instead of asking the system for fresh pages.
 _STRIP_ELEMENTS = 2**20
-
-# Up to so many channels the hidden map is large and its making cheap: it is made again instead of kept.
-_MAX_CHANNELS_TO_REPEAT = 256
 
 
 def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, fc2: Layer) -> Tensor:
@@ -61,10 +59,9 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, f
             output[images, start:stop] = strip
         return drop(output)
     drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
-    is_wide = x.shape[3] > _MAX_CHANNELS_TO_REPEAT
     is_gelu = type(act) is nn.GELU and act.approximate == "none"
     fits = is_gelu and not drops and is_plain((fc1, dwconv, fc2), around=(act,))
-    if is_wide or not fits or torch.is_autocast_enabled("cpu"):
+    if not fits or torch.is_autocast_enabled("cpu"):
         return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
     weights = [tensor for layer in (fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
     return _MixFFN.apply(x, dwconv, *weights)
