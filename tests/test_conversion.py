@@ -424,3 +424,39 @@ def test_safetensors_that_begin_like_a_pickle(tmp_path):
         checkpoint = read_checkpoint(path)
         assert checkpoint.notes["metadata"]["note"] == "x" * length
     assert {b"P", b"\x80"} <= firsts
+
+
+def test_position_embeddings_of_another_size_are_resampled(tmp_path, caplog, capsys):
+    arguments = {"embed_dim": 48, "depth": 1, "num_heads": 4, "decoder_head": "linear"}
+    small, large = (
+        smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=2, img_size=side, **arguments)
+        for side in (128, 256)
+    )
+    report = vitseg_zoo.load_weights(large, save(randomize(small).state_dict(), tmp_path / "small.pth"))
+    assert not (report.missing or report.unexpected or report.mismatched or caplog.messages)
+    assert capsys.readouterr() == ("", "")
+    grid = small.encoder.model.pos_embed.detach().reshape(1, 8, 8, -1).permute(0, 3, 1, 2)
+    expected = nn.functional.interpolate(grid, (16, 16), mode="bicubic", antialias=True)
+    assert_same(large.encoder.model.pos_embed.detach(), expected.flatten(2).mT)
+
+
+@pytest.mark.parametrize(
+    ("arch", "encoder"),
+    [("unet", "resnet18"), ("fusedsegformer", "vz-mit_b0"), ("segmenter", "vz-test_vit")],
+)
+def test_shapes_in_the_encoder_are_named_as_such(arch, encoder, tmp_path, caplog, capfd):
+    """SMP's own loading would leave them out, and print a line for each."""
+    three, four = (smp.create_model(arch, encoder, None, in_channels=channels) for channels in (3, 4))
+    path = save(three.state_dict(), tmp_path / "three.pth")
+    (first,) = (key for key, value in three.state_dict().items() if value.shape[1:2] == (3,) and "enc" in key)
+    before = {key: value.clone() for key, value in four.state_dict().items()}
+    with pytest.raises(RuntimeError, match=f"of another shape: {first}") as caught:
+        vitseg_zoo.load_weights(four, path)
+    assert "not in the file" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in four.state_dict().items())
+    report = vitseg_zoo.load_weights(four, path, strict=False)
+    assert (report.missing, report.unexpected, report.mismatched) == ((), (), (first,))
+    assert report.loaded == len(before) - 1
+    own = four.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in three.state_dict().items() if key != first)
+    assert len(caplog.messages) == 1 and "Mismatched" not in "".join(capfd.readouterr())

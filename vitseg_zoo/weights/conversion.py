@@ -5,9 +5,11 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 from vitseg_zoo.weights.checkpoint import Checkpoint, read_checkpoint
 from vitseg_zoo.weights.download import fetch, find_entry
@@ -109,12 +111,13 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
     ]
     fitting = {key: value for key, value in weights.items() if key not in mismatched}
     try:
-        result = model.load_state_dict(fitting, strict=False)
-    except Exception as error:  # of another shape in the encoder, or refused by its conversion
+        result, of_encoder = _load(model, fitting)
+    except Exception as error:  # refused by the encoder's conversion
         model.load_state_dict(before)
         raise RuntimeError(
             f"{name} ({format_name}) does not fit {type(model).__name__}: {_reason(error)}"
         ) from error
+    mismatched += of_encoder
     missing = [key for key in result.missing_keys if key not in mismatched]
     report = LoadReport(
         format_name,
@@ -133,6 +136,23 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
             )
         _logger.warning("%s: %s.", name, report)
     return report
+
+
+def _load(model: nn.Module, weights: StateDict) -> tuple[_IncompatibleKeys, list[str]]:
+    """Loads what has the model's shapes once its encoder has converted it, and names what has not."""
+    own = model.state_dict()
+    load = model.load_state_dict  # SMP's renames some encoders of old
+    if any(key in own and own[key].shape != value.shape for key, value in weights.items()):
+        # SMP's would drop these before the encoder can resample them.
+        load = partial(nn.Module.load_state_dict, model)
+    try:
+        return load(weights, strict=False), []
+    except RuntimeError as error:
+        mismatched = re.findall(r"size mismatch for (\S+): copying", str(error))
+        if not mismatched:
+            raise
+    rest = {key: value for key, value in weights.items() if key not in mismatched}
+    return load(rest, strict=False), mismatched
 
 
 def _left_out(weights: StateDict, own: StateDict) -> list[str]:
