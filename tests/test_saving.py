@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -186,3 +187,56 @@ def test_metadata_hold_no_code(tmp_path):
     path = vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", **METADATA)
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["vitseg_zoo"])["architecture"] == "vitseg"
+
+
+def test_wrapped_models_are_saved_as_themselves(tmp_path):
+    model, image = build(), torch.rand(1, 3, 64, 64)
+    for wrapped in (torch.compile(model), nn.DataParallel(model), nn.DataParallel(torch.compile(model))):
+        path = vitseg_zoo.save_model(wrapped, tmp_path / "model.safetensors")
+        assert torch.equal(logits(vitseg_zoo.load_model(path)[0], image), logits(model, image))
+        vitseg_zoo.save_pretrained(wrapped, tmp_path / "folder")
+        assert torch.equal(
+            logits(smp.from_pretrained(tmp_path / "folder").eval(), image), logits(model, image)
+        )
+
+
+def test_other_models_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="A Linear cannot be saved"):
+        vitseg_zoo.save_model(nn.Linear(1, 1), tmp_path / "a.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_and_tensors_as_metadata(tmp_path):
+    path = vitseg_zoo.save_model(
+        build(),
+        tmp_path / "a.safetensors",
+        palette=np.array([[255, 0, 0], [0, 0, 0]], np.uint8),
+        mean=torch.tensor([0.5, 0.25, 0.125]),
+        std=[np.float32(0.5)] * 3,
+        input_size=torch.Size([64, 96]),
+    )
+    metadata = vitseg_zoo.load_model(path)[1]
+    assert metadata["palette"] == [[255, 0, 0], [0, 0, 0]] and metadata["mean"] == [0.5, 0.25, 0.125]
+    assert metadata["std"] == [0.5, 0.5, 0.5] and metadata["input_size"] == [64, 96]
+
+
+def test_publishing_without_network(tmp_path):
+    code = """
+        import vitseg_zoo
+        import segmentation_models_pytorch as smp
+        model = smp.create_model("segmenter", "vz-test_vit", None, classes=2)
+        for push in (vitseg_zoo.push_to_hub, type(model).push_to_hub):
+            try:
+                push(model, "me/pets")
+            except ConnectionError as error:
+                print(error)
+    """
+    environment = {"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret"}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "*"}  # a port at which nobody answers
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.strip().splitlines()
+    assert len(lines) == 2, lines
+    for line in lines:
+        assert line.startswith("me/pets was not published: no connection") and "127.0.0.1:9" in line

@@ -26,7 +26,10 @@ class ModelCardMixin:
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """SMP's, with a card whose snippet reads what is published."""
         kwargs["model_card_kwargs"] = {"where": repo_id, **(kwargs.get("model_card_kwargs") or {})}
-        return super().push_to_hub(repo_id, *args, **kwargs)
+        from vitseg_zoo.weights.download_errors import explained_upload
+
+        with explained_upload(repo_id):
+            return super().push_to_hub(repo_id, *args, **kwargs)
 
     def generate_model_card(
         self,

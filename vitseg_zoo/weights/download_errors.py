@@ -1,4 +1,4 @@
-"""Turns what can go wrong in a download into one sentence that says what to do."""
+"""Turns what can go wrong in a download or an upload into one sentence that says what to do."""
 
 import contextlib
 import errno
@@ -76,6 +76,45 @@ def explained(
         raise
 
 
+@contextlib.contextmanager
+def explained_upload(repo_id: str) -> Iterator[None]:
+    """Explains the errors of publishing a model.
+
+    Args:
+        repo_id: The repository that it goes to.
+    """
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise ConnectionError(
+            f"{repo_id} cannot be published, HF_HUB_OFFLINE forbids it: unset that."
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            raise PermissionError(
+                f"{repo_id}: {constants.ENDPOINT} does not let you write there ({status}): log in with "
+                "`hf auth login`, or set HF_TOKEN to a token that may write."
+            ) from error
+        raise ConnectionError(
+            f"{repo_id} was not published, {constants.ENDPOINT} answers with an error ({status}): "
+            f"{_first_line(error)}."
+        ) from error
+    except HTTPError as error:
+        raise _unpublished(repo_id, error) from error
+    except OSError as error:
+        if type(error).__module__.startswith("requests."):
+            raise _unpublished(repo_id, error) from error
+        raise
+
+
+def _unpublished(repo_id: str, error: Exception) -> ConnectionError:
+    return ConnectionError(
+        f"{repo_id} was not published: no connection, or a broken one, to {constants.ENDPOINT} "
+        f"({_first_line(error)}): run this again where there is a network."
+    )
+
+
 def _page(error: HfHubHTTPError) -> str:
     return str(error.response.url).partition("/resolve/")[0]
 
@@ -86,9 +125,10 @@ def _first_line(error: Exception) -> str:
 
 def _unreachable(name: str, error: Exception, elsewhere: str) -> ConnectionError:
     host = urlsplit(name).hostname or constants.ENDPOINT
+    # Parts are kept of what has a checksum to show that they fit: entries of the catalogue.
+    again = "run this again" if ":" in name else "run this again to go on where it stopped"
     return ConnectionError(
-        f"{name}: no connection, or a broken one, to {host} ({_first_line(error)}): run this again to go on "
-        f"where it stopped, or {elsewhere}."
+        f"{name}: no connection, or a broken one, to {host} ({_first_line(error)}): {again}, or {elsewhere}."
     )
 
 

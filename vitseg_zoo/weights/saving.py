@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from segmentation_models_pytorch.base import SegmentationModel
+from torch import nn
 
 from vitseg_zoo import __version__
 from vitseg_zoo.weights.build import build_model, describe_checkpoint
@@ -22,6 +23,7 @@ from vitseg_zoo.weights.catalog import WeightsEntry
 from vitseg_zoo.weights.checkpoint import read_checkpoint
 from vitseg_zoo.weights.conversion import LoadReport, load_checkpoint
 from vitseg_zoo.weights.download import fetch, find_entry
+from vitseg_zoo.weights.download_errors import explained_upload
 from vitseg_zoo.weights.notices import say_license
 
 # What may be said of a model; the meaning is that of the catalogue's fields.
@@ -35,18 +37,20 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
     """Saves a model as one safetensors file from which `load_model` builds it again.
 
     Args:
-        model: A model of `smp.create_model`.
+        model: A model of `smp.create_model`, also compiled or in DistributedDataParallel.
         path: The file; replaced in one step if it exists.
         half: Store 32-bit numbers as 16-bit ones, in half the space; they are 32-bit again when loaded.
         metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `license`,
             `commercial_use`, `training_data`, `metric`, `metric_source`, `source`, `recipe`, `limits`. What a
-            model of `vitseg_zoo.create_model` was loaded with is kept where nothing else is given.
+            model of `vitseg_zoo.create_model` was loaded with is kept where nothing else is given. Numbers
+            may be arrays or tensors.
 
     Returns:
         The path.
 
     Raises:
         ValueError: If some of the metadata is unknown or does not fit the model.
+        TypeError: If the model is none of SMP's.
 
     Example:
         >>> import tempfile
@@ -57,7 +61,7 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         >>> metadata["class_names"]
         ['pet', 'rest']
     """
-    path = Path(path)
+    path, model = Path(path), _unwrap(model)
     description = {"format": "pt", "vitseg_zoo": json.dumps(describe_model(model, metadata))}
     weights = {}
     for key, value in model.state_dict().items():
@@ -113,19 +117,22 @@ def push_to_hub(
         Address of the commit.
 
     Raises:
-        ValueError: See `save_model`.
+        ValueError, TypeError: See `save_model`.
+        ConnectionError: If there is no network, or the Hub fails.
+        PermissionError: If the Hub does not let the token's owner write there.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    with tempfile.TemporaryDirectory() as folder:
+    with explained_upload(repo_id), tempfile.TemporaryDirectory() as folder:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         _write_folder(model, Path(folder), repo_id, metadata)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add model"))
 
 
 def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says of a model: its SMP architecture, that one's arguments, and metadata."""
+    metadata = {key: _plain(value) for key, value in metadata.items()}
     unknown = sorted(set(metadata) - set(METADATA))
     if unknown:
         raise ValueError(f"Unknown metadata {', '.join(unknown)}: known are {', '.join(METADATA)}.")
@@ -135,7 +142,7 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
     described = {
         "architecture": type(model).__name__.lower(),
         "arguments": arguments,
-        **{key: value for key, value in (kept | dict(metadata)).items() if value not in (None, (), [], "")},
+        **{key: value for key, value in (kept | metadata).items() if value not in (None, (), [], "")},
         "vitseg_zoo_version": __version__,
     }
     classes = arguments.get("classes")
@@ -145,6 +152,25 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
     return described
 
 
+def _plain(value: Any) -> Any:
+    """Arrays and tensors as the lists and numbers that JSON has."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _unwrap(model: nn.Module) -> SegmentationModel:
+    """The model in what `torch.compile`, (Distributed)DataParallel and `AveragedModel` put around it."""
+    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = inner
+    if not isinstance(model, SegmentationModel):
+        raise TypeError(
+            f"A {type(model).__name__} cannot be saved so that its file says all: pass a model of "
+            "smp.create_model, or save its state_dict()."
+        )
+    return model
+
+
 def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
     """A catalogue entry's part that is said of a model."""
     described = {key: getattr(entry, key) for key in METADATA if hasattr(entry, key)}
@@ -152,6 +178,7 @@ def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
 
 
 def _write_folder(model: SegmentationModel, folder: Path, where: str, metadata: Mapping[str, Any]) -> None:
+    model = _unwrap(model)
     described = describe_model(model, metadata)
     save_model(model, folder / "model.safetensors", **metadata)
     config = {**described["arguments"], "_model_class": type(model).__name__}
