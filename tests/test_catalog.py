@@ -8,6 +8,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 
@@ -138,7 +139,7 @@ def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsy
     names, colours = ("pet", "background", "border"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
     vitseg_zoo.save_model(
         model,
-        tmp_path / "vitseg_tiny.pets.safetensors",
+        tmp_path / "vitseg_tiny.drawn.safetensors",
         half=True,
         class_names=names,
         palette=colours,
@@ -149,19 +150,31 @@ def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsy
         source="drawn for this test",
     )
     entry = get_entry("vitseg_tiny")
-    assert (entry.name, entry.class_names, entry.palette) == ("vitseg_tiny.pets", names, colours)
+    assert (entry.name, entry.class_names, entry.palette) == ("vitseg_tiny.drawn", names, colours)
     assert entry.source == "in the package"
-    assert main(["info", str(tmp_path / "vitseg_tiny.pets.safetensors")]) == 0
+    assert main(["info", str(tmp_path / "vitseg_tiny.drawn.safetensors")]) == 0
     shown = capsys.readouterr().out
-    digest = hashlib.sha256((tmp_path / "vitseg_tiny.pets.safetensors").read_bytes()).hexdigest()
+    digest = hashlib.sha256((tmp_path / "vitseg_tiny.drawn.safetensors").read_bytes()).hexdigest()
     for part in ("pet, background, border", "made from:             drawn for this test", digest):
         assert part in shown
-    again = vitseg_zoo.create_model("vitseg_tiny.pets", pretrained=True).eval()
+    again = vitseg_zoo.create_model("vitseg_tiny.drawn", pretrained=True).eval()
     assert again.pretrained_cfg["source"] == "drawn for this test"
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(again(image), model(image), atol=2e-2, rtol=2e-2)  # 16-bit numbers
     assert again.state_dict()["segmentation_head.0.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "last.pth"])
+def test_info_of_another_file(name, tmp_path, capsys):
+    path = tmp_path / name
+    if name == "photo.jpg":
+        Image.new("RGB", (8, 8)).save(path)
+    else:
+        torch.save({"weight": torch.zeros(2)}, path)
+    assert main(["info", str(path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path} is no complete safetensors file" in line and "vitseg convert" in line
 
 
 def test_commands(tmp_path, capsys):

@@ -12,6 +12,7 @@ from vitseg_zoo.cli import main
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE, OxfordPets
 from vitseg_zoo.inference.evaluate import evaluate
+from vitseg_zoo.weights import catalog
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL, PACKAGED, get_entry
 from vitseg_zoo.weights.saving import METADATA
 
@@ -75,3 +76,14 @@ def test_created_by_name_in_full_precision(name: str):
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(model.eval()(image), again(image))
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_an_altered_file_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    content = bytearray((Path(str(PACKAGED)) / f"{name}.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / f"{name}.safetensors").write_bytes(content)
+    monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
+    for load in (vitseg_zoo.load_model, lambda name: vitseg_zoo.create_model(name, pretrained=True)):
+        with pytest.raises(OSError, match=rf"{name}\.safetensors was altered"):
+            load(name)

@@ -71,7 +71,7 @@ def _print_entry(entry: Any) -> int:
 
     facts = asdict(entry) | {"source": entry.source, "file_format": entry.file_format}
     own_file = entry.url and entry.url.startswith("file:") and Path(url2pathname(urlsplit(entry.url).path))
-    if own_file:
+    if own_file and facts["sha256"] is None:
         facts["sha256"] = sha256_of(own_file)
     elif facts["sha256"] is None:
         facts["sha256"] = "not known beforehand: compared with the one that the Hub states, at download"

@@ -9,7 +9,7 @@ import fnmatch
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,11 @@ DEFAULT_MODEL = "segformer_b0.pets"
 
 # Where the package keeps its own files; the file's name is the entry's.
 PACKAGED = files("vitseg_zoo") / "weights" / "files"
+_PACKAGED_SHA256 = {
+    "segformer_b0.clothing": "ca95e8a47177cc5b35f5e1e2834e965d3b49a0b020ac3cb5db530e2056ab0fb5",
+    "segformer_b0.pets": "40f1b7bbd1e490bc3c6341612eb96b6d12224e0a9beb07f23c80141f5cca9398",
+    "vitseg_tiny.pets": "de632e9699b6c6fa91aef959666fcba307c8681a2c6fe5926e2008bb45787813",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +205,7 @@ def _packaged() -> Iterator[WeightsEntry]:
     folder = Path(str(PACKAGED))
     # The default comes first, as a name without a tag means the first of its model.
     for path in sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != DEFAULT_MODEL, path)):
-        yield entry_of_file(path)
+        yield replace(entry_of_file(path), sha256=_PACKAGED_SHA256.get(path.stem))
 
 
 def entry_of_file(path: Path) -> WeightsEntry:
@@ -212,11 +217,17 @@ def entry_of_file(path: Path) -> WeightsEntry:
     Raises:
         ValueError: If it is no such file.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="numpy") as file:
-        metadata = json.loads((file.metadata() or {}).get("vitseg_zoo", "{}"))
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = json.loads((file.metadata() or {}).get("vitseg_zoo", "{}"))
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is no complete safetensors file ({str(error).rstrip('.')}); of another checkpoint, "
+            "`vitseg convert` makes one."
+        ) from error
     if not metadata:
         raise ValueError(f"{path} does not say what model it is of: `vitseg convert` writes files that do.")
     known = {key: metadata[key] for key in WeightsEntry.__dataclass_fields__ if key in metadata}
