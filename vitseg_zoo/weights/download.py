@@ -30,6 +30,7 @@ from vitseg_zoo.weights.download_errors import explained
 FOLDER_VARIABLE = "VITSEG_ZOO_WEIGHTS"
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ADDRESS = re.compile(r"(https?|file):|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None) -> Path:
@@ -54,7 +55,7 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
         >>> from vitseg_zoo.weights.download import fetch
         >>> path = fetch("segformer_b0.nv_ade20k_512")  # doctest: +SKIP
     """
-    if isinstance(source, str) and re.match(r"(https?|file):", source):
+    if isinstance(source, str) and _ADDRESS.match(source):
         return _fetch_url(source)
     entry = find_entry(source)
     if entry is None:
@@ -75,7 +76,7 @@ def find_entry(source: str | Path | WeightsEntry) -> WeightsEntry | None:
     """
     if isinstance(source, WeightsEntry):
         return source
-    if re.match(r"(https?|file):", str(source)) or Path(source).exists():
+    if _ADDRESS.match(str(source)) or Path(source).exists():
         return None
     return None if Path(source).suffix in CHECKPOINT_SUFFIXES else get_entry(str(source))
 
@@ -214,6 +215,8 @@ def _fetch_url(url: str, sha256: str | None = None, name: str | None = None) -> 
     on_this_machine = parts.hostname in ("localhost", "127.0.0.1", "::1")
     if parts.scheme != "https" and not (parts.scheme == "http" and on_this_machine):
         raise ValueError(f"Weights come from https: or file: addresses, not from {url!r}.")
+    if not parts.hostname:
+        raise ValueError(f"{url!r} names no host: an address is like https://example.org/model.safetensors.")
     filename = Path(parts.path).name or "weights"
     with explained(name or url, constants.HF_ASSETS_CACHE):
         # A folder for each address: two addresses may end in the same name.
@@ -243,7 +246,12 @@ def _download(
     try:
         with partial.open("ab") as file:
             http_get(
-                url, file, resume_size=start, headers=headers, expected_size=size, displayed_filename=filename
+                url,
+                file,
+                resume_size=start,
+                headers=headers,
+                expected_size=size,
+                displayed_filename=filename,
             )
     except HfHubHTTPError as error:
         # A refusal says nothing of what has been received, except that there is no more of it.
@@ -257,10 +265,17 @@ def _download(
         if error.errno is not None:  # a full disk: give the space back
             partial.unlink(missing_ok=True)
         raise
-    if fault := find_fault(partial, sha256, size, filename):
-        partial.unlink()
-        raise OSError(f"What {url} sent as {filename} {fault}: it was deleted; try again, or tell its owner.")
-    os.replace(partial, destination)
+    else:
+        if fault := find_fault(partial, sha256, size, filename):
+            partial.unlink()
+            raise OSError(
+                f"What {url} sent as {filename} {fault}: it was deleted; try again, or tell its owner."
+            )
+        os.replace(partial, destination)
+    finally:
+        # What cannot be gone on with is not kept.
+        if partial.exists() and (sha256 is None or not partial.stat().st_size):
+            partial.unlink()
 
 
 def _wrong_length(url: str, filename: str, partial: Path, size: int | None) -> OSError:
