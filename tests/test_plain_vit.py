@@ -54,15 +54,15 @@ def test_listing_builds_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_list_command_shows_size_stride_and_tags(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", "vz-vit_*_reg4_dinov2"]) == 0
+    assert main(["list", "vz-shuffle-vit_*_reg4_dinov2"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     # Table 17 of "DINOv2" gives 21, 86, 300 and 1100 million parameters; the patches have 14 pixels.
     shown = {row[0]: (row[2], row[4], row[-1]) for row in rows[1:]}
     assert shown == {
-        "vz-vit_small_patch14_reg4_dinov2": ("22.1", "14", "lvd142m"),
-        "vz-vit_base_patch14_reg4_dinov2": ("86.6", "14", "lvd142m"),
-        "vz-vit_large_patch14_reg4_dinov2": ("304.4", "14", "lvd142m"),
-        "vz-vit_giant_patch14_reg4_dinov2": ("1136.5", "14", "lvd142m"),
+        "vz-shuffle-vit_small_patch14_reg4_dinov2": ("22.1", "14", "lvd142m"),
+        "vz-shuffle-vit_base_patch14_reg4_dinov2": ("86.6", "14", "lvd142m"),
+        "vz-shuffle-vit_large_patch14_reg4_dinov2": ("304.4", "14", "lvd142m"),
+        "vz-shuffle-vit_giant_patch14_reg4_dinov2": ("1136.5", "14", "lvd142m"),
     }
 
 
@@ -143,7 +143,7 @@ def test_grey_images_give_what_three_equal_channels_gave() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("prefix", ["vz-", "vz-sfp-"])
+@pytest.mark.parametrize("prefix", ["vz-", "vz-shuffle-"])
 def test_loads_timms_weights_with_classifier(name: str, prefix: str) -> None:
     weights = timm.create_model(name).state_dict()  # a classifier of 10 classes and all
     encoder = smp.encoders.get_encoder(prefix + name, weights=None, depth=3)
@@ -204,7 +204,7 @@ def test_smp_takes_the_weights_of_timms_tags(weights: str, monkeypatch: pytest.M
     torch.save(trained, WEIGHTS_FILE)
     unet = smp.Unet("vz-tiny_vit", encoder_weights=weights)
     assert torch.equal(unet.encoder.model.blocks[0].attn.qkv.weight, trained["blocks.0.attn.qkv.weight"])
-    grey = smp.FPN("vz-sfp-tiny_vit", encoder_weights=weights, in_channels=1)
+    grey = smp.FPN("vz-tiny_vit", encoder_weights=weights, in_channels=1)
     torch.testing.assert_close(
         grey.encoder.model.patch_embed.proj.weight, trained["patch_embed.proj.weight"].sum(1, keepdim=True)
     )

@@ -84,7 +84,7 @@ def test_no_level_is_coarser_than_the_output_stride(encoder_class: type, output_
         )
 
 
-@pytest.mark.parametrize("name", ["vz-tiny_eva", "vz-sfp-tiny_vit"])
+@pytest.mark.parametrize("name", ["vz-shuffle-tiny_eva", "vz-tiny_vit"])
 @pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.__name__)
 def test_every_decoder_of_smp(decoder: type, name: str) -> None:
     model = decoder(name, encoder_weights=None, in_channels=4, classes=2).eval()
@@ -95,7 +95,7 @@ def test_every_decoder_of_smp(decoder: type, name: str) -> None:
 
 
 def test_trains_in_a_decoder() -> None:
-    for name in ("vz-tiny_vit", "vz-sfp-tiny_dinov3"):
+    for name in ("vz-shuffle-tiny_vit", "vz-tiny_dinov3"):
         model = smp.Unet(name, encoder_weights=None, decoder_channels=(32, 16, 16, 8, 8))
         model(torch.randn(2, 3, 64, 64)).square().mean().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
@@ -122,7 +122,7 @@ def test_compiles_and_exports(name: str) -> None:
         torch.testing.assert_close(a, c)
 
 
-@pytest.mark.parametrize("name", ["vz-tiny_beit", "vz-tiny_relpos"])
+@pytest.mark.parametrize("name", ["vz-shuffle-tiny_beit", "vz-tiny_relpos"])
 def test_compiles_and_exports_at_the_size_it_was_run_at(name: str) -> None:
     encoder, image = smp.encoders.get_encoder(name, weights=None).eval(), torch.randn(1, 3, 64, 96)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_compiles_and_exports_at_the_size_it_was_run_at(name: str) -> None:
 
 
 def test_saves_and_loads_as_smp_models_do(tmp_path) -> None:
-    model = smp.FPN("vz-sfp-tiny_vit", encoder_weights=None, classes=2).eval()
+    model = smp.FPN("vz-tiny_vit", encoder_weights=None, classes=2).eval()
     model.save_pretrained(tmp_path)
     loaded = smp.from_pretrained(tmp_path).eval()
     image = torch.randn(1, 3, 64, 64)
@@ -159,8 +159,8 @@ def test_pooling_at_the_border_of_an_odd_size() -> None:
 @pytest.mark.parametrize(
     ("arch", "name"),
     [
-        ("unet", "vz-tiny_eva"),
-        ("fpn", "vz-sfp-tiny_vit"),
+        ("unet", "vz-shuffle-tiny_eva"),
+        ("fpn", "vz-tiny_vit"),
         ("segmenter", "vz-tiny_sam"),
         ("eomt", "vz-tiny_dinov3"),
         ("eomt", "vz-tiny_vit"),

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return _print_entry(entry_of_file(Path(args.name)))
     if args.name in list_models(kind="architecture"):
         return _print_architecture(args.name)
-    timm_name = args.name.removeprefix("vz-").removeprefix("sfp-")
+    timm_name = args.name.removeprefix("vz-").removeprefix("shuffle-")
     if args.name in list_models(kind="encoder") or "." not in args.name:
         entries = list_entries(f"{timm_name}.*")
         if not entries and args.name in list_models(kind="encoder"):

@@ -44,7 +44,7 @@ class PyramidEncoder(TimmViT):
 
     Example:
         >>> import segmentation_models_pytorch as smp, torch
-        >>> encoder = smp.encoders.get_encoder("vz-vitseg_tiny_patch16_128", weights=None)
+        >>> encoder = smp.encoders.get_encoder("vz-shuffle-vitseg_tiny_patch16_128", weights=None)
         >>> [tuple(feature.shape[1:]) for feature in encoder(torch.rand(1, 3, 64, 64))]
         [(3, 64, 64), (12, 32, 32), (12, 16, 16), (48, 8, 8), (192, 4, 4), (192, 2, 2)]
     """
@@ -140,7 +140,7 @@ class SimpleFeaturePyramidEncoder(PyramidEncoder):
 
     Example:
         >>> import segmentation_models_pytorch as smp, torch
-        >>> encoder = smp.encoders.get_encoder("vz-sfp-vitseg_tiny_patch16_128", weights=None)
+        >>> encoder = smp.encoders.get_encoder("vz-vitseg_tiny_patch16_128", weights=None)
         >>> [tuple(feature.shape[1:]) for feature in encoder(torch.rand(1, 3, 64, 64))]
         [(3, 64, 64), (64, 32, 32), (128, 16, 16), (256, 8, 8), (256, 4, 4), (256, 2, 2)]
     """
@@ -206,12 +206,12 @@ def smp_entry(name: str, tags: list[str]) -> dict[str, dict[str, Any]]:
         tags: Tags of its weights; where there are any, `"imagenet"` stands for the default tag.
 
     Returns:
-        `vz-<name>` with the pyramid that needs no parameters, `vz-sfp-<name>` with the learned one.
+        `vz-<name>` with the learned pyramid, `vz-shuffle-<name>` with the one that needs no parameters.
     """
     settings = {tag: TimmWeights(f"{name}.{tag}") for tag in tags}
     if tags:
         settings["imagenet"] = TimmWeights(name)
     return {
         f"{prefix}{name}": {"encoder": encoder, "params": {"name": name}, "pretrained_settings": settings}
-        for prefix, encoder in (("vz-", PyramidEncoder), ("vz-sfp-", SimpleFeaturePyramidEncoder))
+        for prefix, encoder in (("vz-", SimpleFeaturePyramidEncoder), ("vz-shuffle-", PyramidEncoder))
     }

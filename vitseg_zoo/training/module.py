@@ -149,7 +149,8 @@ def _normalisation(encoder_name: str, encoder_weights: str | None) -> tuple[list
         return [0.0], [1.0]
     if encoder_name.startswith("vz-"):
         tag = "" if encoder_weights == "imagenet" else f".{encoder_weights}"  # "imagenet" is the default tag
-        settings = get_pretrained_cfg(encoder_name.removeprefix("vz-") + tag).to_dict()
+        timm_name = encoder_name.removeprefix("vz-").removeprefix("shuffle-")
+        settings = get_pretrained_cfg(timm_name + tag).to_dict()
     else:
         settings = get_preprocessing_params(encoder_name, encoder_weights)
     return list(settings["mean"]), list(settings["std"])
