@@ -32,6 +32,7 @@ from vitseg_zoo.inference.predict import distinct_colours
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import FineTuningModule, weight_averaging
+from vitseg_zoo.training.parameter_groups import freeze_blocks
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import hardware, save_results, training_seconds, versions
@@ -73,6 +74,8 @@ def parse_arguments() -> argparse.Namespace:
         default=1.0,
         help="of the learning rate, from block to block (%(default)s)",
     )
+    add("--freeze", type=int, help="keep the encoder's embedding and this many of its blocks as they are")
+    add("--grad-checkpointing", action="store_true", help="less memory, more time")
     add("--image-size", type=int, default=IMAGE_SIZE, help="(%(default)s)")
     add("--crop-size", type=int, default=CROP_SIZE, help="(%(default)s)")
     add("--precision", default="auto", help="Lightning's, as 32-true or bf16-mixed; auto takes the faster")
@@ -122,6 +125,10 @@ def main() -> None:
     )
     if args.init:
         print(load_weights(module.model, args.init, strict=False))
+    if args.freeze is not None:
+        freeze_blocks(module.model, args.freeze)
+    if args.grad_checkpointing:
+        module.model.encoder.set_grad_checkpointing()
     precision = args.precision
     if precision == "auto":
         precision = choose_precision(module.model, (args.crop_size, args.crop_size), args.batch_size)

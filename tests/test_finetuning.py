@@ -134,3 +134,18 @@ def test_recipe_writes_a_file_that_says_all(tmp_path: Path, monkeypatch: pytest.
 
     with pytest.raises(SystemExit, match="holds an earlier training"):
         runpy.run_path(str(RECIPE), run_name="__main__")
+
+    # A second training starts from the file, and what is frozen stays.
+    again = f"--data {tmp_path}/data --out {tmp_path}/again --ignore-index 255 --init {out}/model.safetensors"
+    frozen = "--freeze 3 --grad-checkpointing --layer-decay 0.75"
+    monkeypatch.setattr(sys, "argv", ["own_data.py", *again.split(), *small.split(), *frozen.split()])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+    after = load_model(tmp_path / "again" / "model.safetensors")[0].encoder.model
+    before = model.encoder.model
+    assert torch.equal(after.patch_embed.proj.weight, before.patch_embed.proj.weight)
+    kept = [
+        torch.equal(a.mlp.fc1.weight, b.mlp.fc1.weight)
+        for stage, other in zip(after.stages, before.stages, strict=True)
+        for a, b in zip(stage.blocks, other.blocks, strict=True)
+    ]
+    assert kept == [True] * 3 + [False] * 5
