@@ -178,9 +178,9 @@ def test_info_of_another_file(name, tmp_path, capsys):
 
 
 def test_commands(tmp_path, capsys):
-    assert main(["list", "vz-vitseg_*"]) == 0
+    assert main(["list", "vz-shuffle-vitseg_*"]) == 0
     table = capsys.readouterr().out
-    assert "vz-vitseg_tiny_patch16_128" in table and "5.5 M" in table
+    assert "vz-shuffle-vitseg_tiny_patch16_128" in table and "5.5 M" in table
     assert main(["list", "--kind", "model"]) == 0
     assert "segformer_b2.nv_ade20k_512" in capsys.readouterr().out
     assert main(["list", "nothing*"]) == 1

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -151,20 +150,17 @@ def test_one_class_and_no_metadata(photograph, tmp_path):
     assert mask.getpalette()[:3] == [0, 0, 0]
 
 
-def test_with_no_model_named_the_package_s_own_is_used(weights, photograph, tmp_path, monkeypatch):
-    shutil.copy(weights, tmp_path / f"{DEFAULT_MODEL}.safetensors")
-    monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
+def test_with_no_model_named_the_package_s_own_is_used(photograph, tmp_path, monkeypatch):
+    packaged = Path(str(catalog.PACKAGED), f"{DEFAULT_MODEL}.safetensors")
     photograph.save(tmp_path / "cat.png")
     monkeypatch.chdir(tmp_path)
     assert main(["predict", "cat.png"]) == 0
-    assert _predict(weights, tmp_path / "out", tmp_path / "cat.png") == 0
+    assert _predict(packaged, tmp_path / "out", tmp_path / "cat.png") == 0
     np.testing.assert_array_equal(_mask(Path("masks/cat_mask.png")), _mask(Path("out/cat_mask.png")))
 
 
 def test_a_new_user_s_first_command_asks_for_no_network(photograph, tmp_path):
     """With the model that comes with the package, an empty home and a network that must not be used."""
-    if not Path(str(catalog.PACKAGED), f"{DEFAULT_MODEL}.safetensors").is_file():
-        pytest.skip(f"{DEFAULT_MODEL} is not in the package yet")
     photograph.save(tmp_path / "cat.jpg")
     code = """
     import sys
