@@ -11,7 +11,7 @@ import vitseg_zoo
 
 MODELS = {
     "unet": lambda: smp.Unet("vz-shuffle-tiny_vit", encoder_weights=None, decoder_channels=(16, 8, 8, 8, 8)),
-    "sfp": lambda: smp.FPN("vz-tiny_beit", encoder_weights=None),
+    "fpn": lambda: smp.FPN("vz-tiny_beit", encoder_weights=None),
     "segmenter": lambda: smp.create_model("segmenter", "vz-tiny_dinov3", None),
     "sam": lambda: smp.create_model("vitseg", "vz-tiny_sam", None),
     "eomt": lambda: smp.create_model("eomt", "vz-tiny_eva", None, num_queries=3),

@@ -40,16 +40,17 @@ def run(args: argparse.Namespace) -> int:
     """Prints what is known, one fact a line."""
     from pathlib import Path
 
-    from vitseg_zoo.registry import list_models
+    from vitseg_zoo.registry import list_models, timm_name
     from vitseg_zoo.weights.catalog import entry_of_file, get_entry, list_entries
 
     if Path(args.name).is_file():
         return _print_entry(entry_of_file(Path(args.name)))
     if args.name in list_models(kind="architecture"):
         return _print_architecture(args.name)
-    timm_name = args.name.removeprefix("vz-").removeprefix("shuffle-")
+    model, dot, tag = args.name.partition(".")
+    weights = timm_name(model) + dot + tag
     if args.name in list_models(kind="encoder") or "." not in args.name:
-        entries = list_entries(f"{timm_name}.*")
+        entries = list_entries(f"{weights}.*")
         if not entries and args.name in list_models(kind="encoder"):
             print(
                 f"{args.name}: an encoder without weights; encoder_weights=None starts it from random ones."
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             _print_entry(entry)
             print()
         return 0
-    return _print_entry(get_entry(timm_name))
+    return _print_entry(get_entry(weights))
 
 
 def _print_entry(entry: Any) -> int:

@@ -52,8 +52,7 @@ def _model_row(name: str) -> tuple[str, ...]:
 
 
 def _encoder_rows(names: list[str], counted: bool) -> list[tuple[str, ...]]:
-    from segmentation_models_pytorch.encoders import encoders
-
+    from vitseg_zoo.registry import timm_name
     from vitseg_zoo.weights.catalog import list_entries
 
     entries: dict[str, list[Any]] = {}
@@ -61,8 +60,7 @@ def _encoder_rows(names: list[str], counted: bool) -> list[tuple[str, ...]]:
         entries.setdefault(entry.architecture, []).append(entry)
     rows = []
     for name in names:
-        timm_name = encoders[name]["params"].get("name", name.removeprefix("vz-"))
-        weights = entries.get(timm_name, [])
+        weights = entries.get(timm_name(name), [])
         tags = ", ".join(entry.name.partition(".")[2] for entry in weights) or "none"
         licenses = ", ".join(dict.fromkeys(_license(entry) for entry in weights))
         size, stride = _measure(name) if counted else ("", "")

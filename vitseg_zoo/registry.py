@@ -90,6 +90,20 @@ def list_models(
     )
 
 
+def timm_name(encoder_name: str) -> str:
+    """Gives the timm model that one of the zoo's SMP encoders is made of; other names come back as they are.
+
+    Example:
+        >>> from vitseg_zoo.registry import timm_name
+        >>> timm_name("vz-shuffle-vitseg_tiny_patch16_128")
+        'vitseg_tiny_patch16_128'
+    """
+    for mapping in _load_group(ENCODER_GROUP):
+        if encoder_name in mapping:
+            return mapping[encoder_name]["params"].get("name", encoder_name.removeprefix("vz-"))
+    return encoder_name
+
+
 def _load_group(group: str) -> list[Any]:
     """Loads what the entry points of a group name; one that fails is left out with a warning.
 

@@ -25,9 +25,9 @@ class ModelCardMixin:
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """SMP's, with a card whose snippet reads what is published."""
-        kwargs["model_card_kwargs"] = {"where": repo_id, **(kwargs.get("model_card_kwargs") or {})}
         from vitseg_zoo.weights.download_errors import explained_upload
 
+        kwargs["model_card_kwargs"] = {"where": repo_id, **(kwargs.get("model_card_kwargs") or {})}
         with explained_upload(repo_id):
             return super().push_to_hub(repo_id, *args, **kwargs)
 

@@ -7,7 +7,6 @@ import segmentation_models_pytorch as smp
 import torch
 from lightning.pytorch import LightningModule
 from segmentation_models_pytorch.encoders import get_preprocessing_params
-from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from vitseg_zoo.training.metrics import SegmentationMetrics
@@ -147,10 +146,5 @@ def _normalisation(encoder_name: str, encoder_weights: str | None) -> tuple[list
     """Mean and deviation of the images (in [0, 1]) that the weights were trained on."""
     if encoder_weights is None:
         return [0.0], [1.0]
-    if encoder_name.startswith("vz-"):
-        tag = "" if encoder_weights == "imagenet" else f".{encoder_weights}"  # "imagenet" is the default tag
-        timm_name = encoder_name.removeprefix("vz-").removeprefix("shuffle-")
-        settings = get_pretrained_cfg(timm_name + tag).to_dict()
-    else:
-        settings = get_preprocessing_params(encoder_name, encoder_weights)
+    settings = get_preprocessing_params(encoder_name, encoder_weights)
     return list(settings["mean"]), list(settings["std"])
