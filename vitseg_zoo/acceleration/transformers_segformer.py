@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import GELUActivation
 from transformers.models.segformer.modeling_segformer import (
     SegformerDecodeHead,
     SegformerLayer,
@@ -36,9 +37,23 @@ class FastSegformerLayer(SegformerLayer):
         )
         x = x + self.drop_path(self.hidden_dropout(attn.o_proj(out.view(x.shape))))
         hidden = mix_ffn(
-            self.layernorm_after(x), mlp.fc1, mlp.dwconv.dwconv, mlp.activation_fn, mlp.dropout, mlp.fc2
+            self.layernorm_after(x),
+            mlp.fc1,
+            mlp.dwconv.dwconv,
+            _activation(mlp.activation_fn),
+            mlp.dropout,
+            mlp.fc2,
         )
         return (x + self.drop_path(hidden)).flatten(1, 2)
+
+
+_GELU = nn.GELU()
+
+
+def _activation(act: nn.Module) -> nn.Module:
+    """PyTorch's own GELU instead of transformers' module that calls it: Mix-FFN has a fast form for that."""
+    is_gelu = type(act) is GELUActivation and act.act is nn.functional.gelu
+    return _GELU if is_gelu and is_plain((), around=(act,)) else act
 
 
 class FastSegformerStage(SegformerStage):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitseg_zoo.decoders import huge_pages
 from vitseg_zoo.encoders.mix_ops import runs_eagerly_on_cpu
 
 
@@ -27,11 +28,22 @@ def resample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Ten
         >>> resample(torch.tensor([[[[0.0, 1.0]]]]), (1, 4))
         tensor([[[[0.0000, 0.2500, 0.7500, 1.0000]]]])
     """
-    if tuple(x.shape[2:]) == tuple(size):
+    size = tuple(size)
+    if tuple(x.shape[2:]) == size:
         return x
-    if torch.is_grad_enabled() and x.requires_grad and runs_eagerly_on_cpu(x):
+    on_cpu = runs_eagerly_on_cpu(x)
+    if on_cpu and not torch.is_grad_enabled():
+        return torch.ops.aten.upsample_bilinear2d.out(x, size, align_corners, out=_output(x, size))
+    if on_cpu and x.requires_grad:
         return _Resample.apply(x, size, align_corners)
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def _output(x: Tensor, size: tuple[int, int]) -> Tensor:
+    batch, channels = x.shape[:2]
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return huge_pages.empty((batch, *size, channels), x.dtype).permute(0, 3, 1, 2)
+    return huge_pages.empty((batch, channels, *size), x.dtype)
 
 
 def resampling_matrix(size_in: int, size_out: int, like: Tensor, align_corners: bool = False) -> Tensor:
@@ -65,7 +77,7 @@ class _Resample(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
         ctx.sides = list(zip(x.shape[2:], size, strict=True))
         ctx.align_corners = align_corners
-        return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

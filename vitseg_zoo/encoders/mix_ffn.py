@@ -21,6 +21,7 @@ from vitseg_zoo.encoders.mix_ops import (
     Layer,
     conv_nhwc,
     is_plain,
+    onednn_dtype,
     pointwise,
     pointwise_backward,
     runs_eagerly_on_cpu,
@@ -50,8 +51,8 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, f
     if not torch.is_grad_enabled():
         output = None
         for images, start, stop, top, bottom in _strips(x, dwconv):
-            hidden = conv_nhwc(dwconv, fc1(x[images, top:bottom]))[:, start - top : stop - top]
-            strip = fc2(drop(act(hidden)))
+            hidden = _activated(dwconv, act, fc1(x[images, top:bottom]))[:, start - top : stop - top]
+            strip = fc2(drop(hidden))
             if strip.shape[:3] == x.shape[:3]:
                 return drop(strip)
             if output is None:
@@ -59,12 +60,34 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, f
             output[images, start:stop] = strip
         return drop(output)
     drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
-    is_gelu = type(act) is nn.GELU and act.approximate == "none"
-    fits = is_gelu and not drops and is_plain((fc1, dwconv, fc2), around=(act,))
+    fits = _is_gelu(act) and not drops and is_plain((fc1, dwconv, fc2), around=(act,))
     if not fits or torch.is_autocast_enabled("cpu"):
         return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
     weights = [tensor for layer in (fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
     return _MixFFN.apply(x, dwconv, *weights)
+
+
+def _is_gelu(act: Layer) -> bool:
+    return type(act) is nn.GELU and act.approximate == "none"
+
+
+def _activated(dwconv: nn.Conv2d, act: Layer, x: Tensor) -> Tensor:
+    """`act(conv_nhwc(dwconv, x))` without gradients: GELU by oneDNN while the convolution writes."""
+    dtype = onednn_dtype(x, dwconv.weight)
+    if dtype is None or not _is_gelu(act) or not is_plain((dwconv,), around=(act,)):
+        return act(conv_nhwc(dwconv, x))
+    return torch.ops.mkldnn._convolution_pointwise(
+        x.to(dtype).permute(0, 3, 1, 2),
+        dwconv.weight.to(dtype),
+        None if dwconv.bias is None else dwconv.bias.to(dtype),
+        dwconv.padding,
+        dwconv.stride,
+        dwconv.dilation,
+        dwconv.groups,
+        "gelu",
+        [],
+        "none",
+    ).permute(0, 2, 3, 1)
 
 
 def _strips(x: Tensor, dwconv: nn.Conv2d) -> Iterator[tuple[slice, int, int, int, int]]:
