@@ -145,7 +145,7 @@ class _ClassifiedHead(torch.autograd.Function):
     """Sum of levels, batch norm, ReLU and classifier with the gradients of all four.
 
     Those of the batch norm are in "Batch Normalization", https://arxiv.org/abs/1502.03167, section 3. Of the
-    maps of E channels only the sum, less its mean, is kept for the backward pass.
+    maps of E channels only the sum is kept for the backward pass.
     """
 
     @staticmethod
@@ -163,54 +163,64 @@ class _ClassifiedHead(torch.autograd.Function):
         shape = (len(tensors[0]), rows.height, rows.width)
         count = shape[0] * shape[1] * shape[2]
         total = head_bias.new_empty(*shape, len(head_bias))
-        mean, variance = torch.zeros_like(head_bias), torch.zeros_like(head_bias)
+        parts = []
         for strip in rows.strips():
             part = rows.sums(*strip)
-            mean += part.sum((0, 1, 2))
+            moments = torch.batch_norm_update_stats(part.permute(0, 3, 1, 2), None, None, 0.0)
+            parts.append((part.new_tensor(part[..., 0].numel() / count), *moments))
             _rows_of(total, strip).copy_(part)
-        mean /= count
-        for strip in rows.strips():
-            variance += _rows_of(total, strip).sub_(mean).square().sum((0, 1, 2))
-        variance /= count
+        shares, means, variances = (torch.stack(column) for column in zip(*parts, strict=True))
+        mean = shares @ means
+        variance = shares @ (variances + (means - mean).square())
         inverse_std = torch.rsqrt(variance + eps)
         scale = norm_weight * inverse_std
+        shift = norm_bias - scale * mean
         logits = head_bias.new_empty(*shape, len(weight))
         for strip in rows.strips():
-            active = F.relu_(torch.addcmul(norm_bias, _rows_of(total, strip), scale))
+            active = F.relu_(torch.addcmul(shift, _rows_of(total, strip), scale))
             _rows_of(logits, strip).copy_(pointwise(active, weight, bias))
         ctx.structure = rows.with_tensors([tensor[:0] for tensor in tensors], head_bias[:0])
-        ctx.save_for_backward(total, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors)
-        ctx.has_bias = bias is not None
+        ctx.save_for_backward(total, mean, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors)
+        ctx.eps, ctx.has_bias = eps, bias is not None
         ctx.mark_non_differentiable(mean, variance)
         return logits.permute(0, 3, 1, 2), mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        total, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors = ctx.saved_tensors
+        total, mean, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors = ctx.saved_tensors
         rows = ctx.structure.with_tensors(tensors, head_bias)
         gradient = gradient.permute(0, 2, 3, 1).contiguous()  # (B, H, W, classes)
         scale = norm_weight * inverse_std
-        of_norm_weight, of_norm_bias = torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)
-        of_weight, of_normed = torch.zeros_like(weight), torch.empty_like(total)
-        for strip in rows.strips():
-            of_logits = _rows_of(gradient, strip)
-            active = F.relu_(torch.addcmul(norm_bias, _rows_of(total, strip), scale))
-            of_active, of_strip, _ = pointwise_backward(of_logits, active, weight, None)
-            of_weight += of_strip
-            part = _rows_of(of_normed, strip)
-            torch.ops.aten.threshold_backward.grad_input(of_active, active, 0, grad_input=part)
-            of_norm_bias += part.sum((0, 1, 2))
-            of_norm_weight += (part * _rows_of(total, strip)).sum((0, 1, 2))
-        of_norm_weight *= inverse_std
+        shift = norm_bias - scale * mean
 
+        def through_relu(strip: tuple[slice, int, int], normed: Tensor) -> Tensor:
+            of_active = (_rows_of(gradient, strip).flatten(0, 2) @ weight).view_as(normed)
+            return torch.ops.aten.threshold_backward.grad_input(of_active, normed, 0, grad_input=of_active)
+
+        of_norm_weight, of_norm_bias = torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)
+        of_weight = torch.zeros_like(weight)
+        for strip in rows.strips():
+            part = _rows_of(total, strip)
+            normed = torch.addcmul(shift, part, scale)
+            of_normed = through_relu(strip, normed)
+            of_weight.addmm_(_rows_of(gradient, strip).flatten(0, 2).T, F.relu_(normed).flatten(0, 2))
+            maps = (of_normed.permute(0, 3, 1, 2), part.permute(0, 3, 1, 2))
+            _, of_strip_weight, of_strip_bias = torch.ops.aten.native_batch_norm_backward(
+                *maps, norm_weight, None, None, mean, inverse_std, True, ctx.eps, [False, True, True]
+            )
+            of_norm_weight += of_strip_weight
+            of_norm_bias += of_strip_bias
+
+        # What is made again here, with the sums over all strips known, takes less time than to keep it.
         count = total[..., 0].numel()
         slope = -scale * inverse_std * of_norm_weight / count
-        offset = -scale * of_norm_bias / count
+        offset = -scale * of_norm_bias / count - slope * mean
         into = rows.with_tensors([torch.zeros_like(tensor) for tensor in tensors], head_bias)
         for strip in rows.strips():
-            part = torch.addcmul(offset, _rows_of(total, strip), slope)
-            rows.add_gradients(strip, part.addcmul_(_rows_of(of_normed, strip), scale), into)
+            part = _rows_of(total, strip)
+            of_normed = through_relu(strip, torch.addcmul(shift, part, scale))
+            rows.add_gradients(strip, torch.addcmul(offset, part, slope).addcmul_(of_normed, scale), into)
         of_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
         of_head_bias = torch.zeros_like(head_bias)  # the norm subtracts it again
         return (

@@ -67,6 +67,9 @@ def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, f
     return _MixFFN.apply(x, dwconv, *weights)
 
 
+_GELU = nn.GELU()
+
+
 def _is_gelu(act: Layer) -> bool:
     return type(act) is nn.GELU and act.approximate == "none"
 
@@ -118,8 +121,8 @@ class _MixFFN(torch.autograd.Function):
         output = x.new_empty(*x.shape[:3], len(weights[4]))
         for images, start, stop, top, bottom in _strips(x, dwconv):
             hidden = pointwise(x[images, top:bottom], *weights[:2])
-            hidden = conv_nhwc(dwconv, hidden)[:, start - top : stop - top]
-            output[images, start:stop] = pointwise(F.gelu(hidden), *weights[4:])
+            hidden = _activated(dwconv, _GELU, hidden)[:, start - top : stop - top]
+            output[images, start:stop] = pointwise(hidden, *weights[4:])
         return output
 
     @staticmethod
