@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitseg_zoo.decoders import huge_pages
+from vitseg_zoo.decoders import output_memory
 from vitseg_zoo.encoders.mix_ops import runs_eagerly_on_cpu
 
 
@@ -33,17 +33,13 @@ def resample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Ten
         return x
     on_cpu = runs_eagerly_on_cpu(x)
     if on_cpu and not torch.is_grad_enabled():
-        return torch.ops.aten.upsample_bilinear2d.out(x, size, align_corners, out=_output(x, size))
+        is_nhwc = x.is_contiguous(memory_format=torch.channels_last)
+        memory_format = torch.channels_last if is_nhwc else torch.contiguous_format
+        output = output_memory.empty((*x.shape[:2], *size), x.dtype, memory_format)
+        return torch.ops.aten.upsample_bilinear2d.out(x, size, align_corners, out=output)
     if on_cpu and x.requires_grad:
         return _Resample.apply(x, size, align_corners)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
-
-
-def _output(x: Tensor, size: tuple[int, int]) -> Tensor:
-    batch, channels = x.shape[:2]
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return huge_pages.empty((batch, *size, channels), x.dtype).permute(0, 3, 1, 2)
-    return huge_pages.empty((batch, channels, *size), x.dtype)
 
 
 def resampling_matrix(size_in: int, size_out: int, like: Tensor, align_corners: bool = False) -> Tensor:

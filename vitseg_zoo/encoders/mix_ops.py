@@ -33,8 +33,8 @@ def runs_eagerly_on_cpu(x: torch.Tensor) -> bool:
 class PointwiseLinear(nn.Linear):
     """An `nn.Linear` on maps (B, H, W, C) that a CPU computes with oneDNN instead of MKL.
 
-    The same sums: in fp32 up to a quarter faster where channels are few, in bf16 up to a third. Everything else
-    is `nn.Linear`: parameters, state dict, other devices and dtypes.
+    The same sums: in fp32 up to a quarter faster where channels are few, in bf16 up to a third. Everything
+    else is `nn.Linear`: parameters, state dict, other devices and dtypes.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,71 @@
+"""Memory of large outputs is used again, but never while somebody holds it."""
+
+import mmap
+
+import pytest
+import torch
+
+from vitseg_zoo.decoders import output_memory
+from vitseg_zoo.decoders.bilinear import resample
+
+linux_only = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="memory of its own is for Linux")
+
+
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_memory, "_SMALLEST", 1)
+    monkeypatch.setattr(output_memory, "_kept", None)
+
+
+@linux_only
+def test_only_memory_that_nobody_holds_is_used_again() -> None:
+    first = output_memory.empty((2, 3), torch.float32)
+    address = first.data_ptr()
+    first.fill_(1)
+    assert output_memory.empty((2, 3), torch.float32).data_ptr() != address  # from now on this one is kept
+    assert first.eq(1).all()
+    second = output_memory.empty((3, 2), torch.float32)
+    address, part = second.data_ptr(), second[1:].numpy()  # a view of a view
+    del second
+    third = output_memory.empty((2, 3), torch.float32)
+    assert third.data_ptr() != address and part.shape == (2, 2)
+
+
+@linux_only
+def test_next_output_of_the_same_size_is_made_in_it() -> None:
+    x = torch.rand(1, 2, 8, 8)
+    with torch.no_grad():
+        output = resample(x, (64, 64))
+        address = output.data_ptr()
+        del output
+        output = resample(x, (64, 64))
+        assert output.data_ptr() == address
+        other = resample(x + 1, (64, 64))
+    torch.testing.assert_close(other, output + 1)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_output_is_an_ordinary_tensor(memory_format: torch.memory_format) -> None:
+    output = output_memory.empty((2, 3, 4, 5), torch.bfloat16, memory_format)
+    assert output.is_contiguous(memory_format=memory_format) and not output._is_view()
+    assert output.untyped_storage().nbytes() == output.nbytes  # torch.save writes no more
+    with torch.no_grad():
+        output = output_memory.empty((2, 3), torch.float32)
+    output.fill_(1).mul_(torch.ones(3, requires_grad=True)).sum().backward()
+
+
+def test_system_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert output_memory.empty((2, 3), torch.float32).shape == (2, 3)
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    assert output_memory.empty((2, 3), torch.float32).shape == (2, 3)
+
+
+@linux_only
+def test_very_large_outputs_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_memory, "_LARGEST_KEPT", 8)
+    output_memory.empty((2, 3), torch.float32)
+    assert output_memory._kept is None

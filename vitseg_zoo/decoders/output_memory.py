@@ -1,0 +1,47 @@
+"""Memory for large outputs: huge pages on Linux, which one output after another may use.
+
+Fresh memory comes from the system in pages of 4 kB, each of which costs an interruption: of the logits of 150
+classes at 512 x 512 that is more than half of the time. Huge pages have 2 MB, but most systems give them out
+only where they are asked for, which PyTorch's allocator does not do by default. And the memory of the last
+output is not given back, as GPU memory is not: the next output of that size is made in it, once nobody holds
+the last one any more.
+"""
+
+import mmap
+import sys
+import threading
+from collections.abc import Sequence
+
+import torch
+
+_SMALLEST = 32 * 2**20  # bytes; less comes from memory that the process already has
+_LARGEST_KEPT = 256 * 2**20
+
+_kept: mmap.mmap | None = None
+_lock = threading.Lock()
+
+
+def empty(
+    size: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
+) -> torch.Tensor:
+    """`torch.empty` on the CPU; see the module for where its memory comes from."""
+    global _kept
+    count = torch.Size(size).numel() * dtype.itemsize
+    if count < _SMALLEST or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(size, dtype=dtype, memory_format=memory_format)
+    with _lock:
+        # A tensor holds a reference to its memory; two are `_kept` and the argument of getrefcount.
+        if _kept is not None and len(_kept) == count and sys.getrefcount(_kept) == 2:
+            memory = _kept
+        else:
+            try:
+                memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE)
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            except OSError:  # a kernel without them, or no memory, which PyTorch has its own words for
+                return torch.empty(size, dtype=dtype, memory_format=memory_format)
+            if count <= _LARGEST_KEPT:
+                _kept = memory
+        storage = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+    # Not as a view, which PyTorch would not let everyone change in place.
+    stride = torch.empty(size, memory_format=memory_format, device="meta").stride()
+    return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(size), stride)
