@@ -8,8 +8,8 @@ the last one any more.
 """
 
 import mmap
-import sys
 import threading
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +17,8 @@ import torch
 _SMALLEST = 32 * 2**20  # bytes; less comes from memory that the process already has
 _LARGEST_KEPT = 256 * 2**20
 
-_kept: mmap.mmap | None = None
+_kept: mmap.mmap | None = None  # of the last output
+_holder: weakref.ref | None = None  # what that output has of it: dead as soon as no tensor is left
 _lock = threading.Lock()
 
 
@@ -25,13 +26,12 @@ def empty(
     size: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
 ) -> torch.Tensor:
     """`torch.empty` on the CPU; see the module for where its memory comes from."""
-    global _kept
+    global _kept, _holder
     count = torch.Size(size).numel() * dtype.itemsize
     if count < _SMALLEST or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=dtype, memory_format=memory_format)
     with _lock:
-        # A tensor holds a reference to its memory; two are `_kept` and the argument of getrefcount.
-        if _kept is not None and len(_kept) == count and sys.getrefcount(_kept) == 2:
+        if _kept is not None and len(_kept) == count and _holder() is None:
             memory = _kept
         else:
             try:
@@ -39,9 +39,10 @@ def empty(
                 memory.madvise(mmap.MADV_HUGEPAGE)
             except OSError:  # a kernel without them, or no memory, which PyTorch has its own words for
                 return torch.empty(size, dtype=dtype, memory_format=memory_format)
-            if count <= _LARGEST_KEPT:
-                _kept = memory
-        storage = torch.frombuffer(memory, dtype=torch.uint8).untyped_storage()
+        view = memoryview(memory)
+        if count <= _LARGEST_KEPT:
+            _kept, _holder = memory, weakref.ref(view)
+    storage = torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
     # Not as a view, which PyTorch would not let everyone change in place.
     stride = torch.empty(size, memory_format=memory_format, device="meta").stride()
     return torch.empty(0, dtype=dtype).set_(storage, 0, tuple(size), stride)
