@@ -85,3 +85,11 @@ def test_linear_layer_on_maps_has_a_second_derivative() -> None:
         (gradient,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
         penalties.append(torch.autograd.grad(gradient.square().sum(), module.weight)[0])
     torch.testing.assert_close(penalties[0], penalties[1], atol=1e-4, rtol=1e-4)
+
+
+def test_input_with_channels_first_in_memory() -> None:
+    module = MixFFN(8, 16).double()
+    x = torch.randn(2, 8, 5, 6, dtype=torch.float64).permute(0, 2, 3, 1).requires_grad_()
+    weight = torch.randn_like(x)
+    (expected,) = torch.autograd.grad((plain(module, x) * weight).sum(), x)
+    torch.testing.assert_close(torch.autograd.grad((module(x) * weight).sum(), x)[0], expected)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from vitseg_zoo.decoders import output_memory
 from vitseg_zoo.decoders.bilinear import resample, resampling_matrix
 from vitseg_zoo.encoders.mix_ops import Layer, pointwise, pointwise_backward
 
@@ -162,7 +163,7 @@ class _ClassifiedHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         shape = (len(tensors[0]), rows.height, rows.width)
         count = shape[0] * shape[1] * shape[2]
-        total = head_bias.new_empty(*shape, len(head_bias))
+        total = output_memory.empty((*shape, len(head_bias)), head_bias.dtype)
         parts = []
         for strip in rows.strips():
             part = rows.sums(*strip)

@@ -23,7 +23,6 @@ from vitseg_zoo.encoders.mix_ops import (
     is_plain,
     onednn_dtype,
     pointwise,
-    pointwise_backward,
     runs_eagerly_on_cpu,
 )
 
@@ -129,25 +128,33 @@ class _MixFFN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: gradient checkpointing gives them out a single time
-        x, w1, b1, _, _, w2, b2 = saved
+        x, w1, b1, _, _, w2, _ = saved
         dwconv = ctx.dwconv
-        to_x, *to_weights = (None if t is None else torch.zeros_like(t) for t in saved)
+        to_x = x.new_zeros(x.shape)  # contiguous, unlike zeros_like
+        to_w1, to_b1, to_conv, to_conv_bias, to_w2, to_b2 = (
+            None if t is None else torch.zeros_like(t) for t in saved[1:]
+        )
         for images, start, stop, top, bottom in _strips(x, dwconv):
             part, inner = x[images, top:bottom], slice(start - top, stop - top)
             first = pointwise(part, w1, b1)  # (b, rows + halo, W, hidden)
             second = conv_nhwc(dwconv, first)[:, inner]
-            of_active, *of_fc2 = pointwise_backward(gradient[images, start:stop], F.gelu(second), w2, b2)
-            of_second = torch.ops.aten.gelu_backward(of_active, second)
+            of_output = gradient[images, start:stop].flatten(0, 2)
+            to_w2.addmm_(of_output.T, F.gelu(second).flatten(0, 2))
+            of_second = (of_output @ w2).view(second.shape)
+            torch.ops.aten.gelu_backward.grad_input(of_second, second, grad_input=of_second)
             if of_second.shape != first.shape:
                 # Rows of the halo belong to other strips: nothing comes back from them.
                 of_second = F.pad(of_second, (0, 0, 0, 0, start - top, bottom - stop))
-            of_first, *of_conv = _depthwise_backward(of_second, first, dwconv)
-            of_part, *of_fc1 = pointwise_backward(of_first, part, w1, b1)
-            to_x[images, top:bottom] += of_part
-            for total, of_strip in zip(to_weights, (*of_fc1, *of_conv, *of_fc2), strict=True):
+            of_first, of_conv, of_conv_bias = _depthwise_backward(of_second, first, dwconv)
+            of_first = of_first.flatten(0, 2)
+            to_w1.addmm_(of_first.T, part.flatten(0, 2))
+            to_x[images, top:bottom].flatten(0, 2).addmm_(of_first, w1)
+            to_conv += of_conv
+            biases = ((to_b1, of_first.sum(0)), (to_conv_bias, of_conv_bias), (to_b2, of_output.sum(0)))
+            for total, of_strip in biases:
                 if total is not None:
                     total += of_strip
-        return to_x, None, *to_weights
+        return to_x, None, to_w1, to_b1, to_conv, to_conv_bias, to_w2, to_b2
 
 
 def _depthwise_backward(gradient: Tensor, x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, Tensor | None]:
