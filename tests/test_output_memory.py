@@ -66,6 +66,6 @@ def test_system_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @linux_only
 def test_very_large_outputs_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_memory, "_LARGEST_KEPT", 8)
+    monkeypatch.setattr(output_memory, "_LARGEST", 8)
     output_memory.empty((2, 3), torch.float32)
     assert output_memory._kept is None

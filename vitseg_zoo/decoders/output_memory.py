@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import torch
 
-_SMALLEST = 32 * 2**20  # bytes; less comes from memory that the process already has
-_LARGEST_KEPT = 256 * 2**20
+# Bytes. Less comes from memory that the process already has. More would be much to keep, and huge pages that are
+# not kept may be slower to get than small ones: in virtual machines that return free memory to their host.
+_SMALLEST, _LARGEST = 32 * 2**20, 256 * 2**20
 
 _kept: mmap.mmap | None = None  # of the last output
 _holder: weakref.ref | None = None  # what that output has of it: dead as soon as no tensor is left
@@ -28,7 +29,7 @@ def empty(
     """`torch.empty` on the CPU; see the module for where its memory comes from."""
     global _kept, _holder
     count = torch.Size(size).numel() * dtype.itemsize
-    if count < _SMALLEST or not hasattr(mmap, "MADV_HUGEPAGE"):
+    if not _SMALLEST <= count <= _LARGEST or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=dtype, memory_format=memory_format)
     with _lock:
         if _kept is not None and len(_kept) == count and _holder() is None:
@@ -40,8 +41,7 @@ def empty(
             except OSError:  # a kernel without them, or no memory, which PyTorch has its own words for
                 return torch.empty(size, dtype=dtype, memory_format=memory_format)
         view = memoryview(memory)
-        if count <= _LARGEST_KEPT:
-            _kept, _holder = memory, weakref.ref(view)
+        _kept, _holder = memory, weakref.ref(view)
     storage = torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
     # Not as a view, which PyTorch would not let everyone change in place.
     stride = torch.empty(size, memory_format=memory_format, device="meta").stride()
