@@ -1,8 +1,8 @@
 """`vitseg bench`: SegFormer of this package against SMP's and Hugging Face's, as ratios in one process.
 
 Both models of a pair have the same weights. Their runs alternate and medians are compared, so that a busy
-machine slows both; the ratios are what to look at, the milliseconds only say what they are ratios of. Each of
-B0 to B5 has a process of its own: memory that one leaves to the allocator would make the next one faster.
+machine slows both; the ratios are what to look at, the milliseconds only say what they are ratios of. Each
+pair has a process of its own: memory that one leaves to the allocator would make the next one faster.
 """
 
 import argparse
@@ -49,22 +49,15 @@ def run(args: argparse.Namespace) -> int:
     print("| model | against, what | peer | here | ratio | limit |")
     print("|---|---|---:|---:|---:|---:|")
     for name in args.models:
-        process = multiprocessing.get_context("spawn").Process(
-            target=_bench, args=(name, args.rounds, args.quick)
-        )
-        process.start()
-        process.join()
-        if process.exitcode:
-            return 1
+        for bench in (_bench_smp, _bench_hugging_face):
+            process = multiprocessing.get_context("spawn").Process(
+                target=bench, args=(name, args.rounds, args.quick)
+            )
+            process.start()
+            process.join()
+            if process.exitcode:
+                return 1
     return 0
-
-
-def _bench(name: str, rounds: int, quick: bool) -> None:
-    torch.set_num_threads(2)
-    _bench_inference(name, rounds, sizes=(512,) if quick else (512, 1024, 2048))
-    if not quick:
-        _bench_training(name, rounds)
-        _bench_memory(name)
 
 
 def smp_pair(name: str, classes: int = 150) -> tuple[nn.Module, nn.Module]:
@@ -118,16 +111,24 @@ def _row(name: str, what: str, peer: float, ours: float, limit: float | None = N
     print(f"| {name.upper()} | {what} | {times} | {of_limit} |", flush=True)
 
 
-def _bench_inference(name: str, rounds: int, sizes: tuple[int, ...]) -> None:
+def _bench_smp(name: str, rounds: int, quick: bool) -> None:
+    torch.set_num_threads(2)
     peer, ours = smp_pair(name)
-    for size in sizes:
+    for size in (512,) if quick else (512, 1024, 2048):
         _bench_size(name, peer, ours, size, rounds if size == 512 else min(rounds, 3))
     del peer, ours
+    if not quick:
+        _bench_training(name, rounds)
+        _bench_memory(name)
+
+
+@torch.inference_mode()
+def _bench_hugging_face(name: str, rounds: int, quick: bool) -> None:
+    torch.set_num_threads(2)
     image = torch.rand(1, 3, 512, 512)
     peer, ours = hugging_face_pair(name)
-    with torch.inference_mode():
-        pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
-        _row(name, "Hugging Face, logits of a quarter, 512", *pair, _limit(lambda: ours(image).logits, image))
+    pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
+    _row(name, "Hugging Face, logits of a quarter, 512", *pair, _limit(lambda: ours(image).logits, image))
 
 
 @torch.inference_mode()

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import torch
 
-# Bytes. Less comes from memory that the process already has. More would be much to keep, and huge pages that are
-# not kept may be slower to get than small ones: in virtual machines that return free memory to their host.
+# Bytes. Less comes from memory that the process already has. More would be much to keep, and huge pages
+# that are not kept may come slower than small ones: in virtual machines that return free memory to the host.
 _SMALLEST, _LARGEST = 32 * 2**20, 256 * 2**20
 
 _kept: mmap.mmap | None = None  # of the last output
