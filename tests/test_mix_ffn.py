@@ -1,43 +1,74 @@
-"""Mix-FFN in strips against the plain layers: outputs and all gradients."""
+"""Mix-FFN in strips, with the norm before it and the shortcut, against the plain layers: all gradients."""
 
 import copy
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from vitseg_zoo.encoders import mix_ffn
-from vitseg_zoo.encoders.mix_block import MixFFN
+from vitseg_zoo.encoders.mix_block import Block, MixFFN
 
 
-def plain(module: MixFFN, x: torch.Tensor) -> torch.Tensor:
-    hidden = module.dwconv(module.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    return module.fc2(module.act(hidden))
+class Half(nn.Module):
+    """The second half of a block."""
+
+    def __init__(self, dim: int = 8, hidden: int = 16, drop: float = 0.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm, self.mlp, self.drop_path = (
+            nn.LayerNorm(dim),
+            MixFFN(dim, hidden, drop),
+            DropPath(drop_path),
+        )
+        for parameter in self.norm.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mlp = self.mlp
+        layers = (self.norm, mlp.fc1, mlp.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path)
+        return mix_ffn.mix_ffn(x, *layers)
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        mlp = self.mlp
+        hidden = mlp.dwconv(mlp.fc1(self.norm(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.drop_path(mlp.drop(mlp.fc2(mlp.drop(mlp.act(hidden)))))
 
 
-@pytest.mark.parametrize("elements", [1, 16 * 7 * 9, 40 * 7 * 9 * 16, 2**22])
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_equals_plain_layers(elements: int, dilation: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mix_ffn, "_STRIP_ELEMENTS", elements)  # one row and more, one image and more
-    module = MixFFN(8, 16).double()
-    module.set_dilation(dilation)
-    expected = copy.deepcopy(module)
-    x = torch.randn(3, 40, 7, 8, dtype=torch.float64, requires_grad=True)
-    x_expected = x.detach().clone().requires_grad_()
-    weight = torch.randn_like(x)
-    output, output_expected = module(x), plain(expected, x_expected)
-    torch.testing.assert_close(output, output_expected, rtol=0, atol=1e-12)
-    (output * weight).sum().backward()
-    (output_expected * weight).sum().backward()
-    torch.testing.assert_close(x.grad, x_expected.grad, rtol=0, atol=1e-10)
-    for (name, p), q in zip(module.named_parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=1e-10, msg=name)
+def assert_equal(module: Half, x: torch.Tensor) -> None:
+    """Outputs and all gradients."""
+    reference = copy.deepcopy(module)
+    for function in (module, reference.plain):
+        torch.manual_seed(1)
+        output = function(x)
+        weight = torch.randn(output.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(2))
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        if function is module:
+            actual = output, *torch.autograd.grad((output * weight).sum(), [x, *parameters])
+    parameters = [p for p in reference.parameters() if p.requires_grad]
+    expected = output, *torch.autograd.grad((output * weight).sum(), [x, *parameters])
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
     with torch.no_grad():
-        torch.testing.assert_close(module(x), output_expected, rtol=0, atol=1e-12)
+        torch.manual_seed(1)
+        torch.testing.assert_close(module(x), expected[0], rtol=0, atol=1e-12)
 
 
-def test_keeps_nothing_of_the_hidden_map() -> None:
-    module, x = MixFFN(8, 64), torch.randn(1, 16, 16, 8, requires_grad=True)
+@pytest.mark.parametrize("elements", [1, 16 * 7 * 9, 40 * 7 * 9 * 16, 2**22])  # one row and more, an image
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_equals_plain_layers(
+    elements: int, dilation: int, keeps: bool, drop_path: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mix_ffn, "_STRIP_ELEMENTS", elements)
+    monkeypatch.setattr(mix_ffn, "_KEPT_FROM", 8 if keeps else 9)
+    module = Half(drop_path=drop_path).double()
+    module.mlp.set_dilation(dilation)
+    assert_equal(module, torch.randn(3, 40, 7, 8, dtype=torch.float64, requires_grad=True))
+
+
+def test_keeps_the_hidden_map_only_of_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x = Half(8, 64), torch.randn(1, 16, 16, 8, requires_grad=True)
     kept: list[int] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -46,32 +77,36 @@ def test_keeps_nothing_of_the_hidden_map() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(x)
-    assert max(kept) == x.numel()
+        assert max(kept) == x.numel()
+        monkeypatch.setattr(mix_ffn, "_KEPT_FROM", 8)
+        module(x)
+        assert max(kept) == 8 * x.numel()
 
 
-@pytest.mark.parametrize("change", ["dropout", "hook", "no bias", "frozen"])
+@pytest.mark.parametrize("change", ["dropout", "hook", "no bias", "no norm weights", "frozen", "other norm"])
 def test_other_layers_train_as_they_would(change: str) -> None:
-    module = MixFFN(8, 16, proj_drop=0.5 if change == "dropout" else 0.0).double()
+    module = Half(drop=0.5 if change == "dropout" else 0.0, drop_path=0.5 if change != "dropout" else 0.0)
     calls = []
     if change == "hook":
-        module.fc1.register_forward_hook(lambda *args: calls.append(1))
+        module.mlp.fc1.register_forward_hook(lambda *args: calls.append(1))
     if change == "no bias":
-        module.fc1.bias = module.dwconv.bias = module.fc2.bias = None
+        module.norm.bias = module.mlp.fc1.bias = module.mlp.dwconv.bias = module.mlp.fc2.bias = None
+    if change == "no norm weights":
+        module.norm = nn.LayerNorm(8, elementwise_affine=False)
     if change == "frozen":
-        module.fc1.requires_grad_(False)
-    x = torch.randn(2, 5, 6, 8, dtype=torch.float64, requires_grad=True)
-    torch.manual_seed(1)
-    output = module(x)
-    torch.manual_seed(1)
-    expected = module.drop(module.fc2(module.drop(module.act(
-        module.dwconv(module.fc1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    ))))  # fmt: skip
-    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    weight = torch.randn_like(output)
-    actual = torch.autograd.grad((output * weight).sum(), [x, *parameters])
-    torch.testing.assert_close(actual, torch.autograd.grad((expected * weight).sum(), [x, *parameters]))
+        module.mlp.fc1.requires_grad_(False)
+    if change == "other norm":
+        module.norm = nn.RMSNorm(8)
+    assert_equal(module.double(), torch.randn(2, 5, 6, 8, dtype=torch.float64, requires_grad=True))
     assert bool(calls) == (change == "hook")
+
+
+def test_hooks_on_a_blocks_parts_are_called() -> None:
+    block, calls = Block(8, 2, 2.0, 1), []
+    for name in ("attn", "mlp", "norm2"):
+        getattr(block, name).register_forward_hook(lambda *args, name=name: calls.append(name))
+    block(torch.randn(1, 4, 4, 8))
+    assert calls == ["attn", "norm2", "mlp"]
 
 
 def test_linear_layer_on_maps_has_a_second_derivative() -> None:
@@ -88,8 +123,4 @@ def test_linear_layer_on_maps_has_a_second_derivative() -> None:
 
 
 def test_input_with_channels_first_in_memory() -> None:
-    module = MixFFN(8, 16).double()
-    x = torch.randn(2, 8, 5, 6, dtype=torch.float64).permute(0, 2, 3, 1).requires_grad_()
-    weight = torch.randn_like(x)
-    (expected,) = torch.autograd.grad((plain(module, x) * weight).sum(), x)
-    torch.testing.assert_close(torch.autograd.grad((module(x) * weight).sum(), x)[0], expected)
+    assert_equal(Half().double(), torch.randn(2, 8, 5, 6).double().permute(0, 2, 3, 1).requires_grad_())

@@ -3,6 +3,9 @@
 Written against the modules' structure as it shows at run time; see `mix_ops` for how maps are laid out.
 """
 
+import copy
+import functools
+
 import torch
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from segmentation_models_pytorch.encoders import mix_transformer as smp_mit
@@ -11,7 +14,7 @@ from torch import nn
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.head_rows import HeadRows
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import attention, is_plain
+from vitseg_zoo.encoders.mix_ops import Layer, add_branch, attention, is_plain
 
 
 class FastLayerNorm(smp_mit.LayerNorm):
@@ -19,6 +22,15 @@ class FastLayerNorm(smp_mit.LayerNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.LayerNorm.forward(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    @property
+    def of_positions(self) -> Layer:
+        """The same norm, parameters and hooks included, for maps (B, H, W, C)."""
+        if torch.compiler.is_compiling():  # which does not follow copies
+            return functools.partial(nn.LayerNorm.forward, self)
+        norm = copy.copy(self)
+        norm.__class__ = nn.LayerNorm
+        return norm
 
 
 class FastBlock(smp_mit.Block):
@@ -32,10 +44,10 @@ class FastBlock(smp_mit.Block):
         x, normed, reduced = (t.permute(0, 2, 3, 1) for t in (x, normed, reduced))  # (B, H, W, C)
         k, v = attn.kv(reduced).chunk(2, dim=-1)
         out = attention(attn.q(normed), k, v, attn.num_heads, attn.attn_drop.p if self.training else 0.0)
-        x = x + self.drop_path(attn.proj_drop(attn.proj(out.view(x.shape))))
-        normed = self.norm2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        hidden = mix_ffn(normed, mlp.fc1, mlp.dwconv.dwconv, mlp.act, mlp.drop, mlp.fc2)
-        return (x + self.drop_path(hidden)).permute(0, 3, 1, 2)
+        x = add_branch(x, attn.proj_drop(attn.proj(out.view(x.shape))), self.drop_path)
+        return mix_ffn(
+            x, self.norm2.of_positions, mlp.fc1, mlp.dwconv.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path
+        ).permute(0, 3, 1, 2)
 
 
 class FastOverlapPatchEmbed(smp_mit.OverlapPatchEmbed):

@@ -5,7 +5,7 @@ from timm.models import checkpoint, pvt_v2
 from torch import nn
 
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import attention, conv_nhwc
+from vitseg_zoo.encoders.mix_ops import add_branch, attention, conv_nhwc
 
 
 class FastBlock(pvt_v2.Block):
@@ -13,12 +13,18 @@ class FastBlock(pvt_v2.Block):
 
     def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
         x = x.unflatten(1, tuple(feat_size))  # (B, H, W, C)
-        x = x + self.drop_path1(self._attend(self.norm1(x)))
+        x = add_branch(x, self._attend(self.norm1(x)), self.drop_path1)
         mlp = self.mlp
-        hidden = mix_ffn(
-            self.norm2(x), lambda t: mlp.relu(mlp.fc1(t)), mlp.dwconv, mlp.act, mlp.drop, mlp.fc2
-        )
-        return (x + self.drop_path2(hidden)).flatten(1, 2)
+        return mix_ffn(
+            x,
+            self.norm2,
+            lambda t: mlp.relu(mlp.fc1(t)),
+            mlp.dwconv,
+            mlp.act,
+            mlp.drop,
+            mlp.fc2,
+            self.drop_path2,
+        ).flatten(1, 2)
 
     def _attend(self, x: torch.Tensor) -> torch.Tensor:
         attn, reduced = self.attn, x

@@ -13,7 +13,7 @@ from transformers.models.segformer.modeling_segformer import (
 
 from vitseg_zoo.decoders.all_mlp import fused_head
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import attention, conv_nhwc, is_plain
+from vitseg_zoo.encoders.mix_ops import add_branch, attention, conv_nhwc, is_plain
 
 
 class FastSegformerLayer(SegformerLayer):
@@ -35,16 +35,17 @@ class FastSegformerLayer(SegformerLayer):
             attn.num_attention_heads,
             attn.attention_dropout if self.training else 0.0,
         )
-        x = x + self.drop_path(self.hidden_dropout(attn.o_proj(out.view(x.shape))))
-        hidden = mix_ffn(
-            self.layernorm_after(x),
+        x = add_branch(x, self.hidden_dropout(attn.o_proj(out.view(x.shape))), self.drop_path)
+        return mix_ffn(
+            x,
+            self.layernorm_after,
             mlp.fc1,
             mlp.dwconv.dwconv,
             _activation(mlp.activation_fn),
             mlp.dropout,
             mlp.fc2,
-        )
-        return (x + self.drop_path(hidden)).flatten(1, 2)
+            self.drop_path,
+        ).flatten(1, 2)
 
 
 _GELU = nn.GELU()

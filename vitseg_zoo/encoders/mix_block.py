@@ -15,7 +15,7 @@ from timm.models import checkpoint
 from torch import nn
 
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import PointwiseLinear, attention, conv_nhwc
+from vitseg_zoo.encoders.mix_ops import PointwiseLinear, add_branch, attention, conv_nhwc, is_plain
 
 
 class EfficientAttention(nn.Module):
@@ -99,7 +99,7 @@ class MixFFN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        return mix_ffn(x, self.fc1, self.dwconv, self.act, self.drop, self.fc2)
+        return self.drop(self.fc2(self.drop(self.act(conv_nhwc(self.dwconv, self.fc1(x))))))
 
 
 class Block(nn.Module):
@@ -126,8 +126,12 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        x = add_branch(x, self.attn(self.norm1(x)), self.drop_path1)
+        mlp = self.mlp
+        # Its layers are taken out of it, unless someone looks on: hooks, or `torch.fx`.
+        if type(mlp) is not MixFFN or not is_plain((), around=(mlp,)) or isinstance(x, torch.fx.Proxy):
+            return add_branch(x, mlp(self.norm2(x)), self.drop_path2)
+        return mix_ffn(x, self.norm2, mlp.fc1, mlp.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path2)
 
 
 class OverlapPatchEmbed(nn.Module):

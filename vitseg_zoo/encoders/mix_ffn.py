@@ -4,9 +4,9 @@ Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Tr
 https://arxiv.org/abs/2105.15203, equation 3.
 
 Its hidden map has several times the channels of the rest. On a CPU it is made in strips that stay in the
-cache, which is exact: a strip takes along as many rows above and below as the convolution reaches. In
-training nothing of it is kept, and the backward pass makes each strip again: that takes no longer than to
-write a map of this size to memory and to read it.
+cache, from the norm before it to the shortcut behind it, which is exact: a strip takes along as many rows
+above and below as the convolution reaches. In training the backward pass makes each strip again, which takes
+no longer than to write a map of this size to memory and to read it; only where channels are many is it kept.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from vitseg_zoo.encoders.mix_ops import (
     Layer,
+    add_branch,
     conv_nhwc,
+    image_scale,
     is_plain,
     onednn_dtype,
     pointwise,
@@ -29,41 +31,70 @@ from vitseg_zoo.encoders.mix_ops import (
 # Elements of a strip of the hidden map. 4 MB in fp32 stay in the cache, and the allocator uses their memory
 # again instead of asking the system for fresh pages.
 _STRIP_ELEMENTS = 2**20
+# Channels from which on training keeps the hidden map: an element of it is a sum of so many products.
+_KEPT_FROM = 160
 
 
-def mix_ffn(x: Tensor, fc1: Layer, dwconv: nn.Conv2d, act: Layer, drop: Layer, fc2: Layer) -> Tensor:
-    """Mix-FFN: fc2(act(dwconv(fc1(x)))) on a map (B, H, W, C).
+def mix_ffn(
+    x: Tensor,
+    norm: Layer,
+    fc1: Layer,
+    dwconv: nn.Conv2d,
+    act: Layer,
+    drop: Layer,
+    fc2: Layer,
+    drop_path: Layer,
+) -> Tensor:
+    """The second half of a block: x + drop_path(fc2(act(dwconv(fc1(norm(x)))))) on a map (B, H, W, C).
 
     Args:
         x: The map.
+        norm: Norm of each position.
         fc1: Linear layer to the hidden channels.
         dwconv: 3 x 3 depthwise convolution.
         act: Activation, element by element.
         drop: Dropout, behind `act` and behind `fc2`.
         fc2: Linear layer back to C channels.
+        drop_path: Dropout of whole images, or the identity.
 
     Returns:
         (B, H, W, C).
     """
-    if not runs_eagerly_on_cpu(x):
-        return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
-    if not torch.is_grad_enabled():
-        output = None
-        for images, start, stop, top, bottom in _strips(x, dwconv):
-            hidden = _activated(dwconv, act, fc1(x[images, top:bottom]))[:, start - top : stop - top]
-            strip = fc2(drop(hidden))
-            if strip.shape[:3] == x.shape[:3]:
-                return drop(strip)
-            if output is None:
-                output = strip.new_empty(*x.shape[:3], strip.shape[3])
-            output[images, start:stop] = strip
-        return drop(output)
-    drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
-    fits = _is_gelu(act) and not drops and is_plain((fc1, dwconv, fc2), around=(act,))
-    if not fits or torch.is_autocast_enabled("cpu"):
-        return drop(fc2(drop(act(conv_nhwc(dwconv, fc1(x))))))
-    weights = [tensor for layer in (fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
-    return _MixFFN.apply(x, dwconv, *weights)
+    if runs_eagerly_on_cpu(x):
+        if not torch.is_grad_enabled():
+            return _in_strips(x, norm, fc1, dwconv, act, drop, fc2, drop_path)
+        drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
+        fits = _is_gelu(act) and not drops and is_plain((norm, fc1, dwconv, fc2), around=(act,))
+        if fits and not torch.is_autocast_enabled("cpu"):
+            weights = [tensor for layer in (norm, fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
+            return _MixFFN.apply(x, norm.eps, dwconv, image_scale(x, drop_path), *weights)
+    return add_branch(x, drop(fc2(drop(act(conv_nhwc(dwconv, fc1(norm(x))))))), drop_path)
+
+
+def _in_strips(
+    x: Tensor,
+    norm: Layer,
+    fc1: Layer,
+    dwconv: nn.Conv2d,
+    act: Layer,
+    drop: Layer,
+    fc2: Layer,
+    drop_path: Layer,
+) -> Tensor:
+    """`mix_ffn` without gradients."""
+    scale = image_scale(x, drop_path)
+    output = None
+    for images, start, stop, top, bottom in _strips(x, dwconv):
+        hidden = _activated(dwconv, act, fc1(norm(x[images, top:bottom])))[:, start - top : stop - top]
+        branch = drop(fc2(drop(hidden)))
+        strip = x[images, start:stop]
+        strip = strip + branch if scale is None else torch.addcmul(strip, scale[images], branch)
+        if strip.shape[:3] == x.shape[:3]:
+            return strip
+        if output is None:
+            output = strip.new_empty(x.shape)
+        output[images, start:stop] = strip
+    return output
 
 
 _GELU = nn.GELU()
@@ -111,50 +142,78 @@ def _strips(x: Tensor, dwconv: nn.Conv2d) -> Iterator[tuple[slice, int, int, int
 
 
 class _MixFFN(torch.autograd.Function):
-    """Mix-FFN with GELU and without dropout, of which only the input is kept for the backward pass."""
+    """`mix_ffn` with a layer norm, GELU and no dropout but that of images.
+
+    Kept for the backward pass are the input and, where it takes longer to make than to keep, the hidden map.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, dwconv: nn.Conv2d, *weights: Tensor) -> Tensor:
-        ctx.dwconv = dwconv
-        ctx.save_for_backward(x, *weights)
-        output = x.new_empty(*x.shape[:3], len(weights[4]))
+    def forward(
+        ctx: Any, x: Tensor, eps: float, dwconv: nn.Conv2d, scale: Tensor | None, *weights: Tensor | None
+    ) -> Tensor:
+        ctx.eps, ctx.dwconv = eps, dwconv
+        norm_weight, norm_bias, w1, b1, _, _, w2, b2 = weights
+        output = x.new_empty(x.shape)
+        kept = []
         for images, start, stop, top, bottom in _strips(x, dwconv):
-            hidden = pointwise(x[images, top:bottom], *weights[:2])
+            normed = F.layer_norm(x[images, top:bottom], x.shape[3:], norm_weight, norm_bias, eps)
+            hidden = pointwise(normed, w1, b1)
+            if x.shape[3] >= _KEPT_FROM:
+                kept.append(hidden)
             hidden = _activated(dwconv, _GELU, hidden)[:, start - top : stop - top]
-            output[images, start:stop] = pointwise(hidden, *weights[4:])
+            branch, shortcut = pointwise(hidden, w2, b2), x[images, start:stop]
+            if scale is None:
+                torch.add(shortcut, branch, out=output[images, start:stop])
+            else:
+                torch.addcmul(shortcut, scale[images], branch, out=output[images, start:stop])
+        ctx.save_for_backward(x, scale, *weights, *kept)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: gradient checkpointing gives them out a single time
-        x, w1, b1, _, _, w2, _ = saved
+        # Once: gradient checkpointing gives them out a single time.
+        x, scale, *saved = ctx.saved_tensors
+        weights, kept = saved[:8], saved[8:]
+        norm_weight, norm_bias, w1, b1, _, _, w2, _ = weights
         dwconv = ctx.dwconv
-        to_x = x.new_zeros(x.shape)  # contiguous, unlike zeros_like
-        to_w1, to_b1, to_conv, to_conv_bias, to_w2, to_b2 = (
-            None if t is None else torch.zeros_like(t) for t in saved[1:]
-        )
-        for images, start, stop, top, bottom in _strips(x, dwconv):
+        to_x = gradient.clone(memory_format=torch.contiguous_format)
+        totals = [None if t is None else torch.zeros_like(t) for t in weights]
+        _, _, to_w1, _, _, _, to_w2, _ = totals
+        for i, (images, start, stop, top, bottom) in enumerate(_strips(x, dwconv)):
             part, inner = x[images, top:bottom], slice(start - top, stop - top)
-            first = pointwise(part, w1, b1)  # (b, rows + halo, W, hidden)
+            normed, mean, inverse_std = torch.native_layer_norm(
+                part, x.shape[3:], norm_weight, norm_bias, ctx.eps
+            )
+            first = kept[i] if kept else pointwise(normed, w1, b1)  # (b, rows + halo, W, hidden)
             second = conv_nhwc(dwconv, first)[:, inner]
-            of_output = gradient[images, start:stop].flatten(0, 2)
+            of_output = gradient[images, start:stop]
+            of_output = (of_output if scale is None else of_output * scale[images]).flatten(0, 2)
             to_w2.addmm_(of_output.T, F.gelu(second).flatten(0, 2))
             of_second = (of_output @ w2).view(second.shape)
             torch.ops.aten.gelu_backward.grad_input(of_second, second, grad_input=of_second)
             if of_second.shape != first.shape:
                 # Rows of the halo belong to other strips: nothing comes back from them.
                 of_second = F.pad(of_second, (0, 0, 0, 0, start - top, bottom - stop))
-            of_first, of_conv, of_conv_bias = _depthwise_backward(of_second, first, dwconv)
+            of_first, *of_conv = _depthwise_backward(of_second, first, dwconv)
             of_first = of_first.flatten(0, 2)
-            to_w1.addmm_(of_first.T, part.flatten(0, 2))
-            to_x[images, top:bottom].flatten(0, 2).addmm_(of_first, w1)
-            to_conv += of_conv
-            biases = ((to_b1, of_first.sum(0)), (to_conv_bias, of_conv_bias), (to_b2, of_output.sum(0)))
-            for total, of_strip in biases:
-                if total is not None:
-                    total += of_strip
-        return to_x, None, to_w1, to_b1, to_conv, to_conv_bias, to_w2, to_b2
+            to_w1.addmm_(of_first.T, normed.flatten(0, 2))
+            of_part, *of_norm = torch.ops.aten.native_layer_norm_backward(
+                (of_first @ w1).view(part.shape),
+                part,
+                x.shape[3:],
+                mean,
+                inverse_std,
+                norm_weight,
+                norm_bias,
+                [True, norm_weight is not None, norm_bias is not None],
+            )
+            to_x[images, top:bottom] += of_part
+            of_strip = (*of_norm, None, of_first.sum(0), *of_conv, None, of_output.sum(0))
+            for total, part in zip(totals, of_strip, strict=True):
+                if total is not None and part is not None:
+                    total += part
+        return to_x, None, None, None, *totals
 
 
 def _depthwise_backward(gradient: Tensor, x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm
 from torch import nn
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
@@ -101,6 +102,18 @@ def conv_nhwc(conv: Layer, x: torch.Tensor) -> torch.Tensor:
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+def image_scale(x: torch.Tensor, drop_path: Layer) -> torch.Tensor | None:
+    """What stochastic depth multiplies each image's branch by, (B, 1, 1, 1); None where it drops nothing."""
+    drops = getattr(drop_path, "training", True) and not isinstance(drop_path, nn.Identity)
+    return drop_path(x.new_ones(len(x), 1, 1, 1)) if drops else None
+
+
+def add_branch(x: torch.Tensor, branch: torch.Tensor, drop_path: Layer) -> torch.Tensor:
+    """`x + drop_path(branch)` on maps (B, H, W, C), in one pass."""
+    scale = image_scale(branch, drop_path)
+    return x + branch if scale is None else torch.addcmul(x, scale, branch)
+
+
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, dropout_p: float = 0.0
 ) -> torch.Tensor:
@@ -122,7 +135,7 @@ def attention(
 
 
 def is_plain(layers: Iterable[nn.Module], around: Iterable[nn.Module] = ()) -> bool:
-    """Whether `layers` can be computed from their weights: torch's own, without hooks on them or `around`."""
+    """Whether `layers` can be computed from their weights: known ones, without hooks on them or `around`."""
     layers = list(layers)
     return all(type(layer) in _PLAIN_TYPES for layer in layers) and not any(
         module._forward_hooks
@@ -134,4 +147,12 @@ def is_plain(layers: Iterable[nn.Module], around: Iterable[nn.Module] = ()) -> b
     )
 
 
-_PLAIN_TYPES = (nn.Linear, PointwiseLinear, nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm)
+_PLAIN_TYPES = (
+    nn.Linear,
+    PointwiseLinear,
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    nn.SyncBatchNorm,
+    nn.LayerNorm,
+    LayerNorm,
+)
