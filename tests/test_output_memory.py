@@ -14,21 +14,36 @@ linux_only = pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="memo
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_memory, "_SMALLEST", 1)
-    monkeypatch.setattr(output_memory, "_kept", None)
+    monkeypatch.setattr(output_memory, "_kept", [])
 
 
 @linux_only
 def test_only_memory_that_nobody_holds_is_used_again() -> None:
     first = output_memory.empty((2, 3), torch.float32)
-    address = first.data_ptr()
-    first.fill_(1)
-    assert output_memory.empty((2, 3), torch.float32).data_ptr() != address  # from now on this one is kept
-    assert first.eq(1).all()
-    second = output_memory.empty((3, 2), torch.float32)
-    address, part = second.data_ptr(), second[1:].numpy()  # a view of a view
-    del second
-    third = output_memory.empty((2, 3), torch.float32)
-    assert third.data_ptr() != address and part.shape == (2, 2)
+    address, part = first.data_ptr(), first[1:].numpy()  # a view of a view
+    del first
+    second = output_memory.empty((2, 3), torch.float32)
+    assert second.data_ptr() != address and part.shape == (1, 3)
+
+
+@linux_only
+def test_outputs_of_two_sizes_take_turns() -> None:
+    addresses = []
+    for _ in range(3):  # as steps of a training: both are there at a time, then neither
+        outputs = [output_memory.empty((2, n), torch.float32) for n in (3, 4)]
+        addresses.append([output.data_ptr() for output in outputs])
+        del outputs
+    assert addresses[0] == addresses[1] == addresses[2]
+
+
+@linux_only
+def test_oldest_memory_is_given_back_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_memory, "_LARGEST", 40)
+    for n in (3, 4, 2):  # 12, 16 and 8 bytes, then 24
+        output_memory.empty((n,), torch.float32)
+    assert [len(memory) for memory, _ in output_memory._kept] == [12, 16, 8]
+    output_memory.empty((6,), torch.float32)
+    assert [len(memory) for memory, _ in output_memory._kept] == [8, 24]
 
 
 @linux_only
@@ -68,4 +83,4 @@ def test_system_without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_very_large_outputs_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_memory, "_LARGEST", 8)
     output_memory.empty((2, 3), torch.float32)
-    assert output_memory._kept is None
+    assert output_memory._kept == []

@@ -33,13 +33,18 @@ def resample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Ten
         return x
     on_cpu = runs_eagerly_on_cpu(x)
     if on_cpu and not torch.is_grad_enabled():
-        is_nhwc = x.is_contiguous(memory_format=torch.channels_last)
-        memory_format = torch.channels_last if is_nhwc else torch.contiguous_format
-        output = output_memory.empty((*x.shape[:2], *size), x.dtype, memory_format)
-        return torch.ops.aten.upsample_bilinear2d.out(x, size, align_corners, out=output)
+        return _resampled(x, size, align_corners)
     if on_cpu and x.requires_grad:
         return _Resample.apply(x, size, align_corners)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def _resampled(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """`resample` without gradients on a CPU."""
+    is_nhwc = x.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if is_nhwc else torch.contiguous_format
+    output = output_memory.empty((*x.shape[:2], *size), x.dtype, memory_format)
+    return torch.ops.aten.upsample_bilinear2d.out(x, size, align_corners, out=output)
 
 
 def resampling_matrix(size_in: int, size_out: int, like: Tensor, align_corners: bool = False) -> Tensor:
@@ -73,7 +78,7 @@ class _Resample(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
         ctx.sides = list(zip(x.shape[2:], size, strict=True))
         ctx.align_corners = align_corners
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+        return _resampled(x, size, align_corners)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

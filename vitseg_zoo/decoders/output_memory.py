@@ -3,8 +3,8 @@
 Fresh memory comes from the system in pages of 4 kB, each of which costs an interruption: of the logits of 150
 classes at 512 x 512 that is more than half of the time. Huge pages have 2 MB, but most systems give them out
 only where they are asked for, which PyTorch's allocator does not do by default. And the memory of the last
-output is not given back, as GPU memory is not: the next output of that size is made in it, once nobody holds
-the last one any more.
+outputs is not given back, as GPU memory is not: the next output of that size is made in it, once nobody holds
+the old one any more.
 """
 
 import mmap
@@ -18,8 +18,8 @@ import torch
 # that are not kept may come slower than small ones: in virtual machines that return free memory to the host.
 _SMALLEST, _LARGEST = 32 * 2**20, 256 * 2**20
 
-_kept: mmap.mmap | None = None  # of the last output
-_holder: weakref.ref | None = None  # what that output has of it: dead as soon as no tensor is left
+# Of the last outputs, oldest first: memory, and what the output has of it, dead as soon as no tensor is left.
+_kept: list[tuple[mmap.mmap, weakref.ref]] = []
 _lock = threading.Lock()
 
 
@@ -27,13 +27,14 @@ def empty(
     size: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format = torch.contiguous_format
 ) -> torch.Tensor:
     """`torch.empty` on the CPU; see the module for where its memory comes from."""
-    global _kept, _holder
     count = torch.Size(size).numel() * dtype.itemsize
     if not _SMALLEST <= count <= _LARGEST or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(size, dtype=dtype, memory_format=memory_format)
     with _lock:
-        if _kept is not None and len(_kept) == count and _holder() is None:
-            memory = _kept
+        for i, (memory, holder) in enumerate(_kept):
+            if len(memory) == count and holder() is None:
+                del _kept[i]
+                break
         else:
             try:
                 memory = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE)
@@ -41,7 +42,9 @@ def empty(
             except OSError:  # a kernel without them, or no memory, which PyTorch has its own words for
                 return torch.empty(size, dtype=dtype, memory_format=memory_format)
         view = memoryview(memory)
-        _kept, _holder = memory, weakref.ref(view)
+        _kept.append((memory, weakref.ref(view)))
+        while sum(len(memory) for memory, _ in _kept) > _LARGEST:
+            del _kept[0]
     storage = torch.frombuffer(view, dtype=torch.uint8).untyped_storage()
     # Not as a view, which PyTorch would not let everyone change in place.
     stride = torch.empty(size, memory_format=memory_format, device="meta").stride()
