@@ -188,6 +188,12 @@ def test_choosing_the_precision_changes_nothing():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_emulated_bf16_is_not_even_tried(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vitseg_zoo.training.precision.HAS_BF16", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_precision(None, (32, 32)) == "32-true"
+
+
 def _run(recipe: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, recipe, *arguments], capture_output=True, text=True)
 

@@ -62,12 +62,13 @@ def onednn_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype | None:
         dtype = torch.get_autocast_dtype("cpu")
     else:
         dtype = x.dtype if x.dtype is weight.dtype else None
-    return dtype if dtype is torch.float32 or (dtype is torch.bfloat16 and _HAS_BF16) else None
+    return dtype if dtype is torch.float32 or (dtype is torch.bfloat16 and HAS_BF16) else None
 
 
 # Operations that PyTorch's compiler also calls; F.linear and F.conv2d have no way to them.
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_HAS_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+# Whether the CPU multiplies bf16 itself; emulated, a step of a training can take minutes.
+HAS_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -6,6 +6,8 @@ import time
 import torch
 from torch import nn
 
+from vitseg_zoo.encoders.mix_ops import HAS_BF16
+
 
 def choose_precision(
     model: nn.Module, image_size: tuple[int, int], batch_size: int = 8, rounds: int = 3
@@ -14,7 +16,8 @@ def choose_precision(
 
     On a CPU, bf16 autocast trains 1.2 to 3 times as fast where the processor multiplies bf16 itself, but
     depthwise convolutions and interpolation can lose more than matrix products gain: so a few steps of a copy
-    of the model are timed in either precision. On a GPU the answer is bf16 where it is native.
+    of the model are timed in either precision. Where bf16 is only emulated, on a CPU or a GPU, the answer is
+    fp32 at once: a step could take minutes.
 
     Args:
         model: takes images (B, 3, H, W), gives logits (B, classes, H, W); not changed.
@@ -31,6 +34,8 @@ def choose_precision(
     """
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if not HAS_BF16:
+        return "32-true"
     trial = copy.deepcopy(model).train()
     fastest = {True: float("inf"), False: float("inf")}
     with torch.random.fork_rng(devices=[]):
