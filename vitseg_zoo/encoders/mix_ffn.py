@@ -32,7 +32,7 @@ from vitseg_zoo.encoders.mix_ops import (
 # again instead of asking the system for fresh pages.
 _STRIP_ELEMENTS = 2**20
 # Channels from which on training keeps the hidden map: an element of it is a sum of so many products.
-_KEPT_FROM = 160
+_KEPT_FROM = 128
 
 
 def mix_ffn(
