@@ -124,3 +124,16 @@ def test_linear_layer_on_maps_has_a_second_derivative() -> None:
 
 def test_input_with_channels_first_in_memory() -> None:
     assert_equal(Half().double(), torch.randn(2, 8, 5, 6).double().permute(0, 2, 3, 1).requires_grad_())
+
+
+def test_stochastic_depth_under_autocast() -> None:
+    module, x = Half(drop_path=0.5), torch.randn(4, 5, 6, 8, requires_grad=True)
+    torch.manual_seed(1)
+    expected = module.plain(x)
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = module(x)
+    assert output.dtype == torch.float32  # that of the shortcut
+    torch.testing.assert_close(output, expected, rtol=0, atol=0.1)
+    dropped = (output == x).flatten(1).all(1)
+    assert torch.equal(dropped, (expected == x).flatten(1).all(1)) and dropped.any() and not dropped.all()

@@ -209,10 +209,11 @@ class _MixFFN(torch.autograd.Function):
                 [True, norm_weight is not None, norm_bias is not None],
             )
             to_x[images, top:bottom] += of_part
+            # In the order of the weights; those of the linear layers' are there already.
             of_strip = (*of_norm, None, of_first.sum(0), *of_conv, None, of_output.sum(0))
-            for total, part in zip(totals, of_strip, strict=True):
-                if total is not None and part is not None:
-                    total += part
+            for total, share in zip(totals, of_strip, strict=True):
+                if total is not None and share is not None:
+                    total += share
         return to_x, None, None, None, *totals
 
 
