@@ -1,4 +1,4 @@
-"""`vitseg quickstart`: ViT-seg next to a CNN in about two minutes, on drawn animals, without any download."""
+"""`vitseg quickstart`: ViT-seg next to a CNN in a few minutes, on drawn animals, without any download."""
 
 import argparse
 import logging
