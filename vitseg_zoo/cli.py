@@ -6,7 +6,7 @@ import sys
 
 # Name -> (module with `add_arguments(parser)` and `run(args) -> int`, what `vitseg --help` says of it).
 COMMANDS = {
-    "quickstart": ("vitseg_zoo.quickstart", "train ViT-seg next to a CNN in a few minutes, without a download"),
+    "quickstart": ("vitseg_zoo.quickstart", "train ViT-seg next to a CNN in minutes, without a download"),
     "predict": ("vitseg_zoo.inference.predict", "write masks and overlays of images, at their own size"),
     "list": ("vitseg_zoo.list_command", "list models, encoders and architectures of the zoo"),
     "info": ("vitseg_zoo.info_command", "show all that is known of a model or an encoder"),
