@@ -14,7 +14,7 @@ from torch import nn
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.head_rows import HeadRows
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import Layer, add_branch, attention, is_plain
+from vitseg_zoo.encoders.mix_ops import Layer, add_branch, attention, image_scale, is_plain
 
 
 class FastLayerNorm(smp_mit.LayerNorm):
@@ -44,7 +44,7 @@ class FastBlock(smp_mit.Block):
         x, normed, reduced = (t.permute(0, 2, 3, 1) for t in (x, normed, reduced))  # (B, H, W, C)
         k, v = attn.kv(reduced).chunk(2, dim=-1)
         out = attention(attn.q(normed), k, v, attn.num_heads, attn.attn_drop.p if self.training else 0.0)
-        x = add_branch(x, attn.proj_drop(attn.proj(out.view(x.shape))), self.drop_path)
+        x = add_branch(x, attn.proj_drop(attn.proj(out.view(x.shape))), image_scale(x, self.drop_path))
         return mix_ffn(
             x, self.norm2.of_positions, mlp.fc1, mlp.dwconv.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path
         ).permute(0, 3, 1, 2)

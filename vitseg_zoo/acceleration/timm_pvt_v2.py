@@ -5,7 +5,7 @@ from timm.models import checkpoint, pvt_v2
 from torch import nn
 
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import add_branch, attention, conv_nhwc
+from vitseg_zoo.encoders.mix_ops import add_branch, attention, conv_nhwc, image_scale
 
 
 class FastBlock(pvt_v2.Block):
@@ -13,7 +13,7 @@ class FastBlock(pvt_v2.Block):
 
     def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
         x = x.unflatten(1, tuple(feat_size))  # (B, H, W, C)
-        x = add_branch(x, self._attend(self.norm1(x)), self.drop_path1)
+        x = add_branch(x, self._attend(self.norm1(x)), image_scale(x, self.drop_path1))
         mlp = self.mlp
         return mix_ffn(
             x,

@@ -13,7 +13,7 @@ from transformers.models.segformer.modeling_segformer import (
 
 from vitseg_zoo.decoders.all_mlp import fused_head
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import add_branch, attention, conv_nhwc, is_plain
+from vitseg_zoo.encoders.mix_ops import add_branch, attention, conv_nhwc, image_scale, is_plain
 
 
 class FastSegformerLayer(SegformerLayer):
@@ -35,7 +35,8 @@ class FastSegformerLayer(SegformerLayer):
             attn.num_attention_heads,
             attn.attention_dropout if self.training else 0.0,
         )
-        x = add_branch(x, self.hidden_dropout(attn.o_proj(out.view(x.shape))), self.drop_path)
+        out = self.hidden_dropout(attn.o_proj(out.view(x.shape)))
+        x = add_branch(x, out, image_scale(x, self.drop_path))
         return mix_ffn(
             x,
             self.layernorm_after,

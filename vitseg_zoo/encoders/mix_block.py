@@ -15,7 +15,14 @@ from timm.models import checkpoint
 from torch import nn
 
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import PointwiseLinear, add_branch, attention, conv_nhwc, is_plain
+from vitseg_zoo.encoders.mix_ops import (
+    PointwiseLinear,
+    add_branch,
+    attention,
+    conv_nhwc,
+    image_scale,
+    is_plain,
+)
 
 
 class EfficientAttention(nn.Module):
@@ -126,11 +133,11 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = add_branch(x, self.attn(self.norm1(x)), self.drop_path1)
+        x = add_branch(x, self.attn(self.norm1(x)), image_scale(x, self.drop_path1))
         mlp = self.mlp
         # Its layers are taken out of it, unless someone looks on: hooks, or `torch.fx`.
         if type(mlp) is not MixFFN or not is_plain((), around=(mlp,)) or isinstance(x, torch.fx.Proxy):
-            return add_branch(x, mlp(self.norm2(x)), self.drop_path2)
+            return add_branch(x, mlp(self.norm2(x)), image_scale(x, self.drop_path2))
         return mix_ffn(x, self.norm2, mlp.fc1, mlp.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path2)
 
 

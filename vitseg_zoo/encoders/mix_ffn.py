@@ -60,41 +60,25 @@ def mix_ffn(
     Returns:
         (B, H, W, C).
     """
-    if runs_eagerly_on_cpu(x):
-        if not torch.is_grad_enabled():
-            return _in_strips(x, norm, fc1, dwconv, act, drop, fc2, drop_path)
+    if runs_eagerly_on_cpu(x) and not torch.is_grad_enabled():
+        scale, output = image_scale(x, drop_path), None
+        for images, start, stop, top, bottom in _strips(x, dwconv):
+            hidden = _activated(dwconv, act, fc1(norm(x[images, top:bottom])))[:, start - top : stop - top]
+            strip_scale = None if scale is None else scale[images]
+            strip = add_branch(x[images, start:stop], drop(fc2(drop(hidden))), strip_scale)
+            if strip.shape[:3] == x.shape[:3]:
+                return strip
+            if output is None:
+                output = strip.new_empty(x.shape)
+            output[images, start:stop] = strip
+        return output
+    if runs_eagerly_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
         drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
-        fits = _is_gelu(act) and not drops and is_plain((norm, fc1, dwconv, fc2), around=(act,))
-        if fits and not torch.is_autocast_enabled("cpu"):
+        if _is_gelu(act) and not drops and is_plain((norm, fc1, dwconv, fc2), around=(act,)):
             weights = [tensor for layer in (norm, fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
             return _MixFFN.apply(x, norm.eps, dwconv, image_scale(x, drop_path), *weights)
-    return add_branch(x, drop(fc2(drop(act(conv_nhwc(dwconv, fc1(norm(x))))))), drop_path)
-
-
-def _in_strips(
-    x: Tensor,
-    norm: Layer,
-    fc1: Layer,
-    dwconv: nn.Conv2d,
-    act: Layer,
-    drop: Layer,
-    fc2: Layer,
-    drop_path: Layer,
-) -> Tensor:
-    """`mix_ffn` without gradients."""
-    scale = image_scale(x, drop_path)
-    output = None
-    for images, start, stop, top, bottom in _strips(x, dwconv):
-        hidden = _activated(dwconv, act, fc1(norm(x[images, top:bottom])))[:, start - top : stop - top]
-        branch = drop(fc2(drop(hidden)))
-        strip = x[images, start:stop]
-        strip = strip + branch if scale is None else torch.addcmul(strip, scale[images], branch)
-        if strip.shape[:3] == x.shape[:3]:
-            return strip
-        if output is None:
-            output = strip.new_empty(x.shape)
-        output[images, start:stop] = strip
-    return output
+    branch = drop(fc2(drop(act(conv_nhwc(dwconv, fc1(norm(x)))))))
+    return add_branch(x, branch, image_scale(x, drop_path))
 
 
 _GELU = nn.GELU()
@@ -161,11 +145,9 @@ class _MixFFN(torch.autograd.Function):
             if x.shape[3] >= _KEPT_FROM:
                 kept.append(hidden)
             hidden = _activated(dwconv, _GELU, hidden)[:, start - top : stop - top]
-            branch, shortcut = pointwise(hidden, w2, b2), x[images, start:stop]
-            if scale is None:
-                torch.add(shortcut, branch, out=output[images, start:stop])
-            else:
-                torch.addcmul(shortcut, scale[images], branch, out=output[images, start:stop])
+            strip_scale = None if scale is None else scale[images]
+            shortcut, strip = x[images, start:stop], output[images, start:stop]
+            add_branch(shortcut, pointwise(hidden, w2, b2), strip_scale, out=strip)
         ctx.save_for_backward(x, scale, *weights, *kept)
         return output
 

@@ -109,10 +109,13 @@ def image_scale(x: torch.Tensor, drop_path: Layer) -> torch.Tensor | None:
     return drop_path(x.new_ones(len(x), 1, 1, 1)) if drops else None
 
 
-def add_branch(x: torch.Tensor, branch: torch.Tensor, drop_path: Layer) -> torch.Tensor:
-    """`x + drop_path(branch)` on maps (B, H, W, C), in one pass."""
-    scale = image_scale(branch, drop_path)
-    return x + branch if scale is None else torch.addcmul(x, scale, branch)
+def add_branch(
+    x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor | None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A shortcut and its branch with the `image_scale` of that, in one pass."""
+    if scale is None:
+        return torch.add(x, branch, out=out)
+    return torch.addcmul(x, scale, branch, out=out)
 
 
 def attention(
