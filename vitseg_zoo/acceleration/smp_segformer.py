@@ -13,8 +13,9 @@ from torch import nn
 
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.head_rows import HeadRows
+from vitseg_zoo.encoders.mix_attention import mix_attention
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import Layer, add_branch, attention, image_scale, is_plain
+from vitseg_zoo.encoders.mix_ops import Layer, is_plain
 
 
 class FastLayerNorm(smp_mit.LayerNorm):
@@ -38,13 +39,21 @@ class FastBlock(smp_mit.Block):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         attn, mlp = self.attn, self.mlp
-        x = x.contiguous(memory_format=torch.channels_last)
-        normed = self.norm1(x)
-        reduced = attn.norm(attn.sr(normed)) if attn.sr_ratio > 1 else normed
-        x, normed, reduced = (t.permute(0, 2, 3, 1) for t in (x, normed, reduced))  # (B, H, W, C)
-        k, v = attn.kv(reduced).chunk(2, dim=-1)
-        out = attention(attn.q(normed), k, v, attn.num_heads, attn.attn_drop.p if self.training else 0.0)
-        x = add_branch(x, attn.proj_drop(attn.proj(out.view(x.shape))), image_scale(x, self.drop_path))
+        x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (B, H, W, C)
+        reduces = attn.sr_ratio > 1
+        x = mix_attention(
+            x,
+            self.norm1.of_positions,
+            attn.q,
+            attn.sr if reduces else None,
+            attn.norm.of_positions if reduces else None,
+            lambda reduced: attn.kv(reduced).chunk(2, dim=-1),
+            attn.proj,
+            attn.proj_drop,
+            self.drop_path,
+            attn.num_heads,
+            attn.attn_drop.p if self.training else 0.0,
+        )
         return mix_ffn(
             x, self.norm2.of_positions, mlp.fc1, mlp.dwconv.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path
         ).permute(0, 3, 1, 2)

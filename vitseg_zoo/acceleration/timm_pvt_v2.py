@@ -4,8 +4,9 @@ import torch
 from timm.models import checkpoint, pvt_v2
 from torch import nn
 
+from vitseg_zoo.encoders.mix_attention import mix_attention
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import add_branch, attention, conv_nhwc, image_scale
+from vitseg_zoo.encoders.mix_ops import conv_nhwc
 
 
 class FastBlock(pvt_v2.Block):
@@ -13,7 +14,20 @@ class FastBlock(pvt_v2.Block):
 
     def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
         x = x.unflatten(1, tuple(feat_size))  # (B, H, W, C)
-        x = add_branch(x, self._attend(self.norm1(x)), image_scale(x, self.drop_path1))
+        attn = self.attn
+        x = mix_attention(
+            x,
+            self.norm1,
+            attn.q,
+            attn.sr if attn.pool is None else None,
+            attn.norm,
+            self._keys_values,
+            attn.proj,
+            attn.proj_drop,
+            self.drop_path1,
+            attn.num_heads,
+            attn.attn_drop.p if self.training else 0.0,
+        )
         mlp = self.mlp
         return mix_ffn(
             x,
@@ -26,15 +40,11 @@ class FastBlock(pvt_v2.Block):
             self.drop_path2,
         ).flatten(1, 2)
 
-    def _attend(self, x: torch.Tensor) -> torch.Tensor:
-        attn, reduced = self.attn, x
-        if attn.sr is not None:
-            pooled = conv_nhwc(attn.pool, x) if attn.pool is not None else x
-            reduced = attn.norm(conv_nhwc(attn.sr, pooled))
-            reduced = attn.act(reduced) if attn.act is not None else reduced
-        k, v = attn.kv(reduced).chunk(2, dim=-1)  # (B, h, w, C) each
-        out = attention(attn.q(x), k, v, attn.num_heads, attn.attn_drop.p if self.training else 0.0)
-        return attn.proj_drop(attn.proj(out.view(x.shape)))
+    def _keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        attn = self.attn
+        if attn.pool is not None:  # "linear" attention, to 7 x 7 positions
+            x = attn.act(attn.norm(conv_nhwc(attn.sr, conv_nhwc(attn.pool, x))))
+        return attn.kv(x).chunk(2, dim=-1)
 
 
 class FastStage(pvt_v2.PyramidVisionTransformerStage):

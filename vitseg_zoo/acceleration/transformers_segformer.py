@@ -12,8 +12,9 @@ from transformers.models.segformer.modeling_segformer import (
 )
 
 from vitseg_zoo.decoders.all_mlp import fused_head
+from vitseg_zoo.encoders.mix_attention import mix_attention
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import add_branch, attention, conv_nhwc, image_scale, is_plain
+from vitseg_zoo.encoders.mix_ops import is_plain
 
 
 class FastSegformerLayer(SegformerLayer):
@@ -24,19 +25,20 @@ class FastSegformerLayer(SegformerLayer):
         if kwargs.get("output_attentions", getattr(attn.config, "output_attentions", False)):
             return super().forward(hidden_states, height, width, **kwargs)
         x = hidden_states.unflatten(1, (height, width))  # (B, H, W, C)
-        normed = reduced = self.layernorm_before(x)
-        if attn.sequence_reduction_ratio > 1:
-            reduction = attn.sequence_reduction
-            reduced = reduction.layer_norm(conv_nhwc(reduction.sequence_reduction, normed))
-        out = attention(
-            attn.q_proj(normed),
-            attn.k_proj(reduced),
-            attn.v_proj(reduced),
+        reduction = attn.sequence_reduction if attn.sequence_reduction_ratio > 1 else None
+        x = mix_attention(
+            x,
+            self.layernorm_before,
+            attn.q_proj,
+            None if reduction is None else reduction.sequence_reduction,
+            None if reduction is None else reduction.layer_norm,
+            lambda reduced: (attn.k_proj(reduced), attn.v_proj(reduced)),
+            attn.o_proj,
+            self.hidden_dropout,
+            self.drop_path,
             attn.num_attention_heads,
             attn.attention_dropout if self.training else 0.0,
         )
-        out = self.hidden_dropout(attn.o_proj(out.view(x.shape)))
-        x = add_branch(x, out, image_scale(x, self.drop_path))
         return mix_ffn(
             x,
             self.layernorm_after,

@@ -68,6 +68,16 @@ class HeadRows:
         x, weight = self.finest[0]
         # Added up in the weights' precision under autocast too, in which a CPU is faster.
         rows = pointwise(x[images, first:last], weight, self.bias).to(self.bias.dtype).contiguous()
+        return self._add_levels(rows, images, first, last)
+
+    def write_sums(self, images: slice, first: int, last: int, out: Tensor) -> Tensor:
+        """Writes into `out` what `sums` returns, but for the bias, which a batch norm would subtract."""
+        x, weight = self.finest[0]
+        torch.mm(x[images, first:last].flatten(0, 2), weight.T, out=out.flatten(0, 2))
+        return self._add_levels(out, images, first, last)
+
+    def _add_levels(self, rows: Tensor, images: slice, first: int, last: int) -> Tensor:
+        """Adds to rows (b, rows, W, E) of the first of the finest levels those of all others."""
         for x, weight in self.finest[1:]:
             rows += pointwise(x[images, first:last], weight)
         flat = rows.flatten(0, 1)  # (b * rows, W, E)
@@ -137,7 +147,7 @@ def classified_head(rows: HeadRows, norm: nn.BatchNorm2d, classifier: nn.Conv2d)
     logits, mean, variance = _ClassifiedHead.apply(rows, norm.eps, *tensors)
     if factor:
         count = len(logits) * rows.height * rows.width
-        norm.running_mean.lerp_(mean, factor)
+        norm.running_mean.lerp_(mean + rows.bias.detach(), factor)
         norm.running_var.lerp_(variance * (count / (count - 1)), factor)
     return logits
 
@@ -166,10 +176,9 @@ class _ClassifiedHead(torch.autograd.Function):
         total = output_memory.empty((*shape, len(head_bias)), head_bias.dtype)
         parts = []
         for strip in rows.strips():
-            part = rows.sums(*strip)
+            part = rows.write_sums(*strip, out=_rows_of(total, strip))
             moments = torch.batch_norm_update_stats(part.permute(0, 3, 1, 2), None, None, 0.0)
             parts.append((part.new_tensor(part[..., 0].numel() / count), *moments))
-            _rows_of(total, strip).copy_(part)
         shares, means, variances = (torch.stack(column) for column in zip(*parts, strict=True))
         mean = shares @ means
         variance = shares @ (variances + (means - mean).square())
@@ -177,8 +186,10 @@ class _ClassifiedHead(torch.autograd.Function):
         scale = norm_weight * inverse_std
         shift = norm_bias - scale * mean
         logits = head_bias.new_empty(*shape, len(weight))
+        buffer = torch.empty_like(_rows_of(total, next(rows.strips())))
         for strip in rows.strips():
-            active = F.relu_(torch.addcmul(shift, _rows_of(total, strip), scale))
+            part = _rows_of(total, strip)
+            active = torch.addcmul(shift, part, scale, out=_fitting(buffer, part)).relu_()
             _rows_of(logits, strip).copy_(pointwise(active, weight, bias))
         ctx.structure = rows.with_tensors([tensor[:0] for tensor in tensors], head_bias[:0])
         ctx.save_for_backward(total, mean, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors)
@@ -195,33 +206,32 @@ class _ClassifiedHead(torch.autograd.Function):
         scale = norm_weight * inverse_std
         shift = norm_bias - scale * mean
 
-        def through_relu(strip: tuple[slice, int, int], normed: Tensor) -> Tensor:
-            of_active = (_rows_of(gradient, strip).flatten(0, 2) @ weight).view_as(normed)
-            return torch.ops.aten.threshold_backward.grad_input(of_active, normed, 0, grad_input=of_active)
-
-        of_norm_weight, of_norm_bias = torch.zeros_like(norm_weight), torch.zeros_like(norm_bias)
-        of_weight = torch.zeros_like(weight)
+        signs, sums = torch.zeros_like(weight), torch.zeros_like(weight)
+        buffers = [torch.empty_like(_rows_of(total, next(rows.strips()))) for _ in range(2)]
         for strip in rows.strips():
             part = _rows_of(total, strip)
-            normed = torch.addcmul(shift, part, scale)
-            of_normed = through_relu(strip, normed)
-            of_weight.addmm_(_rows_of(gradient, strip).flatten(0, 2).T, F.relu_(normed).flatten(0, 2))
-            maps = (of_normed.permute(0, 3, 1, 2), part.permute(0, 3, 1, 2))
-            _, of_strip_weight, of_strip_bias = torch.ops.aten.native_batch_norm_backward(
-                *maps, norm_weight, None, None, mean, inverse_std, True, ctx.eps, [False, True, True]
-            )
-            of_norm_weight += of_strip_weight
-            of_norm_bias += of_strip_bias
+            of_logits = _rows_of(gradient, strip).flatten(0, 2).T
+            mask = torch.addcmul(shift, part, scale, out=_fitting(buffers[0], part)).relu_().sign_()
+            signs.addmm_(of_logits, mask.flatten(0, 2))
+            sums.addmm_(of_logits, mask.mul_(part).flatten(0, 2))
+        of_weight = scale * sums + shift * signs
+        of_norm_bias = (weight * signs).sum(0)
+        of_norm_weight = inverse_std * ((weight * sums).sum(0) - mean * of_norm_bias)
 
         # What is made again here, with the sums over all strips known, takes less time than to keep it.
         count = total[..., 0].numel()
         slope = -scale * inverse_std * of_norm_weight / count
         offset = -scale * of_norm_bias / count - slope * mean
+        scaled = weight * scale
         into = rows.with_tensors([torch.zeros_like(tensor) for tensor in tensors], head_bias)
         for strip in rows.strips():
             part = _rows_of(total, strip)
-            of_normed = through_relu(strip, torch.addcmul(shift, part, scale))
-            rows.add_gradients(strip, torch.addcmul(offset, part, slope).addcmul_(of_normed, scale), into)
+            normed, of_total = (_fitting(buffer, part) for buffer in buffers)
+            torch.addcmul(shift, part, scale, out=normed)
+            torch.mm(_rows_of(gradient, strip).flatten(0, 2), scaled, out=of_total.flatten(0, 2))
+            torch.ops.aten.threshold_backward.grad_input(of_total, normed, 0, grad_input=of_total)
+            of_total += torch.addcmul(offset, part, slope, out=normed)
+            rows.add_gradients(strip, of_total, into)
         of_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
         of_head_bias = torch.zeros_like(head_bias)  # the norm subtracts it again
         return (
@@ -233,3 +243,8 @@ class _ClassifiedHead(torch.autograd.Function):
 def _rows_of(x: Tensor, strip: tuple[slice, int, int]) -> Tensor:
     images, first, last = strip
     return x[images, first:last]
+
+
+def _fitting(buffer: Tensor, strip: Tensor) -> Tensor:
+    """The part of memory for a whole strip that one of less rows or images needs."""
+    return buffer[: strip.shape[0], : strip.shape[1]]

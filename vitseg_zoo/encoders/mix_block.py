@@ -14,15 +14,9 @@ from timm.layers import DropPath, LayerNorm
 from timm.models import checkpoint
 from torch import nn
 
+from vitseg_zoo.encoders.mix_attention import attention, mix_attention
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import (
-    PointwiseLinear,
-    add_branch,
-    attention,
-    conv_nhwc,
-    image_scale,
-    is_plain,
-)
+from vitseg_zoo.encoders.mix_ops import PointwiseLinear, add_branch, conv_nhwc, image_scale, is_plain
 
 
 class EfficientAttention(nn.Module):
@@ -68,19 +62,26 @@ class EfficientAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        k, v = self.kv(self.reduce(x)).chunk(2, dim=-1)  # (B, h, w, C) each
-        dropout_p = self.attn_drop.p if self.training else 0.0
-        out = attention(self.q(x), k, v, self.num_heads, dropout_p)
+        k, v = self.keys_values(self.reduce(x))
+        out = attention(self.q(x), k, v, self.num_heads, self.attn_drop.p if self.training else 0.0)
         return self.proj_drop(self.proj(out.view(x.shape)))
+
+    def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps the reduced map (B, h, w, C) to keys and values of that shape."""
+        return self.kv(x).chunk(2, dim=-1)
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, H, W, C) to the positions of keys and values, (B, h, w, C)."""
         if self.sr_ratio == 1:
             return x[:, :: self.dilation, :: self.dilation] if self.dilation > 1 else x
-        missing = [max(self.dilation * (self.sr_ratio - 1) + 1 - size, 0) for size in x.shape[1:3]]
+        missing = self.missing(x)
         if any(missing):
             x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0]))
         return self.norm(conv_nhwc(self.sr, x))
+
+    def missing(self, x: torch.Tensor) -> list[int]:
+        """The rows and columns that a map (B, H, W, C) lacks for one window of the reduction."""
+        return [max(self.dilation * (self.sr_ratio - 1) + 1 - size, 0) for size in x.shape[1:3]]
 
 
 class MixFFN(nn.Module):
@@ -133,12 +134,31 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = add_branch(x, self.attn(self.norm1(x)), image_scale(x, self.drop_path1))
-        mlp = self.mlp
-        # Its layers are taken out of it, unless someone looks on: hooks, or `torch.fx`.
-        if type(mlp) is not MixFFN or not is_plain((), around=(mlp,)) or isinstance(x, torch.fx.Proxy):
+        attn, mlp = self.attn, self.mlp
+        if _is_closed(attn, EfficientAttention, x) or attn.sr_ratio == 1 or any(attn.missing(x)):
+            x = add_branch(x, attn(self.norm1(x)), image_scale(x, self.drop_path1))
+        else:
+            x = mix_attention(
+                x,
+                self.norm1,
+                attn.q,
+                attn.sr,
+                attn.norm,
+                attn.keys_values,
+                attn.proj,
+                attn.proj_drop,
+                self.drop_path1,
+                attn.num_heads,
+                attn.attn_drop.p if attn.training else 0.0,
+            )
+        if _is_closed(mlp, MixFFN, x):
             return add_branch(x, mlp(self.norm2(x)), image_scale(x, self.drop_path2))
         return mix_ffn(x, self.norm2, mlp.fc1, mlp.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path2)
+
+
+def _is_closed(module: nn.Module, known: type[nn.Module], x: torch.Tensor) -> bool:
+    """Whether layers must not be taken out of a module: another class's, or looked on by hooks or `torch.fx`."""
+    return type(module) is not known or not is_plain((), around=(module,)) or isinstance(x, torch.fx.Proxy)
 
 
 class OverlapPatchEmbed(nn.Module):

@@ -157,46 +157,77 @@ class _MixFFN(torch.autograd.Function):
         # Once: gradient checkpointing gives them out a single time.
         x, scale, *saved = ctx.saved_tensors
         weights, kept = saved[:8], saved[8:]
-        norm_weight, norm_bias, w1, b1, _, _, w2, _ = weights
-        dwconv = ctx.dwconv
         to_x = gradient.clone(memory_format=torch.contiguous_format)
         totals = [None if t is None else torch.zeros_like(t) for t in weights]
-        _, _, to_w1, _, _, _, to_w2, _ = totals
-        for i, (images, start, stop, top, bottom) in enumerate(_strips(x, dwconv)):
-            part, inner = x[images, top:bottom], slice(start - top, stop - top)
-            normed, mean, inverse_std = torch.native_layer_norm(
-                part, x.shape[3:], norm_weight, norm_bias, ctx.eps
-            )
-            first = kept[i] if kept else pointwise(normed, w1, b1)  # (b, rows + halo, W, hidden)
-            second = conv_nhwc(dwconv, first)[:, inner]
+        for i, (images, start, stop, top, bottom) in enumerate(_strips(x, ctx.dwconv)):
             of_output = gradient[images, start:stop]
-            of_output = (of_output if scale is None else of_output * scale[images]).flatten(0, 2)
-            to_w2.addmm_(of_output.T, F.gelu(second).flatten(0, 2))
-            of_second = (of_output @ w2).view(second.shape)
-            torch.ops.aten.gelu_backward.grad_input(of_second, second, grad_input=of_second)
-            if of_second.shape != first.shape:
-                # Rows of the halo belong to other strips: nothing comes back from them.
-                of_second = F.pad(of_second, (0, 0, 0, 0, start - top, bottom - stop))
-            of_first, *of_conv = _depthwise_backward(of_second, first, dwconv)
-            of_first = of_first.flatten(0, 2)
-            to_w1.addmm_(of_first.T, normed.flatten(0, 2))
-            of_part, *of_norm = torch.ops.aten.native_layer_norm_backward(
-                (of_first @ w1).view(part.shape),
-                part,
-                x.shape[3:],
-                mean,
-                inverse_std,
-                norm_weight,
-                norm_bias,
-                [True, norm_weight is not None, norm_bias is not None],
-            )
-            to_x[images, top:bottom] += of_part
-            # In the order of the weights; those of the linear layers' are there already.
-            of_strip = (*of_norm, None, of_first.sum(0), *of_conv, None, of_output.sum(0))
-            for total, share in zip(totals, of_strip, strict=True):
-                if total is not None and share is not None:
-                    total += share
+            of_output = of_output if scale is None else of_output * scale[images]
+            hidden = kept[i] if kept else None
+            strip = x[images, top:bottom], start - top, of_output, hidden
+            to_x[images, top:bottom] += _strip_backward(*strip, weights, totals, ctx.dwconv, ctx.eps)
         return to_x, None, None, None, *totals
+
+
+def _strip_backward(
+    x: Tensor,
+    halo: int,
+    of_output: Tensor,
+    first: Tensor | None,
+    weights: list[Tensor | None],
+    totals: list[Tensor | None],
+    dwconv: nn.Conv2d,
+    eps: float,
+) -> Tensor:
+    """The gradient of a strip's branch: that of its rows is returned, those of the weights go to `totals`.
+
+    A function of its own, so that a strip's maps are free, and their memory still in the cache, for the next.
+
+    Args:
+        x: Rows of the input, those that the convolution reaches included.
+        halo: How many of them are above those of the output.
+        of_output: Gradient of the output.
+        first: The hidden map before the convolution, if it was kept.
+        weights: Those of norm, first linear layer, convolution and second linear layer, with biases.
+        totals: Their gradients.
+        dwconv: The convolution.
+        eps: Of the norm.
+    """
+    norm_weight, norm_bias, w1, b1, _, _, w2, _ = weights
+    _, _, to_w1, _, _, _, to_w2, _ = totals
+    inner = slice(halo, halo + of_output.shape[1])
+    of_output = of_output.flatten(0, 2)
+    normed, mean, inverse_std = torch.native_layer_norm(x, x.shape[3:], norm_weight, norm_bias, eps)
+    if first is None:
+        first = pointwise(normed, w1, b1)  # (b, rows + halo, W, hidden)
+    second = conv_nhwc(dwconv, first)[:, inner]
+    to_w2.addmm_(of_output.T, F.gelu(second).flatten(0, 2))
+    # Rows of the halo belong to other strips: nothing comes back from them.
+    of_second = torch.empty_like(first)
+    of_second[:, : inner.start] = 0
+    of_second[:, inner.stop :] = 0
+    of_inner = of_second[:, inner]
+    torch.mm(of_output, w2, out=of_inner.flatten(0, 2))
+    torch.ops.aten.gelu_backward.grad_input(of_inner, second, grad_input=of_inner)
+    del second
+    of_first, *of_conv = _depthwise_backward(of_second, first, dwconv)
+    of_first = of_first.flatten(0, 2)
+    to_w1.addmm_(of_first.T, normed.flatten(0, 2))
+    of_x, *of_norm = torch.ops.aten.native_layer_norm_backward(
+        (of_first @ w1).view(x.shape),
+        x,
+        x.shape[3:],
+        mean,
+        inverse_std,
+        norm_weight,
+        norm_bias,
+        [True, norm_weight is not None, norm_bias is not None],
+    )
+    # In the order of the weights; those of the linear layers' are there already.
+    of_strip = (*of_norm, None, of_first.sum(0), *of_conv, None, of_output.sum(0))
+    for total, share in zip(totals, of_strip, strict=True):
+        if total is not None and share is not None:
+            total += share
+    return of_x
 
 
 def _depthwise_backward(gradient: Tensor, x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, Tensor | None]:

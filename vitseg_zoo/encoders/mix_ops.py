@@ -118,26 +118,6 @@ def add_branch(
     return torch.addcmul(x, scale, branch, out=out)
 
 
-def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int, dropout_p: float = 0.0
-) -> torch.Tensor:
-    """Multi-head attention of every position of a map to all positions of a smaller one.
-
-    Args:
-        q: Queries (B, H, W, C).
-        k: Keys (B, h, w, C).
-        v: Values (B, h, w, C).
-        num_heads: Number of heads, a divisor of C.
-        dropout_p: Probability of dropping an attention weight.
-
-    Returns:
-        (B, H, W, C).
-    """
-    # (B, H, W, C) -> (B, heads, H * W, C / heads)
-    q, k, v = (t.flatten(1, 2).unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p).transpose(1, 2).flatten(2)
-
-
 def is_plain(layers: Iterable[nn.Module], around: Iterable[nn.Module] = ()) -> bool:
     """Whether `layers` can be computed from their weights: known ones, without hooks on them or `around`."""
     layers = list(layers)

@@ -1,0 +1,123 @@
+"""Efficient attention, the first part of MiT's blocks, and its form for a single head on CPUs.
+
+Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
+https://arxiv.org/abs/2105.15203, equation 2.
+
+A single head, as MiT's first and largest map has, needs no queries: q k = (W n + b) k = n (W' k) + b k, where
+n is the normed map and k are few keys. Nor has its output to be projected, as the few values can be. Two of
+three passes over the map are left out, forwards and backwards. What b k adds to each key is carried by the
+map itself: the channels of a position sum to 0 behind the norm, before its weight and bias, so that a
+constant added to n changes no product with a key that sums to 0, and makes a product of its sum.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitseg_zoo.encoders.mix_ops import (
+    Layer,
+    add_branch,
+    conv_nhwc,
+    image_scale,
+    is_plain,
+    runs_eagerly_on_cpu,
+)
+
+
+def mix_attention(
+    x: Tensor,
+    norm: Layer,
+    q: Layer,
+    sr: nn.Conv2d | None,
+    sr_norm: Layer | None,
+    kv: Callable[[Tensor], tuple[Tensor, Tensor]],
+    proj: Layer,
+    drop: Layer,
+    drop_path: Layer,
+    num_heads: int,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """The first half of a block: x + drop_path(drop(proj(attention(q(n), kv(sr_norm(sr(n))))))), n = norm(x).
+
+    Args:
+        x: A map (B, H, W, C).
+        norm: Norm of each position.
+        q: Linear layer to the queries.
+        sr: Convolution to the fewer positions of keys and values; None for all positions.
+        sr_norm: Norm behind it.
+        kv: Makes keys and values of a map (B, h, w, C).
+        proj: Linear layer behind the attention.
+        drop: Dropout behind it.
+        drop_path: Dropout of whole images, or the identity.
+        num_heads: Number of heads, a divisor of C.
+        dropout_p: Probability of dropping an attention weight.
+
+    Returns:
+        (B, H, W, C).
+    """
+    if num_heads == 1 and sr is not None and not dropout_p and _can_fold(x, norm, q, sr, proj):
+        branch = _single_head(x, norm, q, sr, sr_norm, kv, proj)
+    else:
+        normed = norm(x)
+        k, v = kv(normed if sr is None else sr_norm(conv_nhwc(sr, normed)))
+        branch = proj(attention(q(normed), k, v, num_heads, dropout_p).view(x.shape))
+    return add_branch(x, drop(branch), image_scale(x, drop_path))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, dropout_p: float = 0.0) -> Tensor:
+    """Multi-head attention of every position of a map to all positions of a smaller one.
+
+    Args:
+        q: Queries (B, H, W, C).
+        k: Keys (B, h, w, C).
+        v: Values (B, h, w, C).
+        num_heads: Number of heads, a divisor of C.
+        dropout_p: Probability of dropping an attention weight.
+
+    Returns:
+        (B, H * W, C).
+    """
+    # (B, H, W, C) -> (B, heads, H * W, C / heads)
+    q, k, v = (t.flatten(1, 2).unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p).transpose(1, 2).flatten(2)
+
+
+def _can_fold(x: Tensor, norm: Layer, q: Layer, sr: nn.Conv2d, proj: Layer) -> bool:
+    return (
+        runs_eagerly_on_cpu(x)
+        and not torch.is_autocast_enabled("cpu")
+        and is_plain((norm, q, sr, proj))
+        and x.dtype is norm.weight.dtype
+        and x.dtype in (torch.float32, torch.float64)  # others round the constant
+        and not any(sr.padding)
+        and None not in (norm.bias, q.bias, sr.bias)
+    )
+
+
+def _single_head(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    q: nn.Linear,
+    sr: nn.Conv2d,
+    sr_norm: Layer,
+    kv: Callable[[Tensor], tuple[Tensor, Tensor]],
+    proj: nn.Linear,
+) -> Tensor:
+    """`proj(attention(q(n), kv(sr_norm(sr(n)))))` with n = norm(x) and one head; see the module."""
+    ones = torch.ones_like(norm.weight)
+    # n = (shifted - 1) * weight + bias
+    shifted = F.layer_norm(x, ones.shape, ones, ones, norm.eps)
+    sr_bias = sr.bias + sr.weight.sum((2, 3)) @ (norm.bias - norm.weight)
+    sr_weight = sr.weight * norm.weight[:, None, None]
+    reduced = F.conv2d(shifted.permute(0, 3, 1, 2), sr_weight, sr_bias, sr.stride, 0, sr.dilation)
+    k, v = (t.flatten(1, 2) for t in kv(sr_norm(reduced.permute(0, 2, 3, 1))))  # (B, h * w, C) each
+    of_normed = k @ q.weight
+    constant = of_normed @ norm.bias + k @ q.bias  # (B, h * w)
+    k = of_normed * norm.weight
+    k = k + (constant / len(ones) - k.mean(2))[..., None]
+    v = F.linear(v, proj.weight, proj.bias)  # the weights of the values sum to 1
+    # (B, 1, H * W, C)
+    out = F.scaled_dot_product_attention(shifted.flatten(1, 2)[:, None], k[:, None], v[:, None])
+    return out.view(x.shape)
