@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from vitseg_zoo.encoders.mix_ops import HAS_BF16
 
@@ -149,9 +149,17 @@ def _bench_size(name: str, peer: nn.Module, ours: nn.Module, size: int, rounds: 
         _row(name, f"SMP, logits, bf16 autocast, {size}", *pair, limit)
 
 
+# PyTorch counts the operations of attention on a GPU only.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q, k, v
+    )
+}
+
+
 def _limit(function: Callable[[], torch.Tensor], image: torch.Tensor) -> float:
     """The limit of this machine in seconds; see the module."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         output = function()
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
     if torch.is_autocast_enabled("cpu"):

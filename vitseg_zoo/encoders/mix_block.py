@@ -14,7 +14,7 @@ from timm.layers import DropPath, LayerNorm
 from timm.models import checkpoint
 from torch import nn
 
-from vitseg_zoo.encoders.mix_attention import attention, mix_attention
+from vitseg_zoo.encoders.mix_attention import attention, mix_attention, reduce
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
 from vitseg_zoo.encoders.mix_ops import PointwiseLinear, add_branch, conv_nhwc, image_scale, is_plain
 
@@ -77,7 +77,7 @@ class EfficientAttention(nn.Module):
         missing = self.missing(x)
         if any(missing):
             x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0]))
-        return self.norm(conv_nhwc(self.sr, x))
+        return self.norm(reduce(x, self.sr))
 
     def missing(self, x: torch.Tensor) -> list[int]:
         """The rows and columns that a map (B, H, W, C) lacks for one window of the reduction."""
@@ -157,7 +157,7 @@ class Block(nn.Module):
 
 
 def _is_closed(module: nn.Module, known: type[nn.Module], x: torch.Tensor) -> bool:
-    """Whether layers must not be taken out of a module: another class's, or looked on by hooks or `torch.fx`."""
+    """Whether a module has to be called as it is: of another class, with hooks, or seen by `torch.fx`."""
     return type(module) is not known or not is_plain((), around=(module,)) or isinstance(x, torch.fx.Proxy)
 
 

@@ -200,12 +200,13 @@ def _strip_backward(
     if first is None:
         first = pointwise(normed, w1, b1)  # (b, rows + halo, W, hidden)
     second = conv_nhwc(dwconv, first)[:, inner]
-    to_w2.addmm_(of_output.T, F.gelu(second).flatten(0, 2))
     # Rows of the halo belong to other strips: nothing comes back from them.
     of_second = torch.empty_like(first)
     of_second[:, : inner.start] = 0
     of_second[:, inner.stop :] = 0
     of_inner = of_second[:, inner]
+    activated = torch.ops.aten.gelu.out(second, out=of_inner)  # in memory that its gradient has next
+    to_w2.addmm_(of_output.T, activated.flatten(0, 2))
     torch.mm(of_output, w2, out=of_inner.flatten(0, 2))
     torch.ops.aten.gelu_backward.grad_input(of_inner, second, grad_input=of_inner)
     del second
