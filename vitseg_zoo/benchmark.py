@@ -149,10 +149,10 @@ def _bench_size(name: str, peer: nn.Module, ours: nn.Module, size: int, rounds: 
         _row(name, f"SMP, logits, bf16 autocast, {size}", *pair, limit)
 
 
-# PyTorch counts the operations of attention on a GPU only.
+# PyTorch counts the operations of attention on GPUs only.
 _CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
-        q, k, v
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: (
+        sdpa_flop_count(q, k, v)
     )
 }
 
