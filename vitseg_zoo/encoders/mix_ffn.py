@@ -10,7 +10,7 @@ no longer than to write a map of this size to memory and to read it; only where 
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -156,16 +156,42 @@ class _MixFFN(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # Once: gradient checkpointing gives them out a single time.
         x, scale, *saved = ctx.saved_tensors
-        weights, kept = saved[:8], saved[8:]
+        weights, kept = _Weights(*saved[:8]), saved[8:]
         to_x = gradient.clone(memory_format=torch.contiguous_format)
-        totals = [None if t is None else torch.zeros_like(t) for t in weights]
+        to_weights = _Sums()
         for i, (images, start, stop, top, bottom) in enumerate(_strips(x, ctx.dwconv)):
             of_output = gradient[images, start:stop]
             of_output = of_output if scale is None else of_output * scale[images]
             hidden = kept[i] if kept else None
             strip = x[images, top:bottom], start - top, of_output, hidden
-            to_x[images, top:bottom] += _strip_backward(*strip, weights, totals, ctx.dwconv, ctx.eps)
-        return to_x, None, None, None, *totals
+            to_x[images, top:bottom] += _strip_backward(*strip, weights, to_weights, ctx.dwconv, ctx.eps)
+        return to_x, None, None, None, *(to_weights.get(name) for name in _Weights._fields)
+
+
+class _Weights(NamedTuple):
+    """The weights of `_MixFFN`, in the order of its arguments."""
+
+    norm: Tensor | None
+    norm_bias: Tensor | None
+    fc1: Tensor
+    fc1_bias: Tensor | None
+    conv: Tensor
+    conv_bias: Tensor | None
+    fc2: Tensor
+    fc2_bias: Tensor | None
+
+
+class _Sums(dict[str, Tensor]):
+    """Gradients by the name of the weight, added up strip by strip."""
+
+    def add(self, name: str, share: Tensor | None) -> None:
+        """Adds a strip's share, if there is one, whose memory may be taken."""
+        if share is not None:
+            self[name] = self[name].add_(share) if name in self else share
+
+    def add_product(self, name: str, left: Tensor, right: Tensor) -> None:
+        """Adds the product of two matrices."""
+        self[name] = self[name].addmm_(left, right) if name in self else left @ right
 
 
 def _strip_backward(
@@ -173,12 +199,12 @@ def _strip_backward(
     halo: int,
     of_output: Tensor,
     first: Tensor | None,
-    weights: list[Tensor | None],
-    totals: list[Tensor | None],
+    weights: _Weights,
+    to_weights: _Sums,
     dwconv: nn.Conv2d,
     eps: float,
 ) -> Tensor:
-    """The gradient of a strip's branch: that of its rows is returned, those of the weights go to `totals`.
+    """The gradient of a strip's branch: that of its rows is returned, those of weights go to `to_weights`.
 
     A function of its own, so that a strip's maps are free, and their memory still in the cache, for the next.
 
@@ -187,18 +213,17 @@ def _strip_backward(
         halo: How many of them are above those of the output.
         of_output: Gradient of the output.
         first: The hidden map before the convolution, if it was kept.
-        weights: Those of norm, first linear layer, convolution and second linear layer, with biases.
-        totals: Their gradients.
+        weights: The weights.
+        to_weights: Their gradients.
         dwconv: The convolution.
         eps: Of the norm.
     """
-    norm_weight, norm_bias, w1, b1, _, _, w2, _ = weights
-    _, _, to_w1, _, _, _, to_w2, _ = totals
+    norm = weights.norm, weights.norm_bias
     inner = slice(halo, halo + of_output.shape[1])
     of_output = of_output.flatten(0, 2)
-    normed, mean, inverse_std = torch.native_layer_norm(x, x.shape[3:], norm_weight, norm_bias, eps)
+    normed, mean, inverse_std = torch.native_layer_norm(x, x.shape[3:], *norm, eps)
     if first is None:
-        first = pointwise(normed, w1, b1)  # (b, rows + halo, W, hidden)
+        first = pointwise(normed, weights.fc1, weights.fc1_bias)  # (b, rows + halo, W, hidden)
     second = conv_nhwc(dwconv, first)[:, inner]
     # Rows of the halo belong to other strips: nothing comes back from them.
     of_second = torch.empty_like(first)
@@ -206,28 +231,24 @@ def _strip_backward(
     of_second[:, inner.stop :] = 0
     of_inner = of_second[:, inner]
     activated = torch.ops.aten.gelu.out(second, out=of_inner)  # in memory that its gradient has next
-    to_w2.addmm_(of_output.T, activated.flatten(0, 2))
-    torch.mm(of_output, w2, out=of_inner.flatten(0, 2))
+    to_weights.add_product("fc2", of_output.T, activated.flatten(0, 2))
+    torch.mm(of_output, weights.fc2, out=of_inner.flatten(0, 2))
     torch.ops.aten.gelu_backward.grad_input(of_inner, second, grad_input=of_inner)
     del second
-    of_first, *of_conv = _depthwise_backward(of_second, first, dwconv)
+    of_first, of_conv, of_conv_bias = _depthwise_backward(of_second, first, dwconv)
     of_first = of_first.flatten(0, 2)
-    to_w1.addmm_(of_first.T, normed.flatten(0, 2))
-    of_x, *of_norm = torch.ops.aten.native_layer_norm_backward(
-        (of_first @ w1).view(x.shape),
-        x,
-        x.shape[3:],
-        mean,
-        inverse_std,
-        norm_weight,
-        norm_bias,
-        [True, norm_weight is not None, norm_bias is not None],
+    to_weights.add_product("fc1", of_first.T, normed.flatten(0, 2))
+    of_normed = (of_first @ weights.fc1).view(x.shape)
+    wanted = [True, *(weight is not None for weight in norm)]
+    of_x, of_norm, of_norm_bias = torch.ops.aten.native_layer_norm_backward(
+        of_normed, x, x.shape[3:], mean, inverse_std, *norm, wanted
     )
-    # In the order of the weights; those of the linear layers' are there already.
-    of_strip = (*of_norm, None, of_first.sum(0), *of_conv, None, of_output.sum(0))
-    for total, share in zip(totals, of_strip, strict=True):
-        if total is not None and share is not None:
-            total += share
+    to_weights.add("norm", of_norm)
+    to_weights.add("norm_bias", of_norm_bias)
+    to_weights.add("fc1_bias", None if weights.fc1_bias is None else of_first.sum(0))
+    to_weights.add("conv", of_conv)
+    to_weights.add("conv_bias", of_conv_bias)
+    to_weights.add("fc2_bias", None if weights.fc2_bias is None else of_output.sum(0))
     return of_x
 
 
