@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitseg_zoo.encoders.mix_block import MixFFN
-from vitseg_zoo.encoders.mix_ops import PointwiseLinear
+from vitseg_zoo.encoders.mix_ops import PointwiseLinear, with_drop_path
 
 
 def pair(channels: int = 24, bias: bool = True) -> tuple[PointwiseLinear, nn.Linear]:
@@ -100,3 +100,25 @@ def test_hooks_on_the_activation_are_called() -> None:
     with torch.no_grad():
         module(torch.randn(1, 4, 4, 8))
     assert calls
+
+
+@pytest.mark.parametrize(("kept", "computed"), [([1, 0, 1, 0], 2), ([1, 1, 1, 1], 4), ([0, 0, 0, 0], 4)])
+def test_stochastic_depth_leaves_out_the_images_that_it_drops(kept: list[int], computed: int) -> None:
+    scale = 2.0 * torch.tensor(kept, dtype=torch.float64).view(4, 1, 1, 1)
+    x = torch.randn(4, 3, 5, 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, dtype=torch.float64, requires_grad=True)
+    sizes = []
+
+    def half(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return x + scale * (x * weight).exp()
+
+    def whole_images_dropped(x: torch.Tensor) -> torch.Tensor:
+        return x * scale
+
+    actual = with_drop_path(x, whole_images_dropped, half)
+    assert sizes == [computed]
+    expected = half(x, scale)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    gradients = [torch.autograd.grad(output.square().sum(), [x, weight]) for output in (actual, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)

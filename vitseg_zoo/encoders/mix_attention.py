@@ -22,9 +22,9 @@ from vitseg_zoo.encoders.mix_ops import (
     Layer,
     add_branch,
     conv_nhwc,
-    image_scale,
     is_plain,
     runs_eagerly_on_cpu,
+    with_drop_path,
 )
 
 
@@ -59,13 +59,17 @@ def mix_attention(
     Returns:
         (B, H, W, C).
     """
-    if num_heads == 1 and sr is not None and not dropout_p and _can_fold(x, norm, q, sr, proj):
-        branch = _single_head(x, norm, q, sr, sr_norm, kv, proj)
-    else:
-        normed = norm(x)
-        k, v = kv(normed if sr is None else sr_norm(reduce(normed, sr)))
-        branch = proj(attention(q(normed), k, v, num_heads, dropout_p).view(x.shape))
-    return add_branch(x, drop(branch), image_scale(x, drop_path))
+
+    def half(x: Tensor, scale: Tensor | None) -> Tensor:
+        if num_heads == 1 and sr is not None and not dropout_p and _can_fold(x, norm, q, sr, proj):
+            branch = _single_head(x, norm, q, sr, sr_norm, kv, proj)
+        else:
+            normed = norm(x)
+            k, v = kv(normed if sr is None else sr_norm(reduce(normed, sr)))
+            branch = proj(attention(q(normed), k, v, num_heads, dropout_p).view(x.shape))
+        return add_branch(x, drop(branch), scale)
+
+    return with_drop_path(x, drop_path, half)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, dropout_p: float = 0.0) -> Tensor:
@@ -155,15 +159,14 @@ class _Tiles(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         height, width = weight.shape[2:]
-        of_output = gradient.flatten(0, 2)  # (B * h * w, C)
+        of_output = gradient.flatten(0, 2)  # (B * h * w, C_out)
         covered = height * gradient.shape[1], width * gradient.shape[2]
-        columns = slice(covered[1])
         to_x = torch.empty_like(x) if covered == x.shape[1:3] else torch.zeros_like(x)
-        to_weight = torch.empty_like(weight)
+        by_row = weight.permute(2, 0, 3, 1).flatten(2)  # (height, C_out, width * C)
+        to_by_row = torch.empty_like(by_row)
         for i in range(height):
-            rows = slice(i, covered[0], height)
-            parts = x[:, rows, columns].reshape(len(of_output), -1)  # (B * h * w, width * C)
-            to_weight[:, :, i] = (of_output.T @ parts).unflatten(1, (width, -1)).transpose(1, 2)
-            of_parts = of_output @ weight[:, :, i].transpose(1, 2).flatten(1)
-            to_x[:, rows, columns] = of_parts.view(len(x), -1, covered[1], x.shape[3])
+            rows, columns = slice(i, covered[0], height), slice(covered[1])
+            torch.mm(of_output.T, x[:, rows, columns].reshape(len(of_output), -1), out=to_by_row[i])
+            to_x[:, rows, columns] = (of_output @ by_row[i]).view(len(x), -1, covered[1], x.shape[3])
+        to_weight = to_by_row.unflatten(2, (width, -1)).permute(1, 3, 0, 2)
         return to_x, to_weight, of_output.sum(0) if ctx.has_bias else None

@@ -21,11 +21,11 @@ from vitseg_zoo.encoders.mix_ops import (
     Layer,
     add_branch,
     conv_nhwc,
-    image_scale,
     is_plain,
     onednn_dtype,
     pointwise,
     runs_eagerly_on_cpu,
+    with_drop_path,
 )
 
 # Elements of a strip of the hidden map. 4 MB in fp32 stay in the cache, and the allocator uses their memory
@@ -60,8 +60,23 @@ def mix_ffn(
     Returns:
         (B, H, W, C).
     """
+    layers = norm, fc1, dwconv, act, drop, fc2
+    return with_drop_path(x, drop_path, lambda x, scale: _mix_ffn(x, scale, *layers))
+
+
+def _mix_ffn(
+    x: Tensor,
+    scale: Tensor | None,
+    norm: Layer,
+    fc1: Layer,
+    dwconv: nn.Conv2d,
+    act: Layer,
+    drop: Layer,
+    fc2: Layer,
+) -> Tensor:
+    """`mix_ffn` with the `image_scale` of its branch."""
     if runs_eagerly_on_cpu(x) and not torch.is_grad_enabled():
-        scale, output = image_scale(x, drop_path), None
+        output = None
         for images, start, stop, top, bottom in _strips(x, dwconv):
             hidden = _activated(dwconv, act, fc1(norm(x[images, top:bottom])))[:, start - top : stop - top]
             strip_scale = None if scale is None else scale[images]
@@ -71,14 +86,14 @@ def mix_ffn(
             if output is None:
                 output = strip.new_empty(x.shape)
             output[images, start:stop] = strip
+            del hidden  # before the next strip asks for memory, which is still in the cache
         return output
     if runs_eagerly_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
         drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
         if _is_gelu(act) and not drops and is_plain((norm, fc1, dwconv, fc2), around=(act,)):
             weights = [tensor for layer in (norm, fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
-            return _MixFFN.apply(x, norm.eps, dwconv, image_scale(x, drop_path), *weights)
-    branch = drop(fc2(drop(act(conv_nhwc(dwconv, fc1(norm(x)))))))
-    return add_branch(x, branch, image_scale(x, drop_path))
+            return _MixFFN.apply(x, norm.eps, dwconv, scale, *weights)
+    return add_branch(x, drop(fc2(drop(act(conv_nhwc(dwconv, fc1(norm(x))))))), scale)
 
 
 _GELU = nn.GELU()
@@ -148,6 +163,7 @@ class _MixFFN(torch.autograd.Function):
             strip_scale = None if scale is None else scale[images]
             shortcut, strip = x[images, start:stop], output[images, start:stop]
             add_branch(shortcut, pointwise(hidden, w2, b2), strip_scale, out=strip)
+            del normed, hidden  # as above
         ctx.save_for_backward(x, scale, *weights, *kept)
         return output
 

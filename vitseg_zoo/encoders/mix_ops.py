@@ -103,6 +103,29 @@ def conv_nhwc(conv: Layer, x: torch.Tensor) -> torch.Tensor:
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+def with_drop_path(
+    x: torch.Tensor, drop_path: Layer, half: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+) -> torch.Tensor:
+    """Half of a block; on a CPU not computed for the images whose branch stochastic depth drops.
+
+    Args:
+        x: A map (B, H, W, C).
+        drop_path: Dropout of whole images, or the identity.
+        half: Makes the output of a map and its `image_scale`.
+
+    Returns:
+        (B, H, W, C).
+    """
+    scale = image_scale(x, drop_path)
+    if scale is None or not runs_eagerly_on_cpu(x):
+        return half(x, scale)
+    kept = scale.flatten().nonzero().flatten()
+    if len(kept) in (0, len(x)):  # where none is kept, weights have gradients still: zeros
+        return half(x, scale)
+    output = half(x[kept], scale[kept])
+    return x.to(output.dtype).index_copy(0, kept, output)
+
+
 def image_scale(x: torch.Tensor, drop_path: Layer) -> torch.Tensor | None:
     """What stochastic depth multiplies each image's branch by, (B, 1, 1, 1); None where it drops nothing."""
     drops = getattr(drop_path, "training", True) and not isinstance(drop_path, nn.Identity)
