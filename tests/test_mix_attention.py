@@ -121,9 +121,14 @@ def test_hooks_on_layers_are_called(name: str) -> None:
     assert calls == [name, name]
 
 
-def test_layers_without_bias() -> None:
+@pytest.mark.parametrize(
+    "names", [["attn.q.bias"], ["attn.sr.bias"], ["norm.bias"], ["norm.bias", "norm.weight"]]
+)
+def test_layers_without_some_of_their_weights(names: list[str]) -> None:
     half = Half().double()
-    half.attn.q.register_parameter("bias", None)
+    for name in names:
+        module, _, kind = name.rpartition(".")
+        half.get_submodule(module).register_parameter(kind, None)
     x = torch.randn(1, 8, 8, 8, dtype=torch.float64, requires_grad=True)
     actual, expected = outputs_and_gradients(half, x)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)

@@ -1,13 +1,13 @@
 """Efficient attention, the first part of MiT's blocks, and its form for a single head on CPUs.
 
 Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
-https://arxiv.org/abs/2105.15203, equation 2.
+https://arxiv.org/abs/2105.15203, equations 1 and 2.
 
-A single head, as MiT's first and largest map has, needs no queries: q k = (W n + b) k = n (W' k) + b k, where
-n is the normed map and k are few keys. Nor has its output to be projected, as the few values can be. Two of
-three passes over the map are left out, forwards and backwards. What b k adds to each key is carried by the
-map itself: the channels of a position sum to 0 behind the norm, before its weight and bias, so that a
-constant added to n changes no product with a key that sums to 0, and makes a product of its sum.
+A single head, as MiT's first and largest map has, needs no queries: with the normed map n, q = W n + b and
+few keys k, the products q k are n (W' k) + b k. Nor has its output to be projected, since the few values can
+be. That leaves out two of the map's three products, forwards and backwards. The b k are carried by the map:
+before the norm's weight and bias the channels of a position sum to 0, so that 1 can be added to each of them.
+The product with a key that sums to 0 stays what it was, and a key of equal channels makes its sum.
 """
 
 from collections.abc import Callable
@@ -105,14 +105,15 @@ def _reduce(x: Tensor, weight: Tensor, bias: Tensor | None, sr: nn.Conv2d) -> Te
 
 
 def _can_fold(x: Tensor, norm: Layer, q: Layer, sr: nn.Conv2d, proj: Layer) -> bool:
+    """Whether `_single_head` computes these layers."""
     return (
         runs_eagerly_on_cpu(x)
         and not torch.is_autocast_enabled("cpu")
         and is_plain((norm, q, sr, proj))
+        and all(t is not None for t in (norm.weight, norm.bias, q.bias, sr.bias))
         and x.dtype is norm.weight.dtype
-        and x.dtype in (torch.float32, torch.float64)  # others round the constant
+        and x.dtype in (torch.float32, torch.float64)  # others round what is added
         and sr.padding == (0, 0)
-        and None not in (norm.bias, q.bias, sr.bias)
     )
 
 
