@@ -2,46 +2,28 @@
 
 import pytest
 import torch
-from timm.layers import DropPath
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitseg_zoo.benchmark import _CPU_ATTENTION
-from vitseg_zoo.encoders.mix_attention import mix_attention, reduce
-from vitseg_zoo.encoders.mix_block import Block, EfficientAttention
+from vitseg_zoo.encoders.mix_attention import reduce
+from vitseg_zoo.encoders.mix_block import Block
 
 
-class Half(nn.Module):
+class Half(Block):
     """The first half of a block, whose layers are far from their initial state."""
 
-    def __init__(
-        self, heads: int = 1, ratio: int = 2, drop_path: float = 0.0, attn_drop: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(8)
-        self.attn = EfficientAttention(8, heads, ratio, attn_drop)
-        self.drop_path = DropPath(drop_path)
+    def __init__(self, heads: int = 1, ratio: int = 2, drop_path: float = 0.0, attn_drop: float = 0.0):
+        super().__init__(8, heads, 4, ratio, attn_drop=attn_drop, drop_path=drop_path)
+        del self.norm2, self.mlp, self.drop_path2
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        attn = self.attn
-        return mix_attention(
-            x,
-            self.norm,
-            attn.q,
-            attn.sr,
-            attn.norm,
-            attn.keys_values,
-            attn.proj,
-            attn.proj_drop,
-            self.drop_path,
-            attn.num_heads,
-            attn.attn_drop.p if self.training else 0.0,
-        )
+        return self.attend(x)
 
     def plain(self, x: torch.Tensor) -> torch.Tensor:
-        attn, normed = self.attn, self.norm(x)
+        attn, normed = self.attn, self.norm1(x)
         reduced = attn.norm(attn.sr(normed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         k, v = attn.kv(reduced).chunk(2, dim=-1)
         # (B, heads, positions, channels of a head)
@@ -50,7 +32,7 @@ class Half(nn.Module):
         )
         weights = attn.attn_drop(torch.softmax(q @ k.transpose(2, 3) / q.shape[3] ** 0.5, dim=3))
         out = (weights @ v).transpose(1, 2).flatten(2).view(x.shape)
-        return x + self.drop_path(attn.proj_drop(attn.proj(out)))
+        return x + self.drop_path1(attn.proj_drop(attn.proj(out)))
 
 
 def outputs_and_gradients(half: Half, x: torch.Tensor) -> list[list[torch.Tensor]]:
@@ -99,7 +81,7 @@ def test_one_head_needs_no_queries_and_no_projection_of_the_map() -> None:
 
 def test_equal_positions_and_a_norm_without_weight() -> None:
     half = Half().double()
-    nn.init.zeros_(half.norm.weight)
+    nn.init.zeros_(half.norm1.weight)
     x = torch.ones(1, 4, 4, 8, dtype=torch.float64, requires_grad=True)
     actual, expected = outputs_and_gradients(half, x)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-8)
@@ -122,7 +104,7 @@ def test_hooks_on_layers_are_called(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["attn.q.bias"], ["attn.sr.bias"], ["norm.bias"], ["norm.bias", "norm.weight"]]
+    "names", [["attn.q.bias"], ["attn.sr.bias"], ["norm1.bias"], ["norm1.bias", "norm1.weight"]]
 )
 def test_layers_without_some_of_their_weights(names: list[str]) -> None:
     half = Half().double()

@@ -134,26 +134,29 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        attn, mlp = self.attn, self.mlp
-        if _is_closed(attn, EfficientAttention, x) or attn.sr_ratio == 1 or any(attn.missing(x)):
-            x = add_branch(x, attn(self.norm1(x)), image_scale(x, self.drop_path1))
-        else:
-            x = mix_attention(
-                x,
-                self.norm1,
-                attn.q,
-                attn.sr,
-                attn.norm,
-                attn.keys_values,
-                attn.proj,
-                attn.proj_drop,
-                self.drop_path1,
-                attn.num_heads,
-                attn.attn_drop.p if attn.training else 0.0,
-            )
+        x, mlp = self.attend(x), self.mlp
         if _is_closed(mlp, MixFFN, x):
             return add_branch(x, mlp(self.norm2(x)), image_scale(x, self.drop_path2))
         return mix_ffn(x, self.norm2, mlp.fc1, mlp.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path2)
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        """The first half of the block."""
+        attn = self.attn
+        if _is_closed(attn, EfficientAttention, x) or attn.sr_ratio == 1 or any(attn.missing(x)):
+            return add_branch(x, attn(self.norm1(x)), image_scale(x, self.drop_path1))
+        return mix_attention(
+            x,
+            self.norm1,
+            attn.q,
+            attn.sr,
+            attn.norm,
+            attn.keys_values,
+            attn.proj,
+            attn.proj_drop,
+            self.drop_path1,
+            attn.num_heads,
+            attn.attn_drop.p if attn.training else 0.0,
+        )
 
 
 def _is_closed(module: nn.Module, known: type[nn.Module], x: torch.Tensor) -> bool:

@@ -148,21 +148,21 @@ class _MixFFN(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, eps: float, dwconv: nn.Conv2d, scale: Tensor | None, *weights: Tensor | None
+        ctx: Any, x: Tensor, eps: float, dwconv: nn.Conv2d, scale: Tensor | None, *tensors: Tensor | None
     ) -> Tensor:
         ctx.eps, ctx.dwconv = eps, dwconv
-        norm_weight, norm_bias, w1, b1, _, _, w2, b2 = weights
+        weights = _Weights(*tensors)
         output = x.new_empty(x.shape)
         kept = []
         for images, start, stop, top, bottom in _strips(x, dwconv):
-            normed = F.layer_norm(x[images, top:bottom], x.shape[3:], norm_weight, norm_bias, eps)
-            hidden = pointwise(normed, w1, b1)
+            normed = F.layer_norm(x[images, top:bottom], x.shape[3:], weights.norm, weights.norm_bias, eps)
+            hidden = pointwise(normed, weights.fc1, weights.fc1_bias)
             if x.shape[3] >= _KEPT_FROM:
                 kept.append(hidden)
             hidden = _activated(dwconv, _GELU, hidden)[:, start - top : stop - top]
             strip_scale = None if scale is None else scale[images]
             shortcut, strip = x[images, start:stop], output[images, start:stop]
-            add_branch(shortcut, pointwise(hidden, w2, b2), strip_scale, out=strip)
+            add_branch(shortcut, pointwise(hidden, weights.fc2, weights.fc2_bias), strip_scale, out=strip)
             del normed, hidden  # as above
         ctx.save_for_backward(x, scale, *weights, *kept)
         return output
