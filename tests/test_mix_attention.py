@@ -6,7 +6,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitseg_zoo.benchmark import _CPU_ATTENTION
-from vitseg_zoo.encoders.mix_attention import reduce
 from vitseg_zoo.encoders.mix_block import Block
 
 
@@ -136,18 +135,6 @@ def test_operations_are_counted_as_without_the_fast_form() -> None:
             function(x)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1]
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("options", [{}, {"stride": 5}, {"padding": 1}, {"dilation": 2}])
-def test_reduction_of_any_convolution(bias: bool, options: dict) -> None:
-    conv = nn.Conv2d(4, 6, (3, 2), **{"stride": (3, 2), **options}, bias=bias).double()
-    x = torch.randn(2, 11, 9, 4, dtype=torch.float64, requires_grad=True)
-    results = []
-    for output in (reduce(x, conv), conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)):
-        weight = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).view(output.shape)
-        results.append([output, *torch.autograd.grad((output * weight).sum(), [x, *conv.parameters()])])
-    torch.testing.assert_close(*results, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (3, 16)])  # the second is lower than a window

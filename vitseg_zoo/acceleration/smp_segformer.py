@@ -14,6 +14,7 @@ from torch import nn
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.head_rows import HeadRows
 from vitseg_zoo.encoders.mix_attention import mix_attention
+from vitseg_zoo.encoders.mix_conv import dense_conv
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
 from vitseg_zoo.encoders.mix_ops import Layer, is_plain
 
@@ -63,7 +64,7 @@ class FastOverlapPatchEmbed(smp_mit.OverlapPatchEmbed):
     """The patch embedding of SMP's MiT, (B, C, H, W) to (B, D, H / stride, W / stride)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.proj(x))
+        return self.norm(dense_conv(self.proj, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 class FastMixVisionTransformerEncoder(smp_mit.MixVisionTransformerEncoder):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vitseg_zoo.decoders import output_memory
-from vitseg_zoo.decoders.bilinear import resample, resampling_matrix
+from vitseg_zoo.decoders.bilinear import add_doubled, gradient_of_doubled, resample, resampling_matrix
 from vitseg_zoo.encoders.mix_ops import Layer, pointwise, pointwise_backward
 
 # Elements of a strip, 4 MB in fp32: it stays in the cache, and the allocator uses its memory again.
@@ -86,7 +86,10 @@ class HeadRows:
             with torch.autocast(x.device.type, enabled=False):
                 part = vertical[first:last, top:bottom] @ x[images, top:bottom].flatten(2)  # (b, rows, w * E)
             part = part.view(len(flat), -1, x.shape[3])
-            flat.baddbmm_(horizontal.expand(len(flat), -1, -1), part)
+            if _doubles(horizontal):
+                add_doubled(flat, part)
+            else:
+                flat.baddbmm_(horizontal.expand(len(flat), -1, -1), part)
         return rows
 
     def add_gradients(self, strip: tuple[slice, int, int], gradient: Tensor, into: "HeadRows") -> None:
@@ -98,9 +101,9 @@ class HeadRows:
             to_weight += of_weight
         for (vertical, horizontal, x), (_, _, to_x) in zip(self.coarser, into.coarser, strict=True):
             top, bottom = self._between(x, first, last)
-            part = (horizontal.T @ gradient).flatten(2)  # (b, rows, w * E)
+            part = gradient_of_doubled(gradient) if _doubles(horizontal) else horizontal.T @ gradient
             to_rows = vertical[first:last, top:bottom].T.expand(len(part), -1, -1)
-            to_x[images, top:bottom].flatten(2).baddbmm_(to_rows, part)
+            to_x[images, top:bottom].flatten(2).baddbmm_(to_rows, part.flatten(2))  # (b, rows, w * E)
 
     def strips(self) -> Iterator[tuple[slice, int, int]]:
         """Parts that stay in the cache: images, first and last row (exclusive)."""
@@ -130,6 +133,11 @@ class HeadRows:
         """The rows of a coarser level that rows of the output are interpolated from."""
         height = x.shape[1]
         return max(first * height // self.height - 1, 0), min(-(-last * height // self.height) + 1, height)
+
+
+def _doubles(horizontal: Tensor) -> bool:
+    """Whether columns become twice as many, which is faster without a product."""
+    return horizontal.shape[0] == 2 * horizontal.shape[1]
 
 
 def classified_head(rows: HeadRows, norm: nn.BatchNorm2d, classifier: nn.Conv2d) -> Tensor:

@@ -11,17 +11,15 @@ The product with a key that sums to 0 stays what it was, and a key of equal chan
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from vitseg_zoo.encoders.mix_conv import dense_conv, dense_conv_with
 from vitseg_zoo.encoders.mix_ops import (
     Layer,
     add_branch,
-    conv_nhwc,
     is_plain,
     runs_eagerly_on_cpu,
     with_drop_path,
@@ -65,7 +63,7 @@ def mix_attention(
             branch = _single_head(x, norm, q, sr, sr_norm, kv, proj)
         else:
             normed = norm(x)
-            k, v = kv(normed if sr is None else sr_norm(reduce(normed, sr)))
+            k, v = kv(normed if sr is None else sr_norm(dense_conv(sr, normed)))
             branch = proj(attention(q(normed), k, v, num_heads, dropout_p).view(x.shape))
         return add_branch(x, drop(branch), scale)
 
@@ -88,20 +86,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, dropout_p: float 
     # (B, H, W, C) -> (B, heads, H * W, C / heads)
     q, k, v = (t.flatten(1, 2).unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p).transpose(1, 2).flatten(2)
-
-
-def reduce(x: Tensor, sr: nn.Conv2d) -> Tensor:
-    """The convolution to the positions of keys and values: a map (B, H, W, C) to (B, h, w, C)."""
-    return _reduce(x, sr.weight, sr.bias, sr) if is_plain((sr,)) else conv_nhwc(sr, x)
-
-
-def _reduce(x: Tensor, weight: Tensor, bias: Tensor | None, sr: nn.Conv2d) -> Tensor:
-    """`reduce` with other weights than those of `sr`."""
-    tiles = sr.stride == sr.kernel_size and sr.padding == (0, 0) and sr.dilation == (1, 1) and sr.groups == 1
-    if tiles and torch.is_grad_enabled() and runs_eagerly_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
-        return _Tiles.apply(x, weight, bias)
-    x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, sr.stride, sr.padding, sr.dilation, sr.groups)
-    return x.permute(0, 2, 3, 1)
 
 
 def _can_fold(x: Tensor, norm: Layer, q: Layer, sr: nn.Conv2d, proj: Layer) -> bool:
@@ -132,7 +116,8 @@ def _single_head(
     shifted = F.layer_norm(x, ones.shape, ones, ones, norm.eps)
     sr_bias = sr.bias + sr.weight.sum((2, 3)) @ (norm.bias - norm.weight)
     sr_weight = sr.weight * norm.weight[:, None, None]
-    k, v = (t.flatten(1, 2) for t in kv(sr_norm(_reduce(shifted, sr_weight, sr_bias, sr))))  # (B, h * w, C)
+    reduced = sr_norm(dense_conv_with(sr_weight, sr_bias, sr, shifted))
+    k, v = (t.flatten(1, 2) for t in kv(reduced))  # (B, h * w, C)
     of_normed = k @ q.weight
     constant = of_normed @ norm.bias + k @ q.bias  # (B, h * w)
     k = of_normed * norm.weight
@@ -141,33 +126,3 @@ def _single_head(
     # (B, 1, H * W, C)
     out = F.scaled_dot_product_attention(shifted.flatten(1, 2)[:, None], k[:, None], v[:, None])
     return out.view(x.shape)
-
-
-class _Tiles(torch.autograd.Function):
-    """A convolution whose windows lie side by side, with matrix products as gradients.
-
-    They go through the windows row by row, so that no window has to be gathered.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        return F.conv2d(x.permute(0, 3, 1, 2), weight, bias, weight.shape[2:]).permute(0, 2, 3, 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        height, width = weight.shape[2:]
-        of_output = gradient.flatten(0, 2)  # (B * h * w, C_out)
-        covered = height * gradient.shape[1], width * gradient.shape[2]
-        to_x = torch.empty_like(x) if covered == x.shape[1:3] else torch.zeros_like(x)
-        by_row = weight.permute(2, 0, 3, 1).flatten(2)  # (height, C_out, width * C)
-        to_by_row = torch.empty_like(by_row)
-        for i in range(height):
-            rows, columns = slice(i, covered[0], height), slice(covered[1])
-            torch.mm(of_output.T, x[:, rows, columns].reshape(len(of_output), -1), out=to_by_row[i])
-            to_x[:, rows, columns] = (of_output @ by_row[i]).view(len(x), -1, covered[1], x.shape[3])
-        to_weight = to_by_row.unflatten(2, (width, -1)).permute(1, 3, 0, 2)
-        return to_x, to_weight, of_output.sum(0) if ctx.has_bias else None

@@ -14,7 +14,8 @@ from timm.layers import DropPath, LayerNorm
 from timm.models import checkpoint
 from torch import nn
 
-from vitseg_zoo.encoders.mix_attention import attention, mix_attention, reduce
+from vitseg_zoo.encoders.mix_attention import attention, mix_attention
+from vitseg_zoo.encoders.mix_conv import dense_conv
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
 from vitseg_zoo.encoders.mix_ops import PointwiseLinear, add_branch, conv_nhwc, image_scale, is_plain
 
@@ -77,7 +78,7 @@ class EfficientAttention(nn.Module):
         missing = self.missing(x)
         if any(missing):
             x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0]))
-        return self.norm(reduce(x, self.sr))
+        return self.norm(dense_conv(self.sr, x))
 
     def missing(self, x: torch.Tensor) -> list[int]:
         """The rows and columns that a map (B, H, W, C) lacks for one window of the reduction."""
@@ -173,7 +174,7 @@ class OverlapPatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.proj(x).permute(0, 2, 3, 1)  # (B, h, w, D)
+        x = dense_conv(self.proj, x.permute(0, 2, 3, 1))  # (B, h, w, D)
         return self.norm(x).permute(0, 3, 1, 2)
 
 

@@ -173,14 +173,19 @@ class _MixFFN(torch.autograd.Function):
         # Once: gradient checkpointing gives them out a single time.
         x, scale, *saved = ctx.saved_tensors
         weights, kept = _Weights(*saved[:8]), saved[8:]
-        to_x = gradient.clone(memory_format=torch.contiguous_format)
+        to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         to_weights = _Sums()
         for i, (images, start, stop, top, bottom) in enumerate(_strips(x, ctx.dwconv)):
             of_output = gradient[images, start:stop]
             of_output = of_output if scale is None else of_output * scale[images]
             hidden = kept[i] if kept else None
             strip = x[images, top:bottom], start - top, of_output, hidden
-            to_x[images, top:bottom] += _strip_backward(*strip, weights, to_weights, ctx.dwconv, ctx.eps)
+            of_x = _strip_backward(*strip, weights, to_weights, ctx.dwconv, ctx.eps)
+            shared = 2 * (start - top)  # rows with the strip above
+            to_x[images, top : top + shared] += of_x[:, :shared]
+            rows = slice(top + shared, bottom)
+            torch.add(gradient[images, rows], of_x[:, shared:], out=to_x[images, rows])
+            del of_x  # as above
         return to_x, None, None, None, *(to_weights.get(name) for name in _Weights._fields)
 
 
