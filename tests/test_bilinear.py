@@ -2,16 +2,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vitseg_zoo.decoders.bilinear import BilinearUpsample, resample
+from vitseg_zoo.decoders.bilinear import BilinearUpsample, add_doubled, gradient_of_doubled, resample
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("size", [(12, 21), (11, 30), (3, 5), (1, 1)])
+@pytest.mark.parametrize(
+    "input_size", [(4, 7), (40, 35)]
+)  # the second takes more than one band of the matrix
+@pytest.mark.parametrize("size", [(12, 21), (11, 30), (3, 5), (1, 1), (160, 140)])
 def test_gradient_is_that_of_interpolate(
-    size: tuple[int, int], align_corners: bool, memory_format: torch.memory_format
+    input_size: tuple[int, int],
+    size: tuple[int, int],
+    align_corners: bool,
+    memory_format: torch.memory_format,
 ) -> None:
-    x = torch.randn(2, 3, 4, 7, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
+    x = torch.randn(2, 3, *input_size, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
     weights = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=memory_format)
     expected = F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
     (gradient,) = torch.autograd.grad((expected * weights).sum(), x)
@@ -32,3 +38,16 @@ def test_gradient_under_autocast_keeps_its_precision() -> None:
 def test_upsampling_has_a_second_derivative() -> None:
     x = torch.randn(1, 1, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(BilinearUpsample(2, align_corners=True), x)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 9])
+def test_doubled_columns_and_their_gradient_are_those_of_interpolate(columns: int) -> None:
+    x = torch.randn(3, columns, 5, dtype=torch.float64, requires_grad=True)
+    # (3, columns, 5) to (3, 5, 1, columns) and back
+    resampled = F.interpolate(x.mT[:, :, None], size=(1, 2 * columns), mode="bilinear")[:, :, 0].mT
+    output = torch.ones_like(resampled)
+    add_doubled(output, x.detach())
+    torch.testing.assert_close(output, 1 + resampled.detach(), rtol=0, atol=1e-12)
+    gradient = torch.randn_like(resampled)
+    (expected,) = torch.autograd.grad(resampled, x, gradient)
+    torch.testing.assert_close(gradient_of_doubled(gradient), expected, rtol=0, atol=1e-12)

@@ -218,7 +218,7 @@ class _ClassifiedHead(torch.autograd.Function):
         buffers = [torch.empty_like(_rows_of(total, next(rows.strips()))) for _ in range(2)]
         for strip in rows.strips():
             part = _rows_of(total, strip)
-            of_logits = _rows_of(gradient, strip).flatten(0, 2).T
+            of_logits = _rows_of(gradient, strip).flatten(0, 2).T.contiguous()
             mask = torch.addcmul(shift, part, scale, out=_fitting(buffers[0], part)).relu_().sign_()
             signs.addmm_(of_logits, mask.flatten(0, 2))
             sums.addmm_(of_logits, mask.mul_(part).flatten(0, 2))

@@ -60,7 +60,8 @@ def mix_attention(
 
     def half(x: Tensor, scale: Tensor | None) -> Tensor:
         if num_heads == 1 and sr is not None and not dropout_p and _can_fold(x, norm, q, sr, proj):
-            branch = _single_head(x, norm, q, sr, sr_norm, kv, proj)
+            branch = _single_head(x, scale, norm, q, sr, sr_norm, kv, proj)
+            scale = None  # which the few values have
         else:
             normed = norm(x)
             k, v = kv(normed if sr is None else sr_norm(dense_conv(sr, normed)))
@@ -103,6 +104,7 @@ def _can_fold(x: Tensor, norm: Layer, q: Layer, sr: nn.Conv2d, proj: Layer) -> b
 
 def _single_head(
     x: Tensor,
+    scale: Tensor | None,
     norm: nn.LayerNorm,
     q: nn.Linear,
     sr: nn.Conv2d,
@@ -110,7 +112,7 @@ def _single_head(
     kv: Callable[[Tensor], tuple[Tensor, Tensor]],
     proj: nn.Linear,
 ) -> Tensor:
-    """`proj(attention(q(n), kv(sr_norm(sr(n)))))` with n = norm(x) and one head; see the module."""
+    """`scale * proj(attention(q(n), kv(sr_norm(sr(n)))))` with n = norm(x) and one head; see the module."""
     ones = torch.ones_like(norm.weight)
     # n = (shifted - 1) * weight + bias
     shifted = F.layer_norm(x, ones.shape, ones, ones, norm.eps)
@@ -123,6 +125,8 @@ def _single_head(
     k = of_normed * norm.weight
     k = k + (constant / len(ones) - k.mean(2))[..., None]
     v = F.linear(v, proj.weight, proj.bias)  # the weights of the values sum to 1
+    if scale is not None:
+        v = v * scale.flatten(2)  # (B, 1, 1)
     # (B, 1, H * W, C)
     out = F.scaled_dot_product_attention(shifted.flatten(1, 2)[:, None], k[:, None], v[:, None])
     return out.view(x.shape)
