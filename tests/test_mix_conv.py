@@ -27,12 +27,16 @@ def assert_equal(conv: nn.Conv2d, size: tuple[int, int], expected_form: str) -> 
     [{"stride": (3, 2)}, {"stride": 5}, {"stride": (1, 2), "padding": 1}, {"stride": 2, "padding": (2, 1)}],
 )
 def test_products(bias: bool, size: tuple[int, int], options: dict) -> None:
-    assert_equal(nn.Conv2d(32, 6, (3, 2), **options, bias=bias).double(), size, "products")
+    assert_equal(nn.Conv2d(64, 6, (3, 2), **options, bias=bias).double(), size, "products")
 
 
 @pytest.mark.parametrize("kernel, stride, padding", [(3, 2, 1), (8, 8, 0), (4, 4, 0), (2, 2, 0)])
 def test_windows_of_mit(kernel: int, stride: int, padding: int) -> None:
-    assert_equal(nn.Conv2d(32, 64, kernel, stride, padding).double(), (16, 24), "products")
+    assert_equal(nn.Conv2d(64, 64, kernel, stride, padding).double(), (16, 24), "products")
+
+
+def test_weight_that_is_copied_by_position() -> None:
+    assert_equal(nn.Conv2d(192, 256, 3, 2, 1).double(), (5, 6), "products")
 
 
 @pytest.mark.parametrize(
@@ -40,18 +44,18 @@ def test_windows_of_mit(kernel: int, stride: int, padding: int) -> None:
     [{"dilation": 2}, {"groups": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}],
 )
 def test_other_convolutions_take_the_plain_form(options: dict) -> None:
-    assert_equal(nn.Conv2d(32, 6, 3, **options).double(), (9, 9), "plain")
+    assert_equal(nn.Conv2d(64, 6, 3, **options).double(), (9, 9), "plain")
 
 
 def test_few_channels_and_frozen_weights_take_the_plain_form() -> None:
     assert_equal(nn.Conv2d(3, 32, 7, 4, 3).double(), (16, 16), "plain")
-    frozen = nn.Conv2d(32, 8, 2, 2).requires_grad_(False)
-    output = dense_conv(frozen, torch.randn(1, 4, 4, 32, requires_grad=True))
+    frozen = nn.Conv2d(64, 8, 2, 2).requires_grad_(False)
+    output = dense_conv(frozen, torch.randn(1, 4, 4, 64, requires_grad=True))
     assert "DenseConv" not in type(output.grad_fn).__name__
 
 
 def test_first_layer_needs_no_gradient_of_the_input() -> None:
-    conv, x = nn.Conv2d(32, 8, 3, 2, 1).double(), torch.randn(1, 8, 8, 32, dtype=torch.float64)
+    conv, x = nn.Conv2d(64, 8, 3, 2, 1).double(), torch.randn(1, 8, 8, 64, dtype=torch.float64)
     dense_conv(conv, x).square().sum().backward()
     gradient, conv.weight.grad = conv.weight.grad, None
     conv(x.permute(0, 3, 1, 2)).square().sum().backward()
@@ -59,7 +63,7 @@ def test_first_layer_needs_no_gradient_of_the_input() -> None:
 
 
 def test_hooks_are_called() -> None:
-    embed, calls = OverlapPatchEmbed(32, 8, 3, 2), []
+    embed, calls = OverlapPatchEmbed(64, 8, 3, 2), []
     embed.proj.register_forward_hook(lambda *_: calls.append(1))
-    embed(torch.randn(1, 32, 8, 8))
+    embed(torch.randn(1, 64, 8, 8))
     assert calls == [1]

@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 from vitseg_zoo.encoders.mix_ops import conv_nhwc, is_plain, runs_eagerly_on_cpu
 
 # Channels from which on the products are wide enough.
-_PRODUCTS_FROM = 32
+_PRODUCTS_FROM = 64
+# Pairs of channels from which on a weight is copied faster position by position of the window.
+_COPY_BY_POSITION_FROM = 2**15
 
 
 def dense_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
@@ -111,4 +113,11 @@ def _weight_gradient(
     for i, to_row in enumerate(by_row):
         under = x[:, i : i + stride[0] * rows : stride[0]].unfold(2, width, stride[1])
         torch.mm(of_output.T, under.movedim(4, 3).reshape(len(of_output), -1), out=to_row)
-    return by_row.unflatten(2, (width, -1)).permute(1, 3, 0, 2)
+    to_weight = by_row.unflatten(2, (width, -1)).permute(1, 3, 0, 2)
+    if to_weight[..., 0, 0].numel() < _COPY_BY_POSITION_FROM:
+        return to_weight  # PyTorch copies it window by window
+    ordered = to_weight.new_empty(to_weight.shape)
+    for i in range(height):
+        for j in range(width):
+            ordered[..., i, j] = to_weight[..., i, j]
+    return ordered
