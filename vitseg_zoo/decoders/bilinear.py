@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitseg_zoo.decoders import output_memory
 from vitseg_zoo.encoders.mix_ops import runs_eagerly_on_cpu
 
+# Columns of a matrix whose zeros are left out together.
 _BAND_COLUMNS = 16
 
 

@@ -2,7 +2,7 @@
 
 Those are the patch embeddings, whose windows overlap, and the reduction to the positions of keys and values,
 whose windows lie side by side. In training the gradient of their weight is a matrix product for each row of
-the window, twice as fast as oneDNN's own.
+the window, up to twice as fast as oneDNN's own.
 """
 
 from typing import Any
