@@ -7,9 +7,7 @@ from vitseg_zoo.decoders.bilinear import BilinearUpsample, add_doubled, gradient
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize(
-    "input_size", [(4, 7), (40, 35)]
-)  # the second takes more than one band of the matrix
+@pytest.mark.parametrize("input_size", [(4, 7), (40, 35)])  # one band of the matrix, and more
 @pytest.mark.parametrize("size", [(12, 21), (11, 30), (3, 5), (1, 1), (160, 140)])
 def test_gradient_is_that_of_interpolate(
     input_size: tuple[int, int],

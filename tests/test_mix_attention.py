@@ -12,8 +12,10 @@ from vitseg_zoo.encoders.mix_block import Block
 class Half(Block):
     """The first half of a block, whose layers are far from their initial state."""
 
-    def __init__(self, heads: int = 1, ratio: int = 2, drop_path: float = 0.0, attn_drop: float = 0.0):
-        super().__init__(8, heads, 4, ratio, attn_drop=attn_drop, drop_path=drop_path)
+    def __init__(
+        self, heads: int = 1, ratio: int = 2, drop_path: float = 0.0, attn_drop: float = 0.0, dim: int = 8
+    ):
+        super().__init__(dim, heads, 4, ratio, attn_drop=attn_drop, drop_path=drop_path)
         del self.norm2, self.mlp, self.drop_path2
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.5)
@@ -61,6 +63,16 @@ def test_equals_plain_layers(heads: int, ratio: int, size: tuple[int, int], drop
             fast = module(x)
             torch.manual_seed(1)
             torch.testing.assert_close(fast, module.plain(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_channels_from_which_the_reduction_has_products_as_gradients(heads: int) -> None:
+    half = Half(heads, dim=64, drop_path=0.5).double()
+    for parameter in half.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(3, 9, 6, 64, dtype=torch.float64, requires_grad=True)
+    actual, expected = outputs_and_gradients(half, x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
 def test_single_precision() -> None:
