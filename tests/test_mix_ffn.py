@@ -55,20 +55,23 @@ def assert_equal(module: Half, x: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("elements", [1, 16 * 7 * 9, 40 * 7 * 9 * 16, 2**22])  # one row and more, an image
 @pytest.mark.parametrize("dilation", [1, 2])
-@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("keeps", [0, 1, 2])  # maps
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
 def test_equals_plain_layers(
-    elements: int, dilation: int, keeps: bool, drop_path: float, monkeypatch: pytest.MonkeyPatch
+    elements: int, dilation: int, keeps: int, drop_path: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mix_ffn, "_STRIP_ELEMENTS", elements)
+    monkeypatch.setattr(mix_ffn, "_KEPT_STRIP_ELEMENTS", elements)
     monkeypatch.setattr(mix_ffn, "_KEPT_FROM", 8 if keeps else 9)
+    monkeypatch.setattr(mix_ffn, "_BOTH_KEPT_UP_TO", 8 if keeps == 2 else 7)
     module = Half(drop_path=drop_path).double()
     module.mlp.set_dilation(dilation)
     assert_equal(module, torch.randn(3, 40, 7, 8, dtype=torch.float64, requires_grad=True))
 
 
-def test_keeps_the_hidden_map_only_of_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    module, x = Half(8, 64), torch.randn(1, 16, 16, 8, requires_grad=True)
+@pytest.mark.parametrize(("dim", "maps"), [(32, 0), (64, 2), (128, 2), (160, 1), (320, 1)])
+def test_keeps_as_many_hidden_maps_as_channels_warrant(dim: int, maps: int) -> None:
+    module, x = Half(dim, 4 * dim), torch.randn(1, 16, 16, dim, requires_grad=True)
     kept: list[int] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -77,10 +80,7 @@ def test_keeps_the_hidden_map_only_of_many_channels(monkeypatch: pytest.MonkeyPa
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         module(x)
-        assert max(kept) == x.numel()
-        monkeypatch.setattr(mix_ffn, "_KEPT_FROM", 8)
-        module(x)
-        assert max(kept) == 8 * x.numel()
+    assert kept.count(4 * x.numel()) == maps
 
 
 @pytest.mark.parametrize("change", ["dropout", "hook", "no bias", "no norm weights", "frozen", "other norm"])

@@ -5,11 +5,12 @@ https://arxiv.org/abs/2105.15203, equation 3.
 
 Its hidden map has several times the channels of the rest. On a CPU it is made in strips that stay in the
 cache, from the norm before it to the shortcut behind it, which is exact: a strip takes along as many rows
-above and below as the convolution reaches. In training the backward pass makes each strip again, which takes
-no longer than to write a map of this size to memory and to read it; only where channels are many is it kept.
+above and below as the convolution reaches. In training the map is kept as it is before the convolution and
+behind it. What takes little work for its size is made again in the backward pass instead: all of the map where
+channels are few, that behind the convolution where they are many.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,11 @@ from vitseg_zoo.encoders.mix_ops import (
 # again instead of asking the system for fresh pages.
 _STRIP_ELEMENTS = 2**20
 # Channels from which on training keeps the hidden map: an element of it is a sum of so many products.
-_KEPT_FROM = 128
+_KEPT_FROM = 64
+# Channels up to which it also keeps the map behind the convolution, which is little of the work with more.
+_BOTH_KEPT_UP_TO = 128
+# Elements of a strip then. Its memory is fresh anyway, and a longer strip shares fewer rows with others.
+_KEPT_STRIP_ELEMENTS = 2**21
 
 
 def mix_ffn(
@@ -77,7 +82,7 @@ def _mix_ffn(
     """`mix_ffn` with the `image_scale` of its branch."""
     if runs_eagerly_on_cpu(x) and not torch.is_grad_enabled():
         output = None
-        for images, start, stop, top, bottom in _strips(x, dwconv):
+        for images, start, stop, top, bottom in _strips(x, dwconv, _STRIP_ELEMENTS):
             hidden = _activated(dwconv, act, fc1(norm(x[images, top:bottom])))[:, start - top : stop - top]
             strip_scale = None if scale is None else scale[images]
             strip = add_branch(x[images, start:stop], drop(fc2(drop(hidden))), strip_scale)
@@ -122,17 +127,19 @@ def _activated(dwconv: nn.Conv2d, act: Layer, x: Tensor) -> Tensor:
     ).permute(0, 2, 3, 1)
 
 
-def _strips(x: Tensor, dwconv: nn.Conv2d) -> Iterator[tuple[slice, int, int, int, int]]:
-    """Parts of a map whose hidden map stays in the cache.
+def _strips(
+    x: Tensor, dwconv: nn.Conv2d, elements: int
+) -> Iterator[tuple[slice, int, int, int, int]]:
+    """Parts of a map whose hidden map has about `elements`.
 
     Yields:
         Images; first and last row (exclusive); the same with the rows that the convolution reaches.
     """
     batch, height, width = x.shape[:3]
     row = width * dwconv.in_channels
-    images = max(1, _STRIP_ELEMENTS // (height * row))
+    images = max(1, elements // (height * row))
     # Two strips are not worth the rows that both make.
-    rows = height if height * row <= 2 * _STRIP_ELEMENTS else max(16, _STRIP_ELEMENTS // row)
+    rows = height if height * row <= 2 * elements else max(16, elements // row)
     halo = dwconv.padding[0]
     for image in range(0, batch, images):
         for start in range(0, height, rows):
@@ -154,12 +161,19 @@ class _MixFFN(torch.autograd.Function):
         weights = _Weights(*tensors)
         output = x.new_empty(x.shape)
         kept = []
-        for images, start, stop, top, bottom in _strips(x, dwconv):
+        keeps = x.shape[3] >= _KEPT_FROM
+        keeps_both = keeps and x.shape[3] <= _BOTH_KEPT_UP_TO
+        ctx.strips = list(_strips(x, dwconv, _KEPT_STRIP_ELEMENTS if keeps else _STRIP_ELEMENTS))
+        for images, start, stop, top, bottom in ctx.strips:
             normed = F.layer_norm(x[images, top:bottom], x.shape[3:], weights.norm, weights.norm_bias, eps)
             hidden = pointwise(normed, weights.fc1, weights.fc1_bias)
-            if x.shape[3] >= _KEPT_FROM:
+            if keeps:
                 kept.append(hidden)
-            hidden = _activated(dwconv, _GELU, hidden)[:, start - top : stop - top]
+            if keeps_both:
+                kept.append(conv_nhwc(dwconv, hidden)[:, start - top : stop - top])
+                hidden = F.gelu(kept[-1])
+            else:
+                hidden = _activated(dwconv, _GELU, hidden)[:, start - top : stop - top]
             strip_scale = None if scale is None else scale[images]
             shortcut, strip = x[images, start:stop], output[images, start:stop]
             add_branch(shortcut, pointwise(hidden, weights.fc2, weights.fc2_bias), strip_scale, out=strip)
@@ -175,11 +189,11 @@ class _MixFFN(torch.autograd.Function):
         weights, kept = _Weights(*saved[:8]), saved[8:]
         to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
         to_weights = _Sums()
-        for i, (images, start, stop, top, bottom) in enumerate(_strips(x, ctx.dwconv)):
+        maps = len(kept) // len(ctx.strips)
+        for i, (images, start, stop, top, bottom) in enumerate(ctx.strips):
             of_output = gradient[images, start:stop]
             of_output = of_output if scale is None else of_output * scale[images]
-            hidden = kept[i] if kept else None
-            strip = x[images, top:bottom], start - top, of_output, hidden
+            strip = x[images, top:bottom], start - top, of_output, kept[maps * i : maps * (i + 1)]
             of_x = _strip_backward(*strip, weights, to_weights, ctx.dwconv, ctx.eps)
             shared = 2 * (start - top)  # rows with the strip above
             to_x[images, top : top + shared] += of_x[:, :shared]
@@ -219,7 +233,7 @@ def _strip_backward(
     x: Tensor,
     halo: int,
     of_output: Tensor,
-    first: Tensor | None,
+    kept: Sequence[Tensor],
     weights: _Weights,
     to_weights: _Sums,
     dwconv: nn.Conv2d,
@@ -233,7 +247,7 @@ def _strip_backward(
         x: Rows of the input, those that the convolution reaches included.
         halo: How many of them are above those of the output.
         of_output: Gradient of the output.
-        first: The hidden map before the convolution, if it was kept.
+        kept: What was kept of the hidden map: before the convolution, behind it.
         weights: The weights.
         to_weights: Their gradients.
         dwconv: The convolution.
@@ -243,9 +257,9 @@ def _strip_backward(
     inner = slice(halo, halo + of_output.shape[1])
     of_output = of_output.flatten(0, 2)
     normed, mean, inverse_std = torch.native_layer_norm(x, x.shape[3:], *norm, eps)
-    if first is None:
-        first = pointwise(normed, weights.fc1, weights.fc1_bias)  # (b, rows + halo, W, hidden)
-    second = conv_nhwc(dwconv, first)[:, inner]
+    # (b, rows + halo, W, hidden) and (b, rows, W, hidden)
+    first = kept[0] if kept else pointwise(normed, weights.fc1, weights.fc1_bias)
+    second = kept[1] if len(kept) > 1 else conv_nhwc(dwconv, first)[:, inner]
     # Rows of the halo belong to other strips: nothing comes back from them.
     of_second = torch.empty_like(first)
     of_second[:, : inner.start] = 0
