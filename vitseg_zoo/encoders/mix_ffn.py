@@ -127,9 +127,7 @@ def _activated(dwconv: nn.Conv2d, act: Layer, x: Tensor) -> Tensor:
     ).permute(0, 2, 3, 1)
 
 
-def _strips(
-    x: Tensor, dwconv: nn.Conv2d, elements: int
-) -> Iterator[tuple[slice, int, int, int, int]]:
+def _strips(x: Tensor, dwconv: nn.Conv2d, elements: int) -> Iterator[tuple[slice, int, int, int, int]]:
     """Parts of a map whose hidden map has about `elements`.
 
     Yields:
