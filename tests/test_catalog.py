@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -206,6 +208,14 @@ def test_commands(tmp_path, capsys):
     assert "timm.create_model('mit_b1.imagenet'" not in shown  # a name of SMP's
     assert main(["info", "no_such_thing"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_command_whose_reader_has_enough_ends_quietly():
+    command = [sys.executable, "-m", "vitseg_zoo.cli", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_documentation_names_only_what_there_is():

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 # Name -> (module with `add_arguments(parser)` and `run(args) -> int`, what `vitseg --help` says of it).
@@ -41,7 +42,12 @@ def main(argv: list[str] | None = None) -> int:
             subparser.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `vitseg list | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        return 1
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         print(
             f"vitseg {args.command}: {error.args[0] if isinstance(error, KeyError) else error}",
