@@ -16,7 +16,7 @@ import fnmatch
 import functools
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from types import ModuleType
 from typing import Any, Literal
 
@@ -109,7 +109,7 @@ def _load_group(group: str) -> list[Any]:
 
     Those of a module that is just being imported are left for the next call.
     """
-    for entry in entry_points(group=group):
+    for entry in _declared(group):
         if entry in _loaded or _autoload.inside_import_of(entry.module):
             continue
         try:
@@ -126,8 +126,13 @@ def _load_group(group: str) -> list[Any]:
     return [value for entry, value in _loaded.items() if entry.group == group and value is not None]
 
 
+@functools.cache  # each call reads the metadata of all that is installed
+def _declared(group: str) -> EntryPoints:
+    return entry_points(group=group)
+
+
 def _is_waiting() -> bool:
-    return any(entry not in _loaded for group in _GROUP_TYPES for entry in entry_points(group=group))
+    return any(entry not in _loaded for group in _GROUP_TYPES for entry in _declared(group))
 
 
 def _register_smp_encoders() -> None:
