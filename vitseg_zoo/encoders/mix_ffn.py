@@ -36,7 +36,7 @@ _STRIP_ELEMENTS = 2**20
 _KEPT_FROM = 64
 # Channels up to which it also keeps the map behind the convolution, which is little of the work with more.
 _BOTH_KEPT_UP_TO = 128
-# Elements of a strip then. Its memory is fresh anyway, and a longer strip shares fewer rows with others.
+# Elements of a strip where a map is kept: its memory is fresh anyway, and longer strips share fewer rows.
 _KEPT_STRIP_ELEMENTS = 2**21
 
 
