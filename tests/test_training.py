@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import platform
 import runpy
 import subprocess
 import sys
@@ -176,6 +177,36 @@ def test_batches_larger_than_the_training_part_are_refused():
     data = SegmentationDataset(_pairs(4), 32, 3)
     with pytest.raises(ValueError, match="batch_size is 5, but there are only 4 training images"):
         SegmentationDataModule(data, data, None, batch_size=5)
+
+
+_ALLOCATES = """
+import resource, torch
+from vitseg_zoo.training.memory import keep_freed_memory
+
+def new_pages() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**25)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+default = min(new_pages() for _ in range(3))
+assert keep_freed_memory()
+new_pages()
+print(default, new_pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_kept_memory_serves_the_next_step():
+    result = subprocess.run([sys.executable, "-c", _ALLOCATES], capture_output=True, text=True, check=True)
+    default, kept = map(int, result.stdout.split())
+    assert kept < default / 10  # 128 MB: 32768 pages, or 64 huge ones
+
+
+def test_a_training_on_a_cpu_keeps_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    calls = []
+    monkeypatch.setattr("vitseg_zoo.training.module.keep_freed_memory", lambda: calls.append(True))
+    _train("unet", tmp_path, epochs=1)
+    assert calls == [True]
 
 
 def test_choosing_the_precision_changes_nothing():

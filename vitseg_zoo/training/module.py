@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 from torch import Tensor, nn
 
+from vitseg_zoo.training.memory import keep_freed_memory
 from vitseg_zoo.training.metrics import SegmentationMetrics
 
 
@@ -110,6 +111,10 @@ class SegmentationModule(LightningModule):
         # All devices have the same already; to say so keeps Lightning from warning.
         self.log_dict({f"{stage}_{name}": value for name, value in metrics.compute().items()}, sync_dist=True)
         metrics.reset()
+
+    def on_fit_start(self) -> None:
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         # Not at the epoch's start: a new loader draws a random number before or, after resuming, behind that.
