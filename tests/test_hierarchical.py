@@ -45,6 +45,12 @@ def test_stride_2_holds_every_pixel() -> None:
     assert torch.equal(torch.pixel_shuffle(encoder(x)[1], 2), x)
 
 
+def test_segformer_has_no_level_at_stride_2() -> None:
+    encoder = smp.FusedSegformer("vz-mit_b0", encoder_weights=None, in_channels=4).encoder
+    assert encoder.out_channels == [4, 0, 32, 64, 160, 256]  # as SMP's mit_b0
+    assert encoder(torch.randn(1, 4, 63, 64))[1].shape == (1, 0, 32, 32)
+
+
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_output_stride(output_stride: int) -> None:
     encoder = smp.encoders.get_encoder("vz-mit_b0", in_channels=4, weights=None, output_stride=output_stride)

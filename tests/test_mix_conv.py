@@ -54,6 +54,13 @@ def test_few_channels_and_frozen_weights_take_the_plain_form() -> None:
     assert "DenseConv" not in type(output.grad_fn).__name__
 
 
+def test_output_of_an_image_with_channels_first_in_memory() -> None:
+    conv, image = nn.Conv2d(3, 8, 7, 4, 3).double(), torch.randn(2, 3, 16, 20, dtype=torch.float64)
+    output = dense_conv(conv, image.permute(0, 2, 3, 1))
+    assert output.is_contiguous()  # channels last, as all maps behind it
+    torch.testing.assert_close(output.permute(0, 3, 1, 2), conv(image), rtol=0, atol=1e-10)
+
+
 def test_first_layer_needs_no_gradient_of_the_input() -> None:
     conv, x = nn.Conv2d(64, 8, 3, 2, 1).double(), torch.randn(1, 8, 8, 64, dtype=torch.float64)
     dense_conv(conv, x).square().sum().backward()

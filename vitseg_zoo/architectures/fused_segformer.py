@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.bilinear import BilinearUpsample
+from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 
 
 class FusedSegformer(ModelCardMixin, SegmentationModel):
@@ -76,11 +77,10 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         self.encoder = get_encoder(
             encoder_name, in_channels=in_channels, depth=encoder_depth, weights=encoder_weights, **kwargs
         )
-        # A level that is a view of the image is no level of the head: 0 channels, as SMP marks an empty one.
-        unused = getattr(self.encoder, "parameter_free_levels", ())
-        channels = [0 if i in unused else c for i, c in enumerate(self.encoder.out_channels)]
+        if isinstance(self.encoder, HierarchicalEncoder):
+            self.encoder.unfolds_image = False  # the paper's head has no level at stride 2
         self.decoder = FusedSegformerDecoder(
-            channels, encoder_depth, decoder_segmentation_channels, decoder_dropout
+            self.encoder.out_channels, encoder_depth, decoder_segmentation_channels, decoder_dropout
         )
         self.segmentation_head = SegmentationHead(
             decoder_segmentation_channels,

@@ -219,7 +219,7 @@ class _ClassifiedHead(torch.autograd.Function):
         for strip in rows.strips():
             part = _rows_of(total, strip)
             of_logits = _rows_of(gradient, strip).flatten(0, 2).T.contiguous()
-            mask = torch.addcmul(shift, part, scale, out=_fitting(buffers[0], part)).relu_().sign_()
+            mask = torch.addcmul(shift, part, scale, out=_fitting(buffers[0], part)).gt_(0)
             signs.addmm_(of_logits, mask.flatten(0, 2))
             sums.addmm_(of_logits, mask.mul_(part).flatten(0, 2))
         of_weight = scale * sums + shift * signs

@@ -2,6 +2,7 @@
 
 SMP's own encoders of this kind have an empty level at stride 2, which Unet++ and Linknet reject. Here that
 level is the image itself, each 2 x 2 square of pixels unfolded into channels: no parameters, no pixel lost.
+An architecture that has no use for it can have the empty one.
 """
 
 from typing import Any
@@ -42,8 +43,8 @@ class HierarchicalEncoder(nn.Module):
     _is_torch_exportable = True
     _is_torch_compilable = True
 
-    # Levels that are a view of the image: a decoder that has no use for them may leave them out.
-    parameter_free_levels = (1,)
+    # Whether the level at stride 2 is the unfolded image; else it has 0 channels, as SMP marks an empty one.
+    unfolds_image = True
 
     def __init__(self, name: str, depth: int = 5, output_stride: int = 32, **kwargs: Any) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class HierarchicalEncoder(nn.Module):
     @property
     def out_channels(self) -> list[int]:
         """Channels of the image and of each level."""
-        return [self._in_channels, 4 * self._in_channels, *self._channels]
+        return [self._in_channels, 4 * self._in_channels if self.unfolds_image else 0, *self._channels]
 
     @property
     def output_stride(self) -> int:
@@ -126,16 +127,14 @@ class HierarchicalEncoder(nn.Module):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Maps an image (B, C, H, W) to itself and the levels, (B, C_i, ceil(H / 2**i), ceil(W / 2**i))."""
-        return [x, self.stride_2(x), *self.forward_maps(x)]
+        return [x, self.stride_2(x), *self.model.forward_intermediates(x, intermediates_only=True)]
 
-    def forward_maps(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The levels that the model computes, from stride 4 on."""
-        return self.model.forward_intermediates(x, intermediates_only=True)
-
-    @staticmethod
-    def stride_2(x: torch.Tensor) -> torch.Tensor:
+    def stride_2(self, x: torch.Tensor) -> torch.Tensor:
         """Unfolds 2 x 2 pixels into channels; (B, C, H, W) to (B, 4 C, ceil(H / 2), ceil(W / 2))."""
-        return F.pixel_unshuffle(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)), 2)
+        height, width = x.shape[2:]
+        if not self.unfolds_image:
+            return x.new_empty(len(x), 0, -(-height // 2), -(-width // 2))
+        return F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2)), 2)
 
 
 def _convert_while_loading(

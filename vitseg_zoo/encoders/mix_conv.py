@@ -38,6 +38,8 @@ def dense_conv_with(weight: Tensor, bias: Tensor | None, conv: nn.Conv2d, x: Ten
         and runs_eagerly_on_cpu(x)
         and not torch.is_autocast_enabled("cpu")
     )
+    if runs_eagerly_on_cpu(x):
+        x = x.contiguous()  # an image that is not would make an output that is not, and larger
     if products:
         return _DenseConv.apply(x, weight, bias, conv.stride, conv.padding)
     x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)

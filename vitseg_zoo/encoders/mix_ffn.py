@@ -26,6 +26,7 @@ from vitseg_zoo.encoders.mix_ops import (
     onednn_dtype,
     pointwise,
     runs_eagerly_on_cpu,
+    times,
     with_drop_path,
 )
 
@@ -253,35 +254,32 @@ def _strip_backward(
     """
     norm = weights.norm, weights.norm_bias
     inner = slice(halo, halo + of_output.shape[1])
-    of_output = of_output.flatten(0, 2)
     normed, mean, inverse_std = torch.native_layer_norm(x, x.shape[3:], *norm, eps)
     # (b, rows + halo, W, hidden) and (b, rows, W, hidden)
     first = kept[0] if kept else pointwise(normed, weights.fc1, weights.fc1_bias)
     second = kept[1] if len(kept) > 1 else conv_nhwc(dwconv, first)[:, inner]
-    # Rows of the halo belong to other strips: nothing comes back from them.
-    of_second = torch.empty_like(first)
-    of_second[:, : inner.start] = 0
-    of_second[:, inner.stop :] = 0
-    of_inner = of_second[:, inner]
-    activated = torch.ops.aten.gelu.out(second, out=of_inner)  # in memory that its gradient has next
-    to_weights.add_product("fc2", of_output.T, activated.flatten(0, 2))
-    torch.mm(of_output, weights.fc2, out=of_inner.flatten(0, 2))
-    torch.ops.aten.gelu_backward.grad_input(of_inner, second, grad_input=of_inner)
-    del second
+    to_weights.add_product("fc2", of_output.flatten(0, 2).T, F.gelu(second).flatten(0, 2))
+    of_second = of_activated = times(of_output, weights.fc2)
+    if first.shape != second.shape:
+        # Rows of the halo belong to other strips: nothing comes back from them.
+        of_second = torch.empty_like(first)
+        of_second[:, : inner.start] = 0
+        of_second[:, inner.stop :] = 0
+    torch.ops.aten.gelu_backward.grad_input(of_activated, second, grad_input=of_second[:, inner])
+    del second, of_activated
     of_first, of_conv, of_conv_bias = _depthwise_backward(of_second, first, dwconv)
-    of_first = of_first.flatten(0, 2)
-    to_weights.add_product("fc1", of_first.T, normed.flatten(0, 2))
-    of_normed = (of_first @ weights.fc1).view(x.shape)
+    to_weights.add_product("fc1", of_first.flatten(0, 2).T, normed.flatten(0, 2))
+    of_normed = times(of_first, weights.fc1)
     wanted = [True, *(weight is not None for weight in norm)]
     of_x, of_norm, of_norm_bias = torch.ops.aten.native_layer_norm_backward(
         of_normed, x, x.shape[3:], mean, inverse_std, *norm, wanted
     )
     to_weights.add("norm", of_norm)
     to_weights.add("norm_bias", of_norm_bias)
-    to_weights.add("fc1_bias", None if weights.fc1_bias is None else of_first.sum(0))
+    to_weights.add("fc1_bias", None if weights.fc1_bias is None else of_first.sum((0, 1, 2)))
     to_weights.add("conv", of_conv)
     to_weights.add("conv_bias", of_conv_bias)
-    to_weights.add("fc2_bias", None if weights.fc2_bias is None else of_output.sum(0))
+    to_weights.add("fc2_bias", None if weights.fc2_bias is None else of_output.sum((0, 1, 2)))
     return of_x
 
 

@@ -67,6 +67,8 @@ def onednn_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype | None:
 
 # Operations that PyTorch's compiler also calls; F.linear and F.conv2d have no way to them.
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# Elements of a matrix up to which oneDNN multiplies many rows by it in 0.6 to 0.9 of MKL's time.
+_ONEDNN_UP_TO = 2**15
 # Whether the CPU multiplies bf16 itself; emulated, a step of a training can take minutes.
 HAS_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
@@ -82,7 +84,15 @@ def pointwise_backward(
     flat = gradient.flatten(0, 2)
     of_bias = None if bias is None else flat.sum(0)
     # A convolution's own backward pass takes a tenth longer than these, and sometimes half.
-    return (flat @ weight).view(x.shape), flat.T @ x.flatten(0, 2), of_bias
+    return times(gradient, weight), flat.T @ x.flatten(0, 2), of_bias
+
+
+def times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """A map (B, H, W, C) times a matrix (C, D): by oneDNN or MKL, the faster one."""
+    small = matrix.numel() <= _ONEDNN_UP_TO and not torch.is_grad_enabled()
+    if small and onednn_dtype(x, matrix) is torch.float32:
+        return _onednn_linear(x, matrix.T.contiguous(), None)
+    return (x.flatten(0, 2) @ matrix).unflatten(0, x.shape[:3])
 
 
 class _Pointwise(torch.autograd.Function):
