@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
 
     By default Linux's C library gives the memory of large tensors back to the system, and each step of a
     training asks for it again, page by page, which takes up to a third of the time. Kept, it serves the next
-    step. The peak of memory grows little, since the steps of a training are alike. glibc's manual, "Malloc
-    Tunable Parameters": `M_MMAP_MAX` and `M_TRIM_THRESHOLD`.
+    steps, from about the fourth on. The peak of memory grows little, since the steps of a training are alike.
+    See "Malloc Tunable Parameters" in glibc's manual: `M_MMAP_MAX` and `M_TRIM_THRESHOLD`.
 
     Returns:
         Whether it could be set: with glibc.
