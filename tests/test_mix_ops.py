@@ -31,6 +31,15 @@ def test_equals_linear(dtype: torch.dtype, bias: bool) -> None:
     torch.testing.assert_close(layer(x), reference(x))
 
 
+@pytest.mark.parametrize("channels", [24, 1024])  # gradients of the input by oneDNN, by MKL
+@pytest.mark.parametrize("images", [2, 0])
+def test_gradients_equal_those_of_linear(channels: int, images: int) -> None:
+    layers, x = pair(channels), torch.randn(images, 5, 6, channels, requires_grad=True)
+    weight = torch.randn(images, 6, 5, 40).transpose(1, 2)  # not contiguous
+    results = [torch.autograd.grad(layer(x), [x, *layer.parameters()], weight) for layer in layers]
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("of_input", [torch.float32, torch.bfloat16])
 def test_autocast_has_the_types_of_linear(dtype: torch.dtype, of_input: torch.dtype) -> None:

@@ -130,7 +130,7 @@ class HierarchicalEncoder(nn.Module):
         return [x, self.stride_2(x), *self.model.forward_intermediates(x, intermediates_only=True)]
 
     def stride_2(self, x: torch.Tensor) -> torch.Tensor:
-        """Unfolds 2 x 2 pixels into channels; (B, C, H, W) to (B, 4 C, ceil(H / 2), ceil(W / 2))."""
+        """Unfolds 2 x 2 pixels into channels: (B, C, H, W) to (B, 4 C or 0, ceil(H / 2), ceil(W / 2))."""
         height, width = x.shape[2:]
         if not self.unfolds_image:
             return x.new_empty(len(x), 0, -(-height // 2), -(-width // 2))
