@@ -277,8 +277,9 @@ def test_compiles_without_breaks_for_any_size(training: bool) -> None:
         assert_close(*gradients)
 
 
-def test_exports_with_free_sizes() -> None:
-    own = pair("resnet18", 4)[1].eval()
+@pytest.mark.parametrize("encoder", ["resnet18", "vz-mit_b0"])
+def test_exports_with_free_sizes(encoder: str) -> None:
+    own = pair(encoder, 4)[1].eval()
     free = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
     exported = torch.export.export(own, (image(own, 64, 96),), dynamic_shapes=(free,)).module()
     for x in (image(own, 64, 96), image(own, 128, 64)[:1]):

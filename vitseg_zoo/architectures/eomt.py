@@ -147,7 +147,7 @@ class Eomt(TokenModel):
             if index < first and "rope" in kwargs:
                 kwargs = {"rope": kwargs["rope"][..., :-num_queries, :]}
             if index == first:
-                tokens = torch.cat([tokens, self.decoder.queries.expand(len(x), -1, -1)], dim=1)
+                tokens = torch.cat([tokens, self.decoder.queries.expand(x.shape[0], -1, -1)], dim=1)
             if index >= first:
                 probability = self.mask_probabilities[index - first]
                 if probability > 0:

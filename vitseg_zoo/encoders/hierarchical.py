@@ -133,7 +133,7 @@ class HierarchicalEncoder(nn.Module):
         """Unfolds 2 x 2 pixels into channels: (B, C, H, W) to (B, 4 C or 0, ceil(H / 2), ceil(W / 2))."""
         height, width = x.shape[2:]
         if not self.unfolds_image:
-            return x.new_empty(len(x), 0, -(-height // 2), -(-width // 2))
+            return x.new_empty(x.shape[0], 0, -(-height // 2), -(-width // 2))
         return F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2)), 2)
 
 

@@ -139,7 +139,7 @@ def with_drop_path(
 def image_scale(x: torch.Tensor, drop_path: Layer) -> torch.Tensor | None:
     """What stochastic depth multiplies each image's branch by, (B, 1, 1, 1); None where it drops nothing."""
     drops = getattr(drop_path, "training", True) and not isinstance(drop_path, nn.Identity)
-    return drop_path(x.new_ones(len(x), 1, 1, 1)) if drops else None
+    return drop_path(x.new_ones(x.shape[0], 1, 1, 1)) if drops else None
 
 
 def add_branch(
