@@ -12,6 +12,8 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
 
 import vitseg_zoo
 
@@ -190,6 +192,58 @@ def test_adapters_and_hooks_on_layers_are_respected() -> None:
     with torch.no_grad():
         expected = model(image)
         torch.testing.assert_close(vitseg_zoo.accelerate(model)(image), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, attention, mlp",
+    [
+        ("smp.Segformer", "encoder.block1.1.attn", "encoder.block3.0.mlp"),
+        ("timm", "stages.0.blocks.1.attn", "stages.2.blocks.0.mlp"),
+        (
+            "transformers segmentation",
+            "segformer.stages.0.blocks.0.attention",
+            "segformer.stages.2.blocks.0.mlp",
+        ),
+    ],
+)
+def test_hooks_on_the_halves_of_a_block_are_called(name: str, attention: str, mlp: str) -> None:
+    model = randomised(MODELS[name]())
+    image, calls = torch.rand(1, 3, 64, 96), []
+    expected = tensor(model(image))
+    for part in (attention, mlp):
+        model.get_submodule(part).register_forward_hook(lambda *args, part=part: calls.append(part))
+    torch.testing.assert_close(tensor(vitseg_zoo.accelerate(model)(image)), expected, atol=1e-4, rtol=1e-4)
+    assert calls == [attention, mlp]
+
+
+@pytest.mark.parametrize("name", ["smp.Segformer", "timm", "transformers segmentation"])
+def test_layers_stay_what_quantization_looks_for(name: str) -> None:
+    model = vitseg_zoo.accelerate(MODELS[name]())
+    assert {type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)} == {nn.Linear}
+
+
+@pytest.mark.parametrize("name", ["smp.Segformer", "timm", "transformers segmentation"])
+def test_function_transforms_and_forward_mode(name: str) -> None:
+    model = vitseg_zoo.accelerate(randomised(MODELS[name]()).double())
+    image, direction = torch.rand(2, 3, 64, 96).double(), torch.randn(2, 3, 64, 96).double()
+    parameters = {key: value.detach() for key, value in model.named_parameters()}
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
+
+    def loss(parameters: dict[str, torch.Tensor], image: torch.Tensor = image) -> torch.Tensor:
+        return tensor(functional_call(model, (parameters, dict(buffers)), (image,))).square().mean()
+
+    loss(dict(model.named_parameters())).backward()
+    for key, gradient in torch.func.grad(loss)(parameters).items():
+        torch.testing.assert_close(gradient, model.get_parameter(key).grad, atol=1e-10, rtol=1e-7)
+    image.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(parameters, image), image)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # the only one that has it
+        _, tangent = torch.func.jvp(lambda image: loss(parameters, image), (image,), (direction,))
+        with forward_ad.dual_level():
+            dual = loss(parameters, forward_ad.make_dual(image, direction))
+            dual_tangent = forward_ad.unpack_dual(dual).tangent
+    for result in (tangent, dual_tangent):
+        torch.testing.assert_close(result, (gradient * direction).sum())
 
 
 @pytest.mark.parametrize("name", ["smp.Segformer", "transformers segmentation"])

@@ -1,8 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from vitseg_zoo.decoders.bilinear import BilinearUpsample, add_doubled, gradient_of_doubled, resample
+from vitseg_zoo.decoders.bilinear import add_doubled, gradient_of_doubled, resample, upsample
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -35,7 +36,26 @@ def test_gradient_under_autocast_keeps_its_precision() -> None:
 
 def test_upsampling_has_a_second_derivative() -> None:
     x = torch.randn(1, 1, 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(BilinearUpsample(2, align_corners=True), x)
+    layer = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+    assert torch.autograd.gradgradcheck(lambda x: upsample(layer, x), x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Upsample(scale_factor=4, mode="bilinear", align_corners=True),
+        nn.UpsamplingBilinear2d(scale_factor=2),
+        nn.Upsample(scale_factor=1.5, mode="bilinear"),
+        nn.Upsample(scale_factor=(2, 3), mode="bilinear"),
+        nn.Upsample(scale_factor=2),
+        nn.Upsample(size=(9, 8), mode="bilinear"),
+        nn.Identity(),
+    ],
+    ids=str,
+)
+def test_layers_are_applied_as_they_are(layer: nn.Module) -> None:
+    x = torch.randn(1, 2, 4, 5)
+    torch.testing.assert_close(upsample(layer, x), layer(x))
 
 
 @pytest.mark.parametrize("columns", [1, 2, 9])

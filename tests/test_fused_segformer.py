@@ -277,6 +277,20 @@ def test_compiles_without_breaks_for_any_size(training: bool) -> None:
         assert_close(*gradients)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_batch_norm_that_tracks_no_statistics(kept: bool) -> None:
+    """Switched off on a norm that has them, and of a norm that never had any."""
+    peer, own = pair("resnet18", 4)
+    for model in (peer, own):
+        norm = nn.BatchNorm2d(48, track_running_stats=kept).double()
+        norm.track_running_stats = False
+        model.decoder.fuse_stage[1] = norm
+    x = image(own, 64, 32)
+    assert_close(own.train()(x), peer.train()(x))
+    assert_close(own.state_dict(), peer.state_dict())
+    assert_close(own.eval()(x), peer.eval()(x))
+
+
 @pytest.mark.parametrize("encoder", ["resnet18", "vz-mit_b0"])
 def test_exports_with_free_sizes(encoder: str) -> None:
     own = pair(encoder, 4)[1].eval()

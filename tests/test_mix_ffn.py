@@ -6,9 +6,11 @@ import pytest
 import torch
 from timm.layers import DropPath
 from torch import nn
+from torch.func import functional_call
 
 from vitseg_zoo.encoders import mix_ffn
 from vitseg_zoo.encoders.mix_block import Block, MixFFN
+from vitseg_zoo.encoders.mix_ops import linear
 
 
 class Half(nn.Module):
@@ -109,16 +111,24 @@ def test_hooks_on_a_blocks_parts_are_called() -> None:
     assert calls == ["attn", "norm2", "mlp"]
 
 
-def test_linear_layer_on_maps_has_a_second_derivative() -> None:
-    from vitseg_zoo.encoders.mix_ops import PointwiseLinear
+@pytest.mark.parametrize("channels", [8, 64, 160])  # none of the maps kept, both, one
+def test_weights_that_are_swapped_for_one_pass(channels: int) -> None:
+    module = Half(channels, 2 * channels).double()
+    weights = {name: torch.randn_like(value).requires_grad_() for name, value in module.named_parameters()}
+    x = torch.randn(1, 5, 6, channels, dtype=torch.float64)
+    output = functional_call(module, weights, (x,))
+    actual = torch.autograd.grad(output.square().sum(), list(weights.values()))
+    module.load_state_dict(weights)
+    expected = torch.autograd.grad(module.plain(x).square().sum(), list(module.parameters()))
+    torch.testing.assert_close(actual, expected)
 
-    layer, reference = PointwiseLinear(4, 6), nn.Linear(4, 6)
-    reference.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 3, 5, 4, requires_grad=True)
+
+def test_linear_layer_on_maps_has_a_second_derivative() -> None:
+    layer, x = nn.Linear(4, 6), torch.randn(2, 3, 5, 4, requires_grad=True)
     penalties = []
-    for module in (layer, reference):
-        (gradient,) = torch.autograd.grad(module(x).square().sum(), x, create_graph=True)
-        penalties.append(torch.autograd.grad(gradient.square().sum(), module.weight)[0])
+    for output in (linear(layer, x), layer(x)):
+        (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        penalties.append(torch.autograd.grad(gradient.square().sum(), layer.weight)[0])
     torch.testing.assert_close(penalties[0], penalties[1], atol=1e-4, rtol=1e-4)
 
 

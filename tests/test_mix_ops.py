@@ -1,18 +1,26 @@
 """Linear layers on maps against `nn.Linear`, in the types, modes and with the weights that users have."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitseg_zoo.encoders.mix_block import MixFFN
-from vitseg_zoo.encoders.mix_ops import PointwiseLinear, with_drop_path
+from vitseg_zoo.encoders.mix_ops import linear, with_drop_path
 
 
-def pair(channels: int = 24, bias: bool = True) -> tuple[PointwiseLinear, nn.Linear]:
-    layer, reference = PointwiseLinear(channels, 40, bias=bias), nn.Linear(channels, 40, bias=bias)
-    reference.load_state_dict(layer.state_dict())
-    return layer, reference
+class OnMaps(nn.Sequential):
+    """A linear layer as MiT's parts apply it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(self[0], x)
+
+
+def pair(channels: int = 24, bias: bool = True) -> tuple[OnMaps, nn.Linear]:
+    reference = nn.Linear(channels, 40, bias=bias)
+    return OnMaps(copy.deepcopy(reference)), reference
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -81,8 +89,8 @@ def test_weights_of_another_class_are_left_to_it() -> None:
             return super().__torch_function__(function, types, args, kwargs or {})
 
     layer, reference = pair(bias=False)
-    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Doubled))
-    assert isinstance(layer.weight, Doubled)
+    layer[0].weight = nn.Parameter(layer[0].weight.detach().as_subclass(Doubled))
+    assert isinstance(layer[0].weight, Doubled)
     x = torch.randn(1, 2, 2, 24)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), 2 * reference(x))

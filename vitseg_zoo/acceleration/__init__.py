@@ -7,7 +7,6 @@ from typing import TypeVar
 from torch import nn
 
 from vitseg_zoo.acceleration import smp_segformer, timm_pvt_v2
-from vitseg_zoo.encoders.mix_ops import PointwiseLinear
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -18,9 +17,8 @@ def accelerate(model: Model) -> Model:
     Found anywhere inside `model`: SMP's `mit_b*` encoders, the decoder of `smp.Segformer` over any encoder,
     Hugging Face's `SegformerModel` and what is built on it (transformers 5), and timm's PVTv2. Parameters,
     state dict, interface and outputs (1e-4 in fp32) stay; in memory the maps become channels-last, returned
-    ones included. Training, autocast, hooks and adapters on layers go on working; hooks on whole attention or
-    Mix-FFN modules are not called any more. The parts' classes become subclasses that live here: unpickling
-    a whole model needs this package, loading a state dict does not.
+    ones included. Training, autocast, hooks and adapters go on working. The parts' classes become subclasses
+    that live here: unpickling a whole model needs this package, loading a state dict does not.
 
     Call it before `torch.compile`, not after.
 
@@ -56,9 +54,6 @@ def accelerate(model: Model) -> Model:
         if fast_class is not None:
             replaced[type(module).__name__] += 1
             module.__class__ = fast_class
-            for layer in module.modules():
-                if type(layer) is nn.Linear:
-                    layer.__class__ = PointwiseLinear
     if replaced:
         print("accelerate: replaced " + ", ".join(f"{count} {name}" for name, count in replaced.items()))
     elif not any(type(module) in fast_classes.values() for module in modules):  # nor before

@@ -16,13 +16,15 @@ from vitseg_zoo.decoders.head_rows import HeadRows
 from vitseg_zoo.encoders.mix_attention import mix_attention
 from vitseg_zoo.encoders.mix_conv import dense_conv
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import Layer, is_plain
+from vitseg_zoo.encoders.mix_ops import Layer, is_plain, linear
 
 
 class FastLayerNorm(smp_mit.LayerNorm):
     """A layer norm over the channels of maps (B, C, H, W) that are channels-last in memory."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.ndim != 4:  # tokens, of a block's original code
+            return super().forward(x)
         return nn.LayerNorm.forward(self, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     @property
@@ -36,10 +38,12 @@ class FastLayerNorm(smp_mit.LayerNorm):
 
 
 class FastBlock(smp_mit.Block):
-    """A block of SMP's MiT; takes and returns maps (B, C, H, W) that are channels-last in memory."""
+    """A block of SMP's MiT on maps (B, C, H, W), channels-last in memory; with hooks the original."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         attn, mlp = self.attn, self.mlp
+        if not is_plain((), around=(attn, mlp)):
+            return super().forward(x)
         x = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)  # (B, H, W, C)
         reduces = attn.sr_ratio > 1
         x = mix_attention(
@@ -48,7 +52,7 @@ class FastBlock(smp_mit.Block):
             attn.q,
             attn.sr if reduces else None,
             attn.norm.of_positions if reduces else None,
-            lambda reduced: attn.kv(reduced).chunk(2, dim=-1),
+            lambda reduced: linear(attn.kv, reduced).chunk(2, dim=-1),
             attn.proj,
             attn.proj_drop,
             self.drop_path,

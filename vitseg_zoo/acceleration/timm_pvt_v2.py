@@ -6,15 +6,17 @@ from torch import nn
 
 from vitseg_zoo.encoders.mix_attention import mix_attention
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import conv_nhwc
+from vitseg_zoo.encoders.mix_ops import conv_nhwc, is_plain, linear
 
 
 class FastBlock(pvt_v2.Block):
-    """A block of timm's PVTv2, "linear" attention included; takes and returns tokens (B, H * W, C)."""
+    """A block of timm's PVTv2 on tokens (B, H * W, C), also "linear"; with hooks the original."""
 
     def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
+        attn, mlp = self.attn, self.mlp
+        if not is_plain((), around=(attn, mlp)):
+            return super().forward(x, feat_size)
         x = x.unflatten(1, tuple(feat_size))  # (B, H, W, C)
-        attn = self.attn
         x = mix_attention(
             x,
             self.norm1,
@@ -28,11 +30,10 @@ class FastBlock(pvt_v2.Block):
             attn.num_heads,
             attn.attn_drop.p if self.training else 0.0,
         )
-        mlp = self.mlp
         return mix_ffn(
             x,
             self.norm2,
-            lambda t: mlp.relu(mlp.fc1(t)),
+            lambda t: mlp.relu(linear(mlp.fc1, t)),
             mlp.dwconv,
             mlp.act,
             mlp.drop,
@@ -44,7 +45,7 @@ class FastBlock(pvt_v2.Block):
         attn = self.attn
         if attn.pool is not None:  # "linear" attention, to 7 x 7 positions
             x = attn.act(attn.norm(conv_nhwc(attn.sr, conv_nhwc(attn.pool, x))))
-        return attn.kv(x).chunk(2, dim=-1)
+        return linear(attn.kv, x).chunk(2, dim=-1)
 
 
 class FastStage(pvt_v2.PyramidVisionTransformerStage):

@@ -14,15 +14,16 @@ from transformers.models.segformer.modeling_segformer import (
 from vitseg_zoo.decoders.all_mlp import fused_head
 from vitseg_zoo.encoders.mix_attention import mix_attention
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import is_plain
+from vitseg_zoo.encoders.mix_ops import is_plain, linear
 
 
 class FastSegformerLayer(SegformerLayer):
-    """A block on tokens (B, H * W, C); the original runs where attention maps are asked for."""
+    """A block on tokens (B, H * W, C); the original with hooks or where attention maps are asked for."""
 
     def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
         attn, mlp = self.attention, self.mlp
-        if kwargs.get("output_attentions", getattr(attn.config, "output_attentions", False)):
+        asked = kwargs.get("output_attentions", getattr(attn.config, "output_attentions", False))
+        if asked or not is_plain((), around=(attn, mlp)):
             return super().forward(hidden_states, height, width, **kwargs)
         x = hidden_states.unflatten(1, (height, width))  # (B, H, W, C)
         reduction = attn.sequence_reduction if attn.sequence_reduction_ratio > 1 else None
@@ -32,7 +33,7 @@ class FastSegformerLayer(SegformerLayer):
             attn.q_proj,
             None if reduction is None else reduction.sequence_reduction,
             None if reduction is None else reduction.layer_norm,
-            lambda reduced: (attn.k_proj(reduced), attn.v_proj(reduced)),
+            lambda reduced: (linear(attn.k_proj, reduced), linear(attn.v_proj, reduced)),
             attn.o_proj,
             self.hidden_dropout,
             self.drop_path,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
-from vitseg_zoo.decoders.bilinear import BilinearUpsample
+from vitseg_zoo.decoders.bilinear import upsample
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 
 
@@ -90,7 +90,9 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
             upsampling=upsampling,
         )
         if isinstance(self.segmentation_head[1], nn.Upsample):
-            self.segmentation_head[1] = BilinearUpsample(upsampling, align_corners)
+            self.segmentation_head[1] = nn.Upsample(
+                scale_factor=upsampling, mode="bilinear", align_corners=align_corners
+            )
         self.classification_head = (
             None if aux_params is None else ClassificationHead(self.encoder.out_channels[-1], **aux_params)
         )
@@ -108,7 +110,7 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         if torch.is_grad_enabled() and not torch.jit.is_tracing():
             masks = masks.contiguous()  # losses would copy the large logits into this order
         for layer in upsampling:
-            masks = layer(masks)
+            masks = upsample(layer, masks)
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitseg_zoo.decoders import output_memory
-from vitseg_zoo.encoders.mix_ops import runs_eagerly_on_cpu
+from vitseg_zoo.encoders.mix_ops import Layer, is_plain, runs_eagerly_on_cpu
 
 # Columns of a matrix whose zeros are left out together.
 _BAND_COLUMNS = 16
@@ -50,6 +50,21 @@ def _resampled(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     return torch.ops.aten.upsample_bilinear2d.out(x, size, align_corners, out=output)
 
 
+def upsample(layer: Layer, x: Tensor) -> Tensor:
+    """Applies a layer to a map (B, C, h, w): an `nn.Upsample` that is bilinear by `resample`."""
+    scale = getattr(layer, "scale_factor", None)
+    if (
+        runs_eagerly_on_cpu(x)
+        and isinstance(layer, nn.Upsample)
+        and is_plain((), around=(layer,))
+        and layer.mode == "bilinear"
+        and isinstance(scale, float)
+        and scale.is_integer()
+    ):
+        return resample(x, [int(scale) * side for side in x.shape[2:]], bool(layer.align_corners))
+    return layer(x)
+
+
 def resampling_matrix(size_in: int, size_out: int, like: Tensor, align_corners: bool = False) -> Tensor:
     """The matrix (size_out, size_in) of `resample` along one side, of the device and dtype of `like`."""
     identity = torch.eye(size_in, dtype=like.dtype, device=like.device)  # what is done to unit vectors
@@ -79,24 +94,6 @@ def gradient_of_doubled(gradient: Tensor) -> Tensor:
     for column, end in ((left, 0), (right, -1)):
         to_x[..., end, :].add_(column[..., end, :], alpha=0.25)
     return to_x
-
-
-class BilinearUpsample(nn.Upsample):
-    """`nn.Upsample` of mode `"bilinear"` with the fast gradient.
-
-    Args:
-        scale_factor: Pixels of the output for one of the input, in height and width.
-        align_corners: As in `resample`.
-    """
-
-    def __init__(self, scale_factor: float, align_corners: bool = False) -> None:
-        super().__init__(scale_factor=scale_factor, mode="bilinear", align_corners=align_corners)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps (B, C, h, w) to (B, C, H, W)."""
-        if not runs_eagerly_on_cpu(x) or not self.scale_factor.is_integer():
-            return super().forward(x)
-        return resample(x, [int(self.scale_factor) * side for side in x.shape[2:]], self.align_corners)
 
 
 class _Resample(torch.autograd.Function):

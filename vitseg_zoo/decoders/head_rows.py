@@ -145,15 +145,13 @@ def classified_head(rows: HeadRows, norm: nn.BatchNorm2d, classifier: nn.Conv2d)
 
     The running statistics of `norm` move as in its own forward pass.
     """
-    factor = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.track_running_stats:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:  # the mean of all batches
-            factor = 1.0 / float(norm.num_batches_tracked)
     weight = classifier.weight.flatten(1)
     tensors = (norm.weight, norm.bias, weight, classifier.bias, rows.bias, *rows.tensors())
     logits, mean, variance = _ClassifiedHead.apply(rows, norm.eps, *tensors)
-    if factor:
+    if norm.training and norm.track_running_stats:
+        norm.num_batches_tracked.add_(1)
+        # Without momentum the mean of all batches.
+        factor = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
         count = len(logits) * rows.height * rows.width
         norm.running_mean.lerp_(mean + rows.bias.detach(), factor)
         norm.running_var.lerp_(variance * (count / (count - 1)), factor)

@@ -21,6 +21,7 @@ from vitseg_zoo.encoders.mix_ops import (
     Layer,
     add_branch,
     is_plain,
+    linear,
     runs_eagerly_on_cpu,
     with_drop_path,
 )
@@ -65,7 +66,8 @@ def mix_attention(
         else:
             normed = norm(x)
             k, v = kv(normed if sr is None else sr_norm(dense_conv(sr, normed)))
-            branch = proj(attention(q(normed), k, v, num_heads, dropout_p).view(x.shape))
+            out = attention(linear(q, normed), k, v, num_heads, dropout_p)
+            branch = linear(proj, out.view(x.shape))
         return add_branch(x, drop(branch), scale)
 
     return with_drop_path(x, drop_path, half)

@@ -17,7 +17,7 @@ from torch import nn
 from vitseg_zoo.encoders.mix_attention import attention, mix_attention
 from vitseg_zoo.encoders.mix_conv import dense_conv
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import PointwiseLinear, add_branch, conv_nhwc, image_scale, is_plain
+from vitseg_zoo.encoders.mix_ops import add_branch, conv_nhwc, image_scale, is_plain, linear
 
 
 class EfficientAttention(nn.Module):
@@ -46,10 +46,10 @@ class EfficientAttention(nn.Module):
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
         self.dilation = 1
-        self.q = PointwiseLinear(dim, dim, **dd)
-        self.kv = PointwiseLinear(dim, 2 * dim, **dd)
+        self.q = nn.Linear(dim, dim, **dd)
+        self.kv = nn.Linear(dim, 2 * dim, **dd)
         self.attn_drop = nn.Dropout(attn_drop)
-        self.proj = PointwiseLinear(dim, dim, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
         if sr_ratio > 1:
             self.sr = nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, **dd)
@@ -64,12 +64,12 @@ class EfficientAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
         k, v = self.keys_values(self.reduce(x))
-        out = attention(self.q(x), k, v, self.num_heads, self.attn_drop.p if self.training else 0.0)
-        return self.proj_drop(self.proj(out.view(x.shape)))
+        out = attention(linear(self.q, x), k, v, self.num_heads, self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(linear(self.proj, out.view(x.shape)))
 
     def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps the reduced map (B, h, w, C) to keys and values of that shape."""
-        return self.kv(x).chunk(2, dim=-1)
+        return linear(self.kv, x).chunk(2, dim=-1)
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, H, W, C) to the positions of keys and values, (B, h, w, C)."""
@@ -96,10 +96,10 @@ class MixFFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, proj_drop: float = 0.0, **dd: Any) -> None:
         super().__init__()
-        self.fc1 = PointwiseLinear(dim, hidden_dim, **dd)
+        self.fc1 = nn.Linear(dim, hidden_dim, **dd)
         self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim, **dd)
         self.act = nn.GELU()
-        self.fc2 = PointwiseLinear(hidden_dim, dim, **dd)
+        self.fc2 = nn.Linear(hidden_dim, dim, **dd)
         self.drop = nn.Dropout(proj_drop)
 
     def set_dilation(self, dilation: int) -> None:
@@ -108,7 +108,8 @@ class MixFFN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (B, H, W, C) to (B, H, W, C)."""
-        return self.drop(self.fc2(self.drop(self.act(conv_nhwc(self.dwconv, self.fc1(x))))))
+        hidden = self.drop(self.act(conv_nhwc(self.dwconv, linear(self.fc1, x))))
+        return self.drop(linear(self.fc2, hidden))
 
 
 class Block(nn.Module):

@@ -23,6 +23,7 @@ from vitseg_zoo.encoders.mix_ops import (
     add_branch,
     conv_nhwc,
     is_plain,
+    linear,
     onednn_dtype,
     pointwise,
     runs_eagerly_on_cpu,
@@ -84,9 +85,10 @@ def _mix_ffn(
     if runs_eagerly_on_cpu(x) and not torch.is_grad_enabled():
         output = None
         for images, start, stop, top, bottom in _strips(x, dwconv, _STRIP_ELEMENTS):
-            hidden = _activated(dwconv, act, fc1(norm(x[images, top:bottom])))[:, start - top : stop - top]
+            hidden = linear(fc1, norm(x[images, top:bottom]))
+            hidden = _activated(dwconv, act, hidden)[:, start - top : stop - top]
             strip_scale = None if scale is None else scale[images]
-            strip = add_branch(x[images, start:stop], drop(fc2(drop(hidden))), strip_scale)
+            strip = add_branch(x[images, start:stop], drop(linear(fc2, drop(hidden))), strip_scale)
             if strip.shape[:3] == x.shape[:3]:
                 return strip
             if output is None:
@@ -99,7 +101,8 @@ def _mix_ffn(
         if _is_gelu(act) and not drops and is_plain((norm, fc1, dwconv, fc2), around=(act,)):
             weights = [tensor for layer in (norm, fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
             return _MixFFN.apply(x, norm.eps, dwconv, scale, *weights)
-    return add_branch(x, drop(fc2(drop(act(conv_nhwc(dwconv, fc1(norm(x))))))), scale)
+    hidden = drop(act(conv_nhwc(dwconv, linear(fc1, norm(x)))))
+    return add_branch(x, drop(linear(fc2, hidden)), scale)
 
 
 _GELU = nn.GELU()
@@ -156,7 +159,8 @@ class _MixFFN(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, eps: float, dwconv: nn.Conv2d, scale: Tensor | None, *tensors: Tensor | None
     ) -> Tensor:
-        ctx.eps, ctx.dwconv = eps, dwconv
+        ctx.eps = eps
+        ctx.conv = dwconv.stride, dwconv.padding, dwconv.dilation, dwconv.groups
         weights = _Weights(*tensors)
         output = x.new_empty(x.shape)
         kept = []
@@ -193,7 +197,7 @@ class _MixFFN(torch.autograd.Function):
             of_output = gradient[images, start:stop]
             of_output = of_output if scale is None else of_output * scale[images]
             strip = x[images, top:bottom], start - top, of_output, kept[maps * i : maps * (i + 1)]
-            of_x = _strip_backward(*strip, weights, to_weights, ctx.dwconv, ctx.eps)
+            of_x = _strip_backward(*strip, weights, to_weights, ctx.conv, ctx.eps)
             shared = 2 * (start - top)  # rows with the strip above
             to_x[images, top : top + shared] += of_x[:, :shared]
             rows = slice(top + shared, bottom)
@@ -235,7 +239,7 @@ def _strip_backward(
     kept: Sequence[Tensor],
     weights: _Weights,
     to_weights: _Sums,
-    dwconv: nn.Conv2d,
+    conv: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int],
     eps: float,
 ) -> Tensor:
     """The gradient of a strip's branch: that of its rows is returned, those of weights go to `to_weights`.
@@ -249,7 +253,7 @@ def _strip_backward(
         kept: What was kept of the hidden map: before the convolution, behind it.
         weights: The weights.
         to_weights: Their gradients.
-        dwconv: The convolution.
+        conv: Stride, padding, dilation and groups of the convolution.
         eps: Of the norm.
     """
     norm = weights.norm, weights.norm_bias
@@ -257,7 +261,12 @@ def _strip_backward(
     normed, mean, inverse_std = torch.native_layer_norm(x, x.shape[3:], *norm, eps)
     # (b, rows + halo, W, hidden) and (b, rows, W, hidden)
     first = kept[0] if kept else pointwise(normed, weights.fc1, weights.fc1_bias)
-    second = kept[1] if len(kept) > 1 else conv_nhwc(dwconv, first)[:, inner]
+    if len(kept) > 1:
+        second = kept[1]
+    else:  # with the weights that are saved: the layer may have got others since
+        convolved = F.conv2d(first.permute(0, 3, 1, 2), weights.conv, weights.conv_bias, *conv)
+        second = convolved.permute(0, 2, 3, 1)[:, inner]
+        del convolved
     to_weights.add_product("fc2", of_output.flatten(0, 2).T, F.gelu(second).flatten(0, 2))
     of_second = of_activated = times(of_output, weights.fc2)
     if first.shape != second.shape:
@@ -267,7 +276,7 @@ def _strip_backward(
         of_second[:, inner.stop :] = 0
     torch.ops.aten.gelu_backward.grad_input(of_activated, second, grad_input=of_second[:, inner])
     del second, of_activated
-    of_first, of_conv, of_conv_bias = _depthwise_backward(of_second, first, dwconv)
+    of_first, of_conv, of_conv_bias = _depthwise_backward(of_second, first, weights, conv)
     to_weights.add_product("fc1", of_first.flatten(0, 2).T, normed.flatten(0, 2))
     of_normed = times(of_first, weights.fc1)
     wanted = [True, *(weight is not None for weight in norm)]
@@ -283,19 +292,25 @@ def _strip_backward(
     return of_x
 
 
-def _depthwise_backward(gradient: Tensor, x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of `x`, weight and bias of `conv_nhwc(conv, x)` from that of its output."""
+def _depthwise_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weights: _Weights,
+    conv: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of `x`, weight and bias of the convolution of a map from that of its output."""
+    stride, padding, dilation, groups = conv
     of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
         gradient.permute(0, 3, 1, 2),
         x.permute(0, 3, 1, 2),
-        conv.weight,
-        None if conv.bias is None else conv.bias.shape,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
+        weights.conv,
+        None if weights.conv_bias is None else weights.conv_bias.shape,
+        stride,
+        padding,
+        dilation,
         False,
         [0, 0],
-        conv.groups,
-        [True, True, conv.bias is not None],
+        groups,
+        [True, True, weights.conv_bias is not None],
     )
     return of_x.permute(0, 2, 3, 1), of_weight, of_bias

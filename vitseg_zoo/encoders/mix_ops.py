@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm
 from torch import nn
+from torch.autograd import forward_ad
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -24,26 +25,31 @@ Layer = Callable[[torch.Tensor], torch.Tensor]
 def runs_eagerly_on_cpu(x: torch.Tensor) -> bool:
     """Whether the forms of an operation that only pay on a CPU may be used.
 
-    Not while a graph is recorded, nor where dispatch modes look on, such as `FlopCounterMode`: those see the
-    plain forms.
+    Not while a graph is recorded, under the transforms of `torch.func`, in forward-mode differentiation, nor
+    where dispatch modes such as `FlopCounterMode` look on: those see the plain forms.
     """
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack()
-    return x.device.type == "cpu" and not recorded
+    return x.device.type == "cpu" and not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+    )
 
 
-class PointwiseLinear(nn.Linear):
-    """An `nn.Linear` on maps (B, H, W, C) that a CPU computes with oneDNN instead of MKL.
-
-    The same sums: in fp32 up to a quarter faster where channels are few, in bf16 up to a third. Everything
-    else is `nn.Linear`: parameters, state dict, other devices and dtypes.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return pointwise(x, self.weight, self.bias)
+def linear(layer: Layer, x: torch.Tensor) -> torch.Tensor:
+    """Applies a linear layer to a map (B, H, W, C): by `pointwise`, or as it is if it is more than that."""
+    if runs_eagerly_on_cpu(x) and type(layer) is nn.Linear and is_plain((layer,)):
+        return pointwise(x, layer.weight, layer.bias)
+    return layer(x)
 
 
 def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """A linear layer on the channels of a map (B, H, W, C), as `PointwiseLinear` computes it."""
+    """A linear layer on the channels of a map (B, H, W, C), by oneDNN instead of MKL on a CPU.
+
+    The same sums: in fp32 up to a quarter faster where channels are few, in bf16 up to a third. Other shapes,
+    devices and dtypes are left to `F.linear`.
+    """
     dtype = onednn_dtype(x, weight)
     if dtype is None or x.ndim != 4 or x.shape[3] != weight.shape[1]:
         return F.linear(x, weight, bias)
@@ -166,7 +172,6 @@ def is_plain(layers: Iterable[nn.Module], around: Iterable[nn.Module] = ()) -> b
 
 _PLAIN_TYPES = (
     nn.Linear,
-    PointwiseLinear,
     nn.Conv2d,
     nn.BatchNorm2d,
     nn.SyncBatchNorm,
