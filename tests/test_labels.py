@@ -58,6 +58,15 @@ def test_one_class_is_there_or_not() -> None:
     assert 0 < expected.float().mean() < 1
 
 
+@pytest.mark.parametrize("first", [0, 8])
+def test_nan_is_as_in_arg_max(first: int) -> None:
+    model = smp.FPN("resnet18", encoder_weights=None, classes=11).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        model.segmentation_head[0].bias[first:] = torch.nan
+        assert torch.equal(predict_labels(model, image), model(image).argmax(1))
+
+
 def test_any_other_module() -> None:
     assert_same_labels(nn.Conv2d(3, 6, 3, padding=1), torch.rand(1, 3, 20, 30))
 

@@ -213,5 +213,6 @@ def _contenders(low: torch.Tensor) -> torch.Tensor:
             n = low.shape[dim] - 1
             largest = torch.maximum(largest.narrow(dim, 0, n), largest.narrow(dim, 1, n))
             smallest = torch.minimum(smallest.narrow(dim, 0, n), smallest.narrow(dim, 1, n))
-    contends = largest >= smallest.amax(1, keepdim=True)  # (B, K, h - 1, w - 1)
-    return contends.permute(0, 2, 3, 1).flatten(0, 2).any(0).nonzero().flatten()
+    # (B, K, h - 1, w - 1); no comparison with NaN is true, so that nobody loses there.
+    loses = largest < smallest.amax(1, keepdim=True)
+    return (~loses.permute(0, 2, 3, 1).flatten(0, 2).all(0)).nonzero().flatten()
