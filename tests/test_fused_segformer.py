@@ -196,6 +196,31 @@ def test_auxiliary_head() -> None:
     assert_close(labels, expected_labels)
 
 
+def test_hooks_on_the_head_are_called() -> None:
+    own = pair("resnet18")[1].eval()
+    x = image(own, 32, 64)
+    with torch.no_grad():
+        expected, seen = own(x), []
+        hook = own.segmentation_head.register_forward_hook(lambda *args: seen.append(args[2]))
+        assert_close(own(x), expected)
+        hook.remove()
+        assert_close(own(x), expected)
+    assert len(seen) == 1
+    assert_close(seen[0], expected)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_head_of_ones_own(kernel: int) -> None:
+    peer, own = pair("resnet18")
+    x = image(own, 32, 64)
+    conv = nn.Conv2d(48, 5, kernel, padding=kernel // 2).double()
+    for head in (conv, smp.base.SegmentationHead(48, 5, kernel, upsampling=2).double()):
+        peer.segmentation_head = own.segmentation_head = head
+        with torch.no_grad():
+            assert_close(own.eval()(x), peer.eval()(x))
+        assert_close(own(x), peer(x))
+
+
 def changed(model: nn.Module) -> None:
     """One step of training."""
     model.train()

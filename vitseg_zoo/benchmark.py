@@ -1,8 +1,12 @@
-"""`vitseg bench`: SegFormer of this package against SMP's and Hugging Face's, as ratios in one process.
+"""`vitseg bench`: SegFormer of this package against SMP's and Hugging Face's, as ratios.
 
-Both models of a pair have the same weights. Their runs alternate and medians are compared, so that a busy
-machine slows both; the ratios are what to look at, the milliseconds only say what they are ratios of. Each
-pair has a process of its own: memory that one leaves to the allocator would make the next one faster.
+Both models of a pair have the same weights and run in one process. Their runs alternate and medians are
+compared, so that a busy machine slows both; the ratios are what to look at, the milliseconds only say what
+they are ratios of. Each pair has a process of its own: memory that one leaves to the allocator would make
+the next one faster. Memory is measured in a process for each model and task.
+
+The limit is the time that the machine would need if all operations of convolutions, matrix products and
+attention went at the rate of a large matrix product, and input and output at the rate of copying.
 """
 
 import argparse
@@ -51,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     print("| model | against, what | peer | here | ratio | limit |")
     print("|---|---|---:|---:|---:|---:|")
     for name in args.models:
-        for bench in (_bench_smp, _bench_hugging_face):
+        for bench, options in ((_bench_smp, (args.quick,)), (_bench_hugging_face, ())):
             process = multiprocessing.get_context("spawn").Process(
-                target=bench, args=(name, args.rounds, args.quick)
+                target=bench, args=(name, args.rounds, *options)
             )
             process.start()
             process.join()
@@ -125,7 +129,7 @@ def _bench_smp(name: str, rounds: int, quick: bool) -> None:
 
 
 @torch.inference_mode()
-def _bench_hugging_face(name: str, rounds: int, quick: bool) -> None:
+def _bench_hugging_face(name: str, rounds: int) -> None:
     torch.set_num_threads(2)
     image = torch.rand(1, 3, 512, 512)
     peer, ours = hugging_face_pair(name)
@@ -158,7 +162,7 @@ _CPU_ATTENTION = {
 
 
 def _limit(function: Callable[[], torch.Tensor], image: torch.Tensor) -> float:
-    """The limit of this machine in seconds; see the module."""
+    """The limit of this machine for a function of an image, in seconds; the module says what it is."""
     with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         output = function()
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)

@@ -13,6 +13,7 @@ from vitseg_zoo.architectures.model_card import ModelCardMixin
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.bilinear import upsample
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
+from vitseg_zoo.encoders.mix_ops import is_plain
 
 
 class FusedSegformer(ModelCardMixin, SegmentationModel):
@@ -104,13 +105,16 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             self.check_input_shape(x)
         features = self.encoder(x)
-        classifier, *upsampling = self.segmentation_head
-        # The decoder calls the classifier, so that its map of many channels need not be held whole.
-        masks = self.decoder(features, classifier)
-        if torch.is_grad_enabled() and not torch.jit.is_tracing():
-            masks = masks.contiguous()  # losses would copy the large logits into this order
-        for layer in upsampling:
-            masks = upsample(layer, masks)
+        if _classifies_pixels(self.segmentation_head, self.decoder):
+            classifier, *upsampling = self.segmentation_head
+            # The decoder calls the classifier, so that its map of many channels need not be held whole.
+            masks = self.decoder(features, classifier)
+            if torch.is_grad_enabled() and not torch.jit.is_tracing():
+                masks = masks.contiguous()  # losses would copy the large logits into this order
+            for layer in upsampling:
+                masks = upsample(layer, masks)
+        else:
+            masks = self.segmentation_head(self.decoder(features))
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
@@ -118,3 +122,11 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
     def __prepare_scriptable__(self) -> nn.Module:
         """What `torch.jit.script` calls first."""
         raise RuntimeError("FusedSegformer cannot be scripted: use torch.export or torch.compile.")
+
+
+def _classifies_pixels(head: nn.Module, decoder: nn.Module) -> bool:
+    """Whether a head is still what it was made as, SMP's, that begins with a linear layer; no hooks look on."""
+    if type(head) is not SegmentationHead or not is_plain([head[0]], around=[head, decoder]):
+        return False
+    conv = head[0]
+    return isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride == (1, 1) and not any(conv.padding)

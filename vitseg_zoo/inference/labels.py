@@ -5,18 +5,19 @@ Labels need no more than a strip of them at once.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.head_rows import HeadRows
 from vitseg_zoo.decoders.patch import PatchHead
+from vitseg_zoo.encoders.mix_ops import is_plain
 
 # Logits that are held at once, in elements: 8 MB in fp32, small enough to stay in a processor's cache.
 _STRIP_ELEMENTS = 2**21
@@ -27,7 +28,7 @@ _LOW_ROWS = 16
 # From here on it pays to look which classes can win in a strip, and to interpolate only those.
 _MANY_CLASSES = 8
 
-# What does not change which class is largest.
+# Activations that do not change which class is largest.
 _MONOTONE = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)
 
 
@@ -37,15 +38,24 @@ def predict_labels(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
 
     The result is `model(image).argmax(1)` but for pixels where two classes are equal up to rounding. Heads
     that work row by row (SMP's `SegmentationHead`, the heads of `vitseg` and `segmenter`) are applied in
-    strips; a model with another head, or with an activation that is not monotone, is run as it is.
+    strips; a model with another head, with hooks on its head, or with an activation that is not monotone, is
+    run as it is. Models of Hugging Face give logits that are smaller than the image: those are resampled to
+    its size in strips, bilinearly with `align_corners=False`, as Hugging Face does.
 
     Args:
-        model: An SMP segmentation model, or any module that maps images to logits (B, classes, H, W). It is
-            switched to evaluation mode, as SMP's own `predict` does.
+        model: An SMP segmentation model, a Hugging Face model whose output has `logits`, or any module that
+            maps images to logits (B, classes, H, W). It is switched to evaluation mode, as SMP's own
+            `predict` does. What `DataParallel` and `DistributedDataParallel` wrap is run by itself.
         image: (B, C, H, W), normalised as the model expects.
 
     Returns:
-        (B, H, W) int64 class indices; for a model of one class 1 where its logit is positive, else 0.
+        (B, H, W) int64 class indices, as large as the model's output, of Hugging Face as large as the image.
+        For a model of one class 1 where its logit is positive, else 0. The activation is seen if it belongs
+        to a `segmentation_head`, also of a model inside another module; any other output of one class is
+        taken for logits, and 1 where it is positive.
+
+    Raises:
+        ValueError: If the model's output holds no logits (B, classes, H, W).
 
     Example:
         >>> import segmentation_models_pytorch as smp
@@ -55,27 +65,30 @@ def predict_labels(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
     """
     if model.training:
         model.eval()
-    head = getattr(model, "segmentation_head", None)
-    if not isinstance(head, nn.Sequential) or not _keeps_order(head):
-        output = model(image)
-        return _largest(output[0] if isinstance(output, tuple) else output)
+    while isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        model = model.module
+        image = image.to(next(model.parameters()).device)  # as the wrapper would
     height, width = image.shape[2:]
-    decoder = getattr(model, "decoder", None)
-    rows = None
-    if isinstance(decoder, FusedSegformerDecoder) and _upsample(head) is not None:
-        features = _input_of(decoder, model, image)
-        rows = decoder.rows(features)
-        features = decoder(features) if rows is None else None
-    else:
-        features = _input_of(head, model, image)
+    head, decoder = getattr(model, "segmentation_head", None), getattr(model, "decoder", None)
+    layers = _row_layers(head)
+    if layers is None:
+        return _labels_of(model(image), model, (height, width))
+    upsample = layers[-1] if isinstance(layers[-1], nn.Upsample) else None
+    fused = upsample is not None and isinstance(decoder, FusedSegformerDecoder) and is_plain((), [decoder])
+    reached, x = _run_to(decoder if fused else head, model, image)
+    if not reached:
+        return _labels_of(x, model, (height, width))
     if isinstance(head, PatchHead):
-        labels = [_largest(strip) for strip in _patch_strips(head, features)]
-    elif _upsample(head) is not None:
-        labels = list(_upsampled_labels(head, _MapRows(features) if rows is None else rows))
-    elif isinstance(head, SegmentationHead):
-        labels = [_largest(strip) for strip in _convolved_strips(head[0], features)]
+        labels = [_largest(strip) for strip in _patch_strips(layers, x)]
+    elif upsample is None:
+        labels = [_largest(strip) for strip in _convolved_strips(layers[0], x)]
     else:
-        labels = [_largest(head(features))]
+        rows = decoder.rows(x) if fused else None
+        if rows is None:
+            rows = _MapRows(decoder(x) if fused else x)
+        size = [int(side * upsample.scale_factor) for side in (rows.height, rows.width)]
+        conv = layers[0] if len(layers) == 2 else nn.Identity()
+        labels = list(_upsampled_labels(conv, rows, size, bool(upsample.align_corners)))
     return torch.cat(labels, dim=1)[:, :height, :width]
 
 
@@ -94,50 +107,110 @@ class _Reached(Exception):
     """Ends a forward pass where a part of the model would begin; carries the part's input."""
 
 
-def _input_of(part: nn.Module, model: nn.Module, image: torch.Tensor) -> Any:
-    """Runs a model up to one of its parts, whatever its own forward does before."""
+def _run_to(part: nn.Module, model: nn.Module, image: torch.Tensor) -> tuple[bool, Any]:
+    """Runs a model up to one of its parts: True and the part's input, or False and the model's output."""
 
     def stop(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
         raise _Reached(inputs[0])
 
     hook = part.register_forward_pre_hook(stop)
     try:
-        model(image)
+        return False, model(image)
     except _Reached as reached:
-        return reached.args[0]
+        return True, reached.args[0]
     finally:
         hook.remove()
-    raise ValueError(f"{type(model).__name__} does not call its {type(part).__name__}.")
 
 
-def _keeps_order(head: nn.Sequential) -> bool:
-    last = head[-1]
-    return isinstance(last, Activation) and isinstance(last.activation, _MONOTONE)
+def _row_layers(head: Any) -> list[nn.Module] | None:
+    """The layers before the activation of a head that works row by row; None of any other head.
+
+    Those of a `PatchHead`, or a convolution, or a bilinear upsampling, or one and then the other.
+    """
+    if (
+        not isinstance(head, nn.Sequential)
+        or type(head).forward is not nn.Sequential.forward
+        or not is_plain((), head.modules())
+    ):
+        return None
+    *layers, activation = [layer for layer in head if type(layer) is not nn.Identity] or [None]
+    if not layers or not isinstance(getattr(activation, "activation", activation), _MONOTONE):
+        return None
+    if isinstance(head, PatchHead):
+        return layers if isinstance(layers[0], nn.Linear) else None
+    behind = layers[1:] if _keeps_size(layers[0]) else layers
+    return layers if not behind or (len(behind) == 1 and _upsamples(behind[0])) else None
 
 
-def _upsample(head: nn.Sequential) -> nn.Upsample | None:
-    """The bilinear upsampling of a head, where it comes right before the activation."""
-    layer = head[-2] if len(head) > 1 else None
-    return layer if isinstance(layer, nn.Upsample) and layer.mode == "bilinear" else None
+def _keeps_size(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution with an output as large as its input, made so by zeros around it."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.stride == (1, 1)
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and all(
+            2 * padding == dilation * (kernel - 1)
+            for padding, dilation, kernel in zip(
+                layer.padding, layer.dilation, layer.kernel_size, strict=True
+            )
+        )
+    )
 
 
-def _largest(logits: torch.Tensor) -> torch.Tensor:
-    """(B, K, H, W) -> (B, H, W); one class is there or not, and what is labels already stays."""
-    if logits.ndim == 3:
+def _upsamples(layer: nn.Module) -> bool:
+    """Whether a layer upsamples bilinearly by a whole number."""
+    return (
+        isinstance(layer, nn.Upsample)
+        and layer.mode == "bilinear"
+        and isinstance(layer.scale_factor, float)
+        and layer.scale_factor.is_integer()
+    )
+
+
+def _labels_of(output: Any, model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
+    """Labels of what a model gave for images of a size; what is labels already stays."""
+    from_transformers = hasattr(output, "logits")
+    logits = output.logits if from_transformers else output[0] if isinstance(output, tuple) else output
+    if isinstance(logits, torch.Tensor) and logits.ndim == 3 and not logits.is_floating_point():
         return logits.long()
-    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.max(1).indices  # sooner than argmax
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 4:
+        what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"{type(model).__name__} should give logits (B, classes, H, W), but gives {what}.")
+    if from_transformers and logits.shape[2:] != size:
+        return torch.cat(list(_upsampled_labels(nn.Identity(), _MapRows(logits), size, False)), dim=1)
+    return _largest(logits, _zero_logit(model, logits) if logits.shape[1] == 1 else 0.0)
+
+
+def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:
+    """What a logit of zero becomes in a model, by the activation of the segmentation head that is in it."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "segmentation_head":
+            parts = list(module.modules())
+            # A head of the user's own may end in an activation of PyTorch.
+            last = ([part for part in parts if isinstance(part, Activation)] or parts)[-1]
+            if isinstance(last, (Activation, *_MONOTONE)):
+                return last(logits.new_zeros(1, 1, 1, 1))
+    return 0.0
+
+
+def _largest(logits: torch.Tensor, zero: torch.Tensor | float = 0.0) -> torch.Tensor:
+    """(B, K, H, W) -> (B, H, W); one class is there or not, where a logit of zero is `zero`."""
+    if logits.shape[1] == 1:
+        return (logits > zero)[:, 0].long()
+    return logits.max(1).indices  # sooner than argmax
 
 
 def _rows(classes: int, width: int, batch: int) -> int:
     return max(1, _STRIP_ELEMENTS // (classes * width * batch))
 
 
-def _patch_strips(head: PatchHead, tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+def _patch_strips(layers: list[nn.Module], tokens: torch.Tensor) -> Iterator[torch.Tensor]:
     """Logits of rows of patches; `tokens` is (B, h, w, D)."""
     batch, height, width = tokens.shape[:3]
-    rows = _rows(head[0].out_features, width, batch)
+    rows = _rows(layers[0].out_features, width, batch)
     for start in range(0, height, rows):
-        yield head(tokens[:, start : start + rows])
+        yield nn.Sequential(*layers)(tokens[:, start : start + rows])
 
 
 def _convolve_rows(layer: nn.Module, rows: "_MapRows | HeadRows", start: int, stop: int) -> torch.Tensor:
@@ -147,7 +220,7 @@ def _convolve_rows(layer: nn.Module, rows: "_MapRows | HeadRows", start: int, st
     return layer(rows(first, last))[:, :, start - first : stop - first]
 
 
-def _convolved_strips(conv: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor]:
+def _convolved_strips(conv: nn.Conv2d, x: torch.Tensor) -> Iterator[torch.Tensor]:
     """Logits of a head that is a convolution at the image's size; `x` is (B, C, H, W)."""
     batch, _, height, width = x.shape
     rows = _rows(conv.out_channels, width, batch)
@@ -155,18 +228,18 @@ def _convolved_strips(conv: nn.Module, x: torch.Tensor) -> Iterator[torch.Tensor
         yield _convolve_rows(conv, _MapRows(x), start, min(start + rows, height))
 
 
-def _upsampled_labels(head: nn.Sequential, source: "_MapRows | HeadRows") -> Iterator[torch.Tensor]:
-    """Labels of a head that upsamples, in strips (B, rows, W); `source` gives rows of the head's input."""
-    conv = head[0] if isinstance(head[0], nn.Conv2d) else nn.Identity()
-    scale, align_corners = _upsample(head).scale_factor, bool(_upsample(head).align_corners)
-    height, width = int(source.height * scale), int(source.width * scale)
+def _upsampled_labels(
+    conv: nn.Module, source: "_MapRows | HeadRows", size: Sequence[int], align_corners: bool
+) -> Iterator[torch.Tensor]:
+    """Labels in strips (B, rows, W) of what `conv` makes of the rows of `source`, upsampled to a size."""
+    height, width = size
 
     # Row r of the output lies between the rows `above[r]` and `above[r] + 1` of the input.
     position = torch.arange(height, dtype=torch.float32)
     if align_corners:
         position = position * ((source.height - 1) / max(height - 1, 1))
     else:
-        position = ((position + 0.5) / scale - 0.5).clamp(0, source.height - 1)
+        position = ((position + 0.5) * (source.height / height) - 0.5).clamp(0, source.height - 1)
     above = position.long().clamp(max=max(source.height - 2, 0))
     weights = (position - above).view(1, -1, 1, 1)
     bounds = above.tolist()
@@ -191,9 +264,11 @@ def _upsampled_labels(head: nn.Sequential, source: "_MapRows | HeadRows") -> Ite
                 upper = (above[top:bottom] - low_start).to(low.device)
                 lower = (upper + 1).clamp(max=low.shape[2] - 1)
                 strip = torch.lerp(part[:, upper], part[:, lower], weights[:, top:bottom].to(low))
-                size = (bottom - top, width)
                 strip = F.interpolate(
-                    strip.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=align_corners
+                    strip.permute(0, 3, 1, 2),
+                    size=(bottom - top, width),
+                    mode="bilinear",
+                    align_corners=align_corners,
                 )
                 yield _largest(strip) if len(classes) == 1 else classes[_largest(strip)]
         start = end
@@ -213,5 +288,6 @@ def _contenders(low: torch.Tensor) -> torch.Tensor:
             n = low.shape[dim] - 1
             largest = torch.maximum(largest.narrow(dim, 0, n), largest.narrow(dim, 1, n))
             smallest = torch.minimum(smallest.narrow(dim, 0, n), smallest.narrow(dim, 1, n))
-    contends = largest >= smallest.amax(1, keepdim=True)  # (B, K, h - 1, w - 1)
-    return contends.permute(0, 2, 3, 1).flatten(0, 2).any(0).nonzero().flatten()
+    # (B, K, h - 1, w - 1); no comparison with NaN is true, so that nobody loses there.
+    loses = largest < smallest.amax(1, keepdim=True)
+    return (~loses.permute(0, 2, 3, 1).flatten(0, 2).all(0)).nonzero().flatten()
