@@ -19,13 +19,14 @@ class TokenModel(ModelCardMixin, SegmentationModel):
     requires_divisible_input_shape = False
 
     # What stands for SMP's own default, "resnet34" with the weights "imagenet": these models are no CNNs, and
-    # `smp.create_model` passes that pair where nothing is chosen.
+    # `smp.create_model` passes each of the two where nothing is chosen.
     default_encoder: ClassVar[tuple[str, str | None]]
 
     def choose_encoder(self, name: str, weights: str | None) -> tuple[str, str | None]:
         """Gives the encoder and the weights that two arguments stand for, and notes them for saved files."""
-        if (name, weights) == ("resnet34", "imagenet"):
-            name, weights = self.default_encoder
+        if name == "resnet34" and weights in ("imagenet", None):
+            name, default_weights = self.default_encoder
+            weights = weights and default_weights
             self.config.update(encoder_name=name, encoder_weights=weights)
         return name, weights
 

@@ -186,6 +186,7 @@ class PlainViTEncoder(TimmViT):
     ) -> None:
         self._encoder_depth = encoder_depth
         super().__init__(name, in_channels, pretrained, **kwargs)
+        self.configured = kwargs  # unlike the other encoders' they are the user's, from no table of SMP's
 
     def _blocks(self, total: int) -> list[int]:
         depth = total if self._encoder_depth is None else self._encoder_depth
