@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from vitseg_zoo.encoders.timm_weights import adapt_in_channels, timm_filter
 from vitseg_zoo.not_scriptable import NotScriptable
@@ -65,6 +66,14 @@ class TimmEncoder(NotScriptable, nn.Module):
         self._rebuild(self._in_channels, changed)
         self._kwargs = changed
         self.configured = {**self.configured, **kwargs}
+
+    def train(self, mode: bool = True) -> nn.Module:
+        """As every module does; norms with frozen parameters keep their running statistics, as in SMP."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _NormBase) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Saves memory in training by computing each block again in the backward pass."""
