@@ -13,9 +13,10 @@ from vitseg_zoo.architectures.token_encoder import configured_encoder
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.bilinear import BilinearUpsample
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
+from vitseg_zoo.not_scriptable import NotScriptable
 
 
-class FusedSegformer(ModelCardMixin, SegmentationModel):
+class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
     """SegFormer (Xie et al. 2021): the outputs of `smp.Segformer`, several times faster.
 
     Paper: https://arxiv.org/abs/2105.15203. Arguments and state dict are those of `smp.Segformer` with the
@@ -112,7 +113,3 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` calls first."""
-        raise RuntimeError("FusedSegformer cannot be scripted: use torch.export or torch.compile.")

@@ -7,9 +7,10 @@ from segmentation_models_pytorch.base import ClassificationHead, SegmentationMod
 from segmentation_models_pytorch.base.initialization import initialize_head
 
 from vitseg_zoo.architectures.model_card import ModelCardMixin
+from vitseg_zoo.not_scriptable import NotScriptable
 
 
-class TokenModel(ModelCardMixin, SegmentationModel):
+class TokenModel(NotScriptable, ModelCardMixin, SegmentationModel):
     """An encoder with one map of tokens, a decoder and a head, for images of any size.
 
     A subclass sets `encoder`, `decoder` and `segmentation_head`, and ends its `__init__` with `finish`.

@@ -146,7 +146,8 @@ class TimmViT(TimmEncoder):
         """Maps an image (B, C, H, W) to maps (B, D, ceil(H / p), ceil(W / p)) of the chosen blocks.
 
         Images are padded with zeros at the right and bottom to whole patches. Class and register tokens are
-        left out; the model's final norm is applied to every block's tokens.
+        left out. `model.norm` is applied to every block's tokens; where timm norms the pooled tokens instead
+        (`fc_norm`, as in BEiT), that is nothing.
         """
         if not self.model.patch_embed.dynamic_img_pad:
             height, width = x.shape[2:]
