@@ -295,3 +295,14 @@ def test_mmsegmentation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="mmsegmentation"):
         vitseg_zoo.accelerate(model)
     assert [type(part) for part in model.modules()] == before
+
+
+@pytest.mark.parametrize(
+    "name", ["smp.Segformer", "smp.Segformer resnet", "transformers segmentation", "timm"]
+)
+def test_scripting_is_refused_in_one_sentence(name: str) -> None:
+    model = vitseg_zoo.accelerate(MODELS[name]().eval())
+    with pytest.raises(
+        RuntimeError, match=r"^Fast\w+ cannot be scripted: use torch.export or torch.compile.$"
+    ):
+        torch.jit.script(model)

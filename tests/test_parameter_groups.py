@@ -71,6 +71,23 @@ def test_freezing_the_whole_vit_leaves_a_linear_probe() -> None:
     assert trained == ["segmentation_head.0.weight", "segmentation_head.0.bias"]
 
 
+@pytest.mark.parametrize("arch", ["vitseg", "segmenter", "fpn"])
+def test_a_frozen_batch_norm_keeps_its_statistics(arch: str) -> None:
+    model = smp.create_model(arch, "vz-vitseg_tiny_patch16_128", encoder_weights=None).train()
+    norm = model.encoder.model.patch_embed.input_norm
+    vitseg_zoo.freeze_blocks(model, 0)
+    assert not norm.training and model.encoder.model.blocks[0].training
+    for change in (lambda: None, model.train, lambda: model.encoder.configure(drop_path_rate=0.1)):
+        change()
+        norm = model.encoder.model.patch_embed.input_norm
+        model(torch.rand(2, 3, 128, 128))
+        assert torch.equal(norm.running_mean, torch.zeros(3)) and norm.num_batches_tracked == 0
+    assert model.encoder.model.blocks[0].training
+    norm.requires_grad_(True)
+    model.train()(torch.rand(2, 3, 128, 128))
+    assert norm.num_batches_tracked == 1
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"blocks should lie in \[0, 5\], those of the encoder, got 6"):
         vitseg_zoo.freeze_blocks(MODELS["unet"](), 6)

@@ -280,3 +280,71 @@ print("ok")
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.stdout == "ok\n", result.stderr
+
+
+FIXED_GRIDS = ["tiny_beit", "tiny_relpos"]
+
+
+def ran_at_another_size(name: str) -> tuple[PlainViTEncoder, torch.Tensor]:
+    encoder, image = PlainViTEncoder(name).eval(), torch.randn(1, 3, 96, 48)
+    with torch.no_grad():
+        encoder(image)
+    return encoder, image
+
+
+@pytest.mark.parametrize("name", FIXED_GRIDS)
+def test_assigned_weights_count_after_another_size(name: str) -> None:
+    encoder, image = ran_at_another_size(name)
+    other = PlainViTEncoder(name).eval()
+    encoder.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
+    with torch.no_grad():
+        assert torch.equal(encoder(image)[-1], other(image)[-1])
+
+
+@pytest.mark.parametrize("name", FIXED_GRIDS)
+def test_hooks_count_after_another_size(name: str) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.shapes: list[torch.Size] = []
+
+        def __call__(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            self.shapes.append(output.shape)
+
+        def before(self, module: nn.Module, inputs: tuple) -> None:
+            self.shapes.append(inputs[0].shape)
+
+    encoder, image = ran_at_another_size(name)
+    recorder, block = Recorder(), encoder.model.blocks[0]
+    handles = [
+        block.attn.register_forward_hook(recorder),
+        block.mlp.register_forward_pre_hook(recorder.before),
+    ]
+    for size in [(96, 48), (48, 96), (96, 48)]:  # copies made before and after the hooks
+        encoder(image.reshape(1, 3, *size))
+    assert len(recorder.shapes) == 6
+    for handle in handles:
+        handle.remove()
+    encoder(image)
+    assert len(recorder.shapes) == 6
+
+
+@pytest.mark.parametrize("name", FIXED_GRIDS)
+def test_adapters_count_after_another_size(name: str) -> None:
+    class LowRank(nn.Module):
+        def __init__(self, base: nn.Linear) -> None:
+            super().__init__()
+            self.base, self.norm = base, nn.BatchNorm1d(base.in_features)
+            self.low = nn.Linear(base.in_features, base.out_features, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.base(x) + self.low(self.norm(x.transpose(1, 2)).transpose(1, 2))
+
+    encoder, image = ran_at_another_size(name)
+    for block in encoder.model.blocks:
+        block.mlp.fc1 = LowRank(block.mlp.fc1).eval()
+    expected = copy.deepcopy(encoder)(image)[-1]  # which has no copy of the last size
+    assert torch.equal(encoder(image)[-1], expected)
+    encoder.model.blocks[0].mlp.fc1.train()
+    encoder(image)[-1].sum().backward()
+    adapter = encoder.model.blocks[0].mlp.fc1
+    assert adapter.low.weight.grad.abs().sum() > 0 and adapter.norm.num_batches_tracked == 1

@@ -1,5 +1,6 @@
 """Files and folders that say what they are; reading them back gives the same numbers bit by bit."""
 
+import functools
 import json
 import os
 import re
@@ -240,3 +241,87 @@ def test_publishing_without_network(tmp_path):
     assert len(lines) == 2, lines
     for line in lines:
         assert line.startswith("me/pets was not published: no connection") and "127.0.0.1:9" in line
+
+
+def changed(model, **arguments):
+    """A model whose encoder was changed by hand after it was built."""
+    model.encoder.configure(**arguments)
+    model.encoder.set_in_channels(4)
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoder", "arguments"),
+    [
+        ("vitseg", "vz-test_vit", {"img_size": torch.Size([64, 96]), "drop_path_rate": 0.1}),
+        ("eomt", "vz-test_vit", {"img_size": 64}),
+        ("segmenter", "vz-mit_b0", {"drop_path_rate": 0.2}),
+        ("fusedsegformer", "vz-mit_b0", {"drop_path_rate": 0.2}),
+        ("unet", "vz-test_vit", {"img_size": 64, "drop_path_rate": 0.1}),
+        ("fpn", "vz-mit_b0", {"drop_path_rate": 0.2}),
+    ],
+)
+def test_what_the_encoder_was_configured_with_is_in_the_file(architecture, encoder, arguments, tmp_path):
+    model = changed(build(architecture, encoder), **arguments)
+    path = vitseg_zoo.save_model(model, tmp_path / "model.safetensors")
+    again = vitseg_zoo.load_model(path)[0]
+    image = torch.rand(1, 4, 64, 96)
+    assert torch.equal(logits(again, image), logits(model, image))
+    assert repr(again.encoder.model) == repr(model.encoder.model)  # rates of dropout, too
+    vitseg_zoo.save_model(again, path)
+    assert torch.equal(logits(vitseg_zoo.load_model(path)[0], image), logits(model, image))
+
+
+@pytest.mark.parametrize("method", [False, True], ids=["function", "SMP's own method"])
+def test_what_the_encoder_was_configured_with_is_in_the_folder(method, tmp_path):
+    model = changed(build("segmenter"), img_size=64, drop_path_rate=0.1)
+    if method:
+        model.save_pretrained(tmp_path)
+    else:
+        vitseg_zoo.save_pretrained(model, tmp_path)
+    image = torch.rand(1, 4, 64, 96)
+    for again in (smp.from_pretrained(tmp_path).eval(), vitseg_zoo.load_model(tmp_path)[0]):
+        assert torch.equal(logits(again, image), logits(model, image))
+        assert repr(again.encoder.model) == repr(model.encoder.model)
+
+
+def test_what_smp_cannot_build_again_is_refused(tmp_path):
+    model = changed(build("unet"), drop_path_rate=0.1)
+    vitseg_zoo.save_pretrained(model, tmp_path / "folder")
+    image = torch.rand(1, 4, 64, 96)
+    for again in (
+        smp.from_pretrained(tmp_path / "folder").eval(),
+        vitseg_zoo.load_model(tmp_path / "folder")[0],
+    ):
+        assert torch.equal(logits(again, image), logits(model, image))
+    model.encoder.configure(img_size=64)
+    with pytest.raises(
+        ValueError, match="cannot build a Unet whose encoder was configured with img_size: use"
+    ):
+        vitseg_zoo.save_pretrained(model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_no_file_can_hold_is_refused(tmp_path):
+    norm = functools.partial(nn.LayerNorm, eps=1e-3)
+    models = [build("fpn", "vz-mit_b0"), build("fusedsegformer", "vz-mit_b0", norm_layer=norm)]
+    models[0].encoder.configure(norm_layer=norm)
+    for model in (*models, build("vitseg", norm_layer=norm)):
+        with pytest.raises(ValueError, match=r"configured with norm_layer=.*which a file cannot hold: save"):
+            vitseg_zoo.save_model(model, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="norm_layer"):
+        models[1].save_pretrained(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pretrained_model_of_other_channels(tmp_path):
+    for channels in (1, 4):
+        model = vitseg_zoo.create_model("segformer_b0.pets", pretrained=True, in_channels=channels).eval()
+        assert {len(model.pretrained_cfg[key]) for key in ("mean", "std")} == {channels}
+        image = torch.rand(1, channels, 64, 64)
+        path = vitseg_zoo.save_model(model, tmp_path / "model.safetensors")
+        assert torch.equal(logits(vitseg_zoo.load_model(path)[0], image), logits(model, image))
+        model.save_pretrained(tmp_path / "folder")
+        assert torch.equal(
+            logits(smp.from_pretrained(tmp_path / "folder").eval(), image), logits(model, image)
+        )

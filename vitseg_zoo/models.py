@@ -1,5 +1,7 @@
 """Complete models by name."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -64,7 +66,17 @@ def create_model(
         raise RuntimeError(f"{entry.name} does not fit its own model, which should not be: {report}.")
     if in_channels != trained_channels:
         model.encoder.set_in_channels(in_channels, pretrained=True)
+        model.config["in_channels"] = in_channels
     model.pretrained_cfg = metadata_of(entry)
+    for key in ("mean", "std"):
+        model.pretrained_cfg[key] = _for_channels(model.pretrained_cfg[key], in_channels)
     if not as_trained:
         model.pretrained_cfg |= {"class_names": (), "palette": (), "metric": "", "metric_source": ""}
     return model
+
+
+def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Means or deviations for as many channels as weights are adapted to: averaged for one, else repeated."""
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(itertools.islice(itertools.cycle(values), channels))

@@ -17,9 +17,10 @@ from vitseg_zoo.encoders.mix_attention import mix_attention
 from vitseg_zoo.encoders.mix_conv import dense_conv
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
 from vitseg_zoo.encoders.mix_ops import Layer, is_plain, linear
+from vitseg_zoo.not_scriptable import NotScriptable
 
 
-class FastLayerNorm(smp_mit.LayerNorm):
+class FastLayerNorm(NotScriptable, smp_mit.LayerNorm):
     """A layer norm over the channels of maps (B, C, H, W) that are channels-last in memory."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -37,7 +38,7 @@ class FastLayerNorm(smp_mit.LayerNorm):
         return norm
 
 
-class FastBlock(smp_mit.Block):
+class FastBlock(NotScriptable, smp_mit.Block):
     """A block of SMP's MiT on maps (B, C, H, W), channels-last in memory; with hooks the original."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -64,14 +65,14 @@ class FastBlock(smp_mit.Block):
         ).permute(0, 3, 1, 2)
 
 
-class FastOverlapPatchEmbed(smp_mit.OverlapPatchEmbed):
+class FastOverlapPatchEmbed(NotScriptable, smp_mit.OverlapPatchEmbed):
     """The patch embedding of SMP's MiT, (B, C, H, W) to (B, D, H / stride, W / stride)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.norm(dense_conv(self.proj, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
-class FastMixVisionTransformerEncoder(smp_mit.MixVisionTransformerEncoder):
+class FastMixVisionTransformerEncoder(NotScriptable, smp_mit.MixVisionTransformerEncoder):
     """SMP's MiT encoder, with its levels: the image, an empty one at stride 2, and the stages."""
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -84,7 +85,7 @@ class FastMixVisionTransformerEncoder(smp_mit.MixVisionTransformerEncoder):
         return features
 
 
-class FastSegformerDecoder(FusedSegformerDecoder):
+class FastSegformerDecoder(NotScriptable, FusedSegformerDecoder):
     """SMP's all-MLP decoder, fused; the original where its layers have hooks or adapters."""
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:

@@ -7,9 +7,10 @@ from torch import nn
 from vitseg_zoo.encoders.mix_attention import mix_attention
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
 from vitseg_zoo.encoders.mix_ops import conv_nhwc, is_plain, linear
+from vitseg_zoo.not_scriptable import NotScriptable
 
 
-class FastBlock(pvt_v2.Block):
+class FastBlock(NotScriptable, pvt_v2.Block):
     """A block of timm's PVTv2 on tokens (B, H * W, C), also "linear"; with hooks the original."""
 
     def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
@@ -48,7 +49,7 @@ class FastBlock(pvt_v2.Block):
         return linear(attn.kv, x).chunk(2, dim=-1)
 
 
-class FastStage(pvt_v2.PyramidVisionTransformerStage):
+class FastStage(NotScriptable, pvt_v2.PyramidVisionTransformerStage):
     """A stage of timm's PVTv2, whose map (B, C, H, W) is channels-last in memory."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

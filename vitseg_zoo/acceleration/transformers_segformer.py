@@ -15,9 +15,10 @@ from vitseg_zoo.decoders.all_mlp import fused_head
 from vitseg_zoo.encoders.mix_attention import mix_attention
 from vitseg_zoo.encoders.mix_ffn import mix_ffn
 from vitseg_zoo.encoders.mix_ops import is_plain, linear
+from vitseg_zoo.not_scriptable import NotScriptable
 
 
-class FastSegformerLayer(SegformerLayer):
+class FastSegformerLayer(NotScriptable, SegformerLayer):
     """A block on tokens (B, H * W, C); the original with hooks or where attention maps are asked for."""
 
     def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
@@ -61,7 +62,7 @@ def _activation(act: nn.Module) -> nn.Module:
     return _GELU if is_gelu and is_plain((), around=(act,)) else act
 
 
-class FastSegformerStage(SegformerStage):
+class FastSegformerStage(NotScriptable, SegformerStage):
     """A stage, whose map (B, C, H, W) is channels-last in memory."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -74,7 +75,7 @@ class FastSegformerStage(SegformerStage):
         return hidden_states.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-class FastSegformerDecodeHead(SegformerDecodeHead):
+class FastSegformerDecodeHead(NotScriptable, SegformerDecodeHead):
     """The all-MLP head, fused; the original where a level comes as tokens (`reshape_last_stage=False`)."""
 
     def forward(self, encoder_hidden_states: tuple[torch.Tensor, ...], **kwargs: Any) -> torch.Tensor:

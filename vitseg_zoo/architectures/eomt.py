@@ -31,7 +31,7 @@ class Eomt(TokenModel):
 
     Args:
         encoder_name: A plain ViT of the zoo, `vz-` and the name of the timm model (ViT, DeiT, EVA-02, DINO v1
-            to v3, CLIP, SigLIP). SMP's default, `"resnet34"` with the weights `"imagenet"`, means
+            to v3, CLIP, SigLIP). SMP's default, `"resnet34"`, means
             `vz-vit_base_patch14_reg4_dinov2`.
         encoder_depth: How many of the ViT's blocks are used; all of them by default.
         encoder_weights: A tag of the timm model's weights, `"imagenet"` (its default tag) or `None` (random).
@@ -47,8 +47,8 @@ class Eomt(TokenModel):
         kwargs: Passed to the timm model, for example `drop_path_rate`.
 
     Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W), or to a pair of them and of labels
-        (B, aux classes) with `aux_params`.
+        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a
+        pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If the encoder is no plain ViT of the zoo, or of a family that has no place for queries

@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
-from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 
 from vitseg_zoo.architectures.model_card import ModelCardMixin
+from vitseg_zoo.architectures.token_encoder import configured_encoder
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.bilinear import upsample
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 from vitseg_zoo.encoders.mix_ops import is_plain
+from vitseg_zoo.not_scriptable import NotScriptable
 
 
-class FusedSegformer(ModelCardMixin, SegmentationModel):
+class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
     """SegFormer (Xie et al. 2021): the outputs of `smp.Segformer`, several times faster.
 
     Paper: https://arxiv.org/abs/2105.15203. Arguments and state dict are those of `smp.Segformer` with the
@@ -39,15 +40,17 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         decoder_dropout: Dropout of channels before the classifier, 0.1 in the paper; 0 by default, as in SMP.
         align_corners: How the logits are upsampled: True by default, as in SMP; False as in Hugging Face and
             in NVIDIA's evaluation.
-        kwargs: Passed to encoders that take them, as `smp.Segformer` does.
+        kwargs: Passed to the timm model of an encoder of the zoo, for example `drop_path_rate`; to others as
+            `smp.Segformer` does.
 
     Returns:
-        A model from (B, in_channels, H, W), H and W divisible by 32, to logits (B, classes, H, W), or to a
-        pair of them and of labels (B, aux classes) with `aux_params`.
+        A model from (B, in_channels, H, W), H and W divisible by 32, to logits (B, classes, H, W); with
+        `aux_params` to a pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         KeyError: If there is no such encoder or no such weights.
         ValueError: If `encoder_depth` is out of range.
+        TypeError: If the timm model of an encoder of the zoo has no such argument as one of `kwargs`.
 
     Example:
         >>> import segmentation_models_pytorch as smp, torch
@@ -75,9 +78,7 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.encoder = get_encoder(
-            encoder_name, in_channels=in_channels, depth=encoder_depth, weights=encoder_weights, **kwargs
-        )
+        self.encoder = configured_encoder(encoder_name, in_channels, encoder_depth, encoder_weights, **kwargs)
         if isinstance(self.encoder, HierarchicalEncoder):
             self.encoder.unfolds_image = False  # the paper's head has no level at stride 2
         self.decoder = FusedSegformerDecoder(
@@ -118,10 +119,6 @@ class FusedSegformer(ModelCardMixin, SegmentationModel):
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` calls first."""
-        raise RuntimeError("FusedSegformer cannot be scripted: use torch.export or torch.compile.")
 
 
 def _classifies_pixels(head: nn.Module, decoder: nn.Module) -> bool:

@@ -18,7 +18,11 @@ class ModelCardMixin:
         return super().from_pretrained(*args, encoder_weights=encoder_weights, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """SMP's, with a card whose snippet reads what is saved."""
+        """SMP's, with a card whose snippet reads what is saved, and what the encoder was configured with."""
+        from vitseg_zoo.weights.saving import encoder_arguments
+
+        channels, arguments = encoder_arguments(self)
+        self.config.update(channels | arguments)
         where = kwargs.get("repo_id") or str(save_directory)
         kwargs["model_card_kwargs"] = {"where": where, **(kwargs.get("model_card_kwargs") or {})}
         return super().save_pretrained(save_directory, *args, **kwargs)

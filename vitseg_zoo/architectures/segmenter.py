@@ -22,8 +22,7 @@ class Segmenter(TokenModel):
 
     Args:
         encoder_name: An encoder of the zoo, `vz-` and the name of the timm model; its last map is used. SMP's
-            default, `"resnet34"` with the weights `"imagenet"`, means the paper's Seg-S,
-            `vz-vit_small_patch16_384`.
+            default, `"resnet34"`, means the paper's Seg-S, `vz-vit_small_patch16_384`.
         encoder_depth: How many of a plain ViT's blocks are used; all of them by default.
         encoder_weights: A tag of the timm model's weights, `"imagenet"` (its default tag) or `None` (random).
         decoder_head: `"mask"`, the mask transformer, or `"linear"`, one linear layer.
@@ -35,11 +34,11 @@ class Segmenter(TokenModel):
             callable or `None` (the default).
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
-        kwargs: Passed to the timm model of a plain ViT, for example `drop_path_rate` (0.1 in the paper).
+        kwargs: Passed to the timm model, for example `drop_path_rate` (0.1 in the paper).
 
     Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W), or to a pair of them and of labels
-        (B, aux classes) with `aux_params`.
+        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a
+        pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If the encoder is not the zoo's, or an argument is out of range.

@@ -9,6 +9,7 @@ from torch import nn
 
 from vitseg_zoo.encoders.plain_vit import PlainViTEncoder
 from vitseg_zoo.encoders.pyramid import PyramidEncoder
+from vitseg_zoo.encoders.timm_encoder import TimmEncoder
 
 
 def token_encoder(
@@ -21,11 +22,12 @@ def token_encoder(
         weights: A tag of the timm model's weights, `"imagenet"` for the default tag, or `None`.
         in_channels: Channels of the image.
         encoder_depth: Blocks of a plain ViT to use, or levels of another encoder; all by default.
-        kwargs: Passed to `timm.create_model` for a plain ViT.
+        kwargs: Passed to `timm.create_model`.
 
     Raises:
         ValueError: If the name is not one of the zoo's.
         KeyError: If there is no such encoder or no such weights.
+        TypeError: If the timm model has no such argument.
     """
     if not name.startswith("vz-"):
         raise ValueError(
@@ -43,11 +45,27 @@ def token_encoder(
         )
         raise KeyError(f"Wrong pretrained weights `{weights}` for encoder `{name}`. {hint}")
     if not issubclass(entry["encoder"], PyramidEncoder):
-        return get_encoder(name, in_channels=in_channels, depth=encoder_depth or 5, weights=weights)
+        depth = 5 if encoder_depth is None else encoder_depth
+        return configured_encoder(name, in_channels, depth, weights, **kwargs)
     timm_name = entry["params"]["name"]
     if weights not in (None, "imagenet"):
         timm_name = f"{timm_name}.{weights}"
     return PlainViTEncoder(timm_name, in_channels, encoder_depth, pretrained=weights is not None, **kwargs)
+
+
+def configured_encoder(
+    name: str, in_channels: int, depth: int, weights: str | None, **kwargs: Any
+) -> nn.Module:
+    """SMP's `get_encoder`, with `kwargs` for the encoders of the zoo, too.
+
+    Raises:
+        KeyError: If there is no such encoder or no such weights.
+        TypeError: If the timm model of an encoder of the zoo has no such argument.
+    """
+    encoder = get_encoder(name, in_channels=in_channels, depth=depth, weights=weights, **kwargs)
+    if kwargs and isinstance(encoder, TimmEncoder):
+        encoder.configure(**kwargs)
+    return encoder
 
 
 def plain_vit_encoder(

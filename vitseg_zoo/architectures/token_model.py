@@ -7,9 +7,10 @@ from segmentation_models_pytorch.base import ClassificationHead, SegmentationMod
 from segmentation_models_pytorch.base.initialization import initialize_head
 
 from vitseg_zoo.architectures.model_card import ModelCardMixin
+from vitseg_zoo.not_scriptable import NotScriptable
 
 
-class TokenModel(ModelCardMixin, SegmentationModel):
+class TokenModel(NotScriptable, ModelCardMixin, SegmentationModel):
     """An encoder with one map of tokens, a decoder and a head, for images of any size.
 
     A subclass sets `encoder`, `decoder` and `segmentation_head`, and ends its `__init__` with `finish`.
@@ -19,13 +20,14 @@ class TokenModel(ModelCardMixin, SegmentationModel):
     requires_divisible_input_shape = False
 
     # What stands for SMP's own default, "resnet34" with the weights "imagenet": these models are no CNNs, and
-    # `smp.create_model` passes that pair where nothing is chosen.
+    # `smp.create_model` passes each of the two where nothing is chosen.
     default_encoder: ClassVar[tuple[str, str | None]]
 
     def choose_encoder(self, name: str, weights: str | None) -> tuple[str, str | None]:
         """Gives the encoder and the weights that two arguments stand for, and notes them for saved files."""
-        if (name, weights) == ("resnet34", "imagenet"):
-            name, weights = self.default_encoder
+        if name == "resnet34" and weights in ("imagenet", None):
+            name, default_weights = self.default_encoder
+            weights = weights and default_weights
             self.config.update(encoder_name=name, encoder_weights=weights)
         return name, weights
 

@@ -25,8 +25,8 @@ class VitSeg(TokenModel):
 
     Args:
         encoder_name: A plain ViT of the zoo: `vz-` and the name of the timm model. SMP's own default,
-            `"resnet34"` with the weights `"imagenet"`, which `smp.create_model` passes where nothing is
-            chosen, means the article's encoder without weights.
+            `"resnet34"`, which `smp.create_model` passes where nothing is chosen, means the article's encoder
+            without weights.
         encoder_depth: How many of the encoder's transformer blocks are used; all of them by default.
         encoder_weights: `None` (random initialization, the default) or a tag of the timm model's weights.
         decoder_head: `"linear"`, the article's, or `"mlp"`, with a hidden layer in front.
@@ -39,8 +39,8 @@ class VitSeg(TokenModel):
         kwargs: Passed to the timm model, for example `drop_path_rate` or `img_size`.
 
     Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W), or to a pair of them and of labels
-        (B, aux classes) with `aux_params`.
+        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a
+        pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If the encoder is no plain ViT, or has fewer blocks than `encoder_depth`.

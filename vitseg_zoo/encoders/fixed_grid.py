@@ -2,8 +2,9 @@
 
 BEiT and the ViTs with relative positions have no `dynamic_img_size`; timm changes their grid with
 `set_input_size`, which replaces parameters, so that neither an optimizer nor a later size would find the old
-ones. Here that is done to a copy that shares all other parameters, and the tables are resampled from the
-model's own at each call: the same values as timm's, and gradients reach the model.
+ones. Here that is done to a copy, which runs with the parameters that the model has at each call, the tables
+resampled from the model's own: the same values as timm's, and gradients reach the model. Hooks are shared,
+and where a module was replaced the copy is made anew.
 """
 
 import copy
@@ -22,6 +23,7 @@ class FixedGridRunner:
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] | None = None
+        self._modules: list[tuple[nn.Module, bool]] | None = None
         self._resized: _Intermediates
         self._matrices: dict[str, torch.Tensor] = {}
 
@@ -40,12 +42,16 @@ class FixedGridRunner:
             model.training,
             model.grad_checkpointing,
         )
-        if key != self._key:
+        # A compiler keeps the modules of its trace, and cannot compare them.
+        modules = None if torch.compiler.is_compiling() else [(m, m.training) for m in model.modules()]
+        if key != self._key or (modules is not None and modules != self._modules):
             self._resize(model, key[0])
-            self._key = key
+            self._key, self._modules = key, modules
         parameters = dict(model.named_parameters())
-        tables = {f"model.{name}": self._resample(name, parameters[name], model) for name in self._matrices}
-        return functional_call(self._resized, tables, (x,), kwargs)
+        for name in self._matrices:
+            parameters[name] = self._resample(name, parameters[name], model)
+        parameters = {f"model.{name}": value for name, value in parameters.items()}
+        return functional_call(self._resized, parameters, (x,), kwargs)
 
     @torch.compiler.disable
     def _resize(self, model: nn.Module, img_size: tuple[int, int]) -> None:
@@ -55,7 +61,10 @@ class FixedGridRunner:
                 "call the model on such an image first, in the mode (train or eval) of the export."
             )
         parameters = dict(model.named_parameters())
-        resized = copy.deepcopy(model, memo={id(value): value for value in parameters.values()})
+        shared = [*parameters.values(), *model.buffers()]
+        for module in model.modules():
+            shared += [value for name, value in vars(module).items() if "_hooks" in name]
+        resized = copy.deepcopy(model, memo={id(value): value for value in shared})
         resized.set_input_size(img_size=img_size)
         self._resized = _Intermediates(resized)
         self._matrices = {}

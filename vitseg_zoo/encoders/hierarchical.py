@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models import adapt_input_conv, create_model
+from timm.models import create_model
 from torch import nn
 
+from vitseg_zoo.encoders.timm_encoder import TimmEncoder
 from vitseg_zoo.encoders.timm_weights import fetch_pointed
 from vitseg_zoo.weights.segformer import checkpoint_filter_fn
 from vitseg_zoo.weights.smp_pointer import read_pointer
 
 
-class HierarchicalEncoder(nn.Module):
+class HierarchicalEncoder(TimmEncoder):
     """A timm model with strides 4 to 32 in the form of SMP's encoders.
 
     State dicts are converted while loading: the timm model's own, and for MiT those of NVIDIA, SMP and
@@ -39,91 +40,47 @@ class HierarchicalEncoder(nn.Module):
         [(3, 64, 64), (12, 32, 32), (32, 16, 16), (64, 8, 8), (160, 4, 4), (256, 2, 2)]
     """
 
-    _is_torch_scriptable = False
-    _is_torch_exportable = True
-    _is_torch_compilable = True
-
     # Whether the level at stride 2 is the unfolded image; else it has 0 channels, as SMP marks an empty one.
     unfolds_image = True
 
     def __init__(self, name: str, depth: int = 5, output_stride: int = 32, **kwargs: Any) -> None:
-        super().__init__()
         if not 2 <= depth <= 5:
             raise ValueError(f"{type(self).__name__} depth should be in range [2, 5], got {depth}.")
-        self._create_kwargs = {"model_name": name, **kwargs}
+        self._name = name
         self._depth = depth
-        self._create(in_channels=3)
+        self._output_stride = 32
+        super().__init__(in_channels=3, **kwargs)
         self.register_load_state_dict_pre_hook(_convert_while_loading)
         if output_stride != 32:
             self.make_dilated(output_stride)
 
-    def _create(self, in_channels: int) -> None:
-        self.model = create_model(**self._create_kwargs, in_chans=in_channels, num_classes=0)
-        strides = [info["reduction"] for info in self.model.feature_info]
+    def _build(self, in_channels: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        model = create_model(self._name, pretrained, in_chans=in_channels, num_classes=0, **kwargs)
+        strides = [info["reduction"] for info in model.feature_info]
         if strides != [4, 8, 16, 32]:
-            raise ValueError(
-                f"{self._create_kwargs['model_name']} has maps at strides {strides}, not at 4, 8, 16 and 32."
-            )
-        self._channels = [info["num_chs"] for info in self.model.feature_info][: self._depth - 1]
-        self._in_channels = in_channels
-        self.model.prune_intermediate_layers(list(range(self._depth - 1)))
+            raise ValueError(f"{self._name} has maps at strides {strides}, not at 4, 8, 16 and 32.")
+        model.prune_intermediate_layers(list(range(self._depth - 1)))
+        if self._output_stride != 32:
+            model.set_output_stride(self._output_stride)
+        return model
 
     @property
     def out_channels(self) -> list[int]:
         """Channels of the image and of each level."""
-        return [self._in_channels, 4 * self._in_channels if self.unfolds_image else 0, *self._channels]
+        channels = [info["num_chs"] for info in self.model.feature_info[: self._depth - 1]]
+        return [self._in_channels, 4 * self._in_channels if self.unfolds_image else 0, *channels]
 
     @property
     def output_stride(self) -> int:
         """Stride of the last level."""
         return self.model.feature_info[self._depth - 2]["reduction"]
 
-    def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
-        """Changes the number of image channels; `pretrained` adapts the weights as timm does."""
-        if in_channels == self._in_channels:
-            return
-        state_dict = self.state_dict()
-        if pretrained:
-            first_conv = f"model.{self.model.pretrained_cfg['first_conv']}.weight"
-            state_dict[first_conv] = adapt_input_conv(in_channels, state_dict[first_conv])
-        self._replace(in_channels, state_dict if pretrained else None)
-
-    def configure(self, **kwargs: Any) -> None:
-        """Rebuilds the timm model with further arguments, keeping its weights.
-
-        SMP's architectures have no way of passing arguments on to such an encoder, so this is theirs. To be
-        called before the optimizer is made.
-
-        Args:
-            kwargs: Arguments of `timm.create_model`, such as `drop_path_rate` or `norm_layer`.
-
-        Example:
-            >>> import segmentation_models_pytorch as smp
-            >>> model = smp.Unet("vz-mit_b0", encoder_weights=None)
-            >>> model.encoder.configure(drop_path_rate=0.2)
-        """
-        self._create_kwargs = {**self._create_kwargs, **kwargs}
-        self._replace(self._in_channels, self.state_dict())
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Saves memory in training by computing each block again in the backward pass."""
-        self.model.set_grad_checkpointing(enable)
-
-    def _replace(self, in_channels: int, state_dict: dict[str, torch.Tensor] | None) -> None:
-        """Makes the model anew, in the state of the one before."""
-        parameter, output_stride = next(self.model.parameters()), self.output_stride
-        self._create(in_channels)
-        self.model.to(parameter.device, parameter.dtype).train(self.training)
-        if output_stride < 2**self._depth:
-            self.make_dilated(output_stride)
-        if state_dict is not None:
-            self.load_state_dict(state_dict)
-
     def make_dilated(self, output_stride: int) -> None:
         """Replaces the strides of levels coarser than `output_stride`, 8 or 16, by dilation."""
         if output_stride not in (8, 16):
             raise ValueError(f"Output stride should be 16 or 8, got {output_stride}.")
         self.model.set_output_stride(output_stride)
+        self._output_stride = output_stride
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Maps an image (B, C, H, W) to itself and the levels, (B, C_i, ceil(H / 2**i), ceil(W / 2**i))."""

@@ -29,6 +29,7 @@ from torch import nn
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 from vitseg_zoo.encoders.mix_block import EfficientAttention, MixFFN, OverlapPatchEmbed, Stage
 from vitseg_zoo.encoders.timm_weights import TimmWeights, with_checked_weights
+from vitseg_zoo.not_scriptable import NotScriptable
 from vitseg_zoo.weights.segformer import checkpoint_filter_fn
 
 __all__ = ["MixTransformer"]  # timm's register_model adds the models' names
@@ -38,7 +39,7 @@ register_notrace_module(EfficientAttention)
 register_notrace_module(MixFFN)
 
 
-class MixTransformer(nn.Module):
+class MixTransformer(NotScriptable, nn.Module):
     """MiT / PVTv2: four stages of transformer blocks at strides 4, 8, 16 and 32.
 
     Takes images (B, in_chans, H, W) of any size; the maps have ceil(H / stride) x ceil(W / stride) positions.
@@ -243,10 +244,6 @@ class MixTransformer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps images (B, in_chans, H, W) to class logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What `torch.jit.script` calls first, of this model or of one that has it inside."""
-        raise RuntimeError(f"{type(self).__name__} cannot be scripted: use torch.export or torch.compile.")
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -17,7 +17,8 @@ from timm.models import create_model, list_models, list_modules
 from torch import nn
 
 from vitseg_zoo.encoders.fixed_grid import FixedGridRunner
-from vitseg_zoo.encoders.timm_weights import adapt_in_channels, convert_while_loading, with_checked_weights
+from vitseg_zoo.encoders.timm_encoder import TimmEncoder
+from vitseg_zoo.encoders.timm_weights import convert_while_loading, with_checked_weights
 
 
 def is_plain_vit_class(cls: type) -> bool:
@@ -51,13 +52,8 @@ def plain_vit_names() -> list[str]:
     return names
 
 
-def create_plain_vit(
-    name: str, in_channels: int = 3, pretrained: bool = False, **kwargs: Any
-) -> tuple[nn.Module, int]:
+def create_plain_vit(name: str, in_channels: int = 3, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Builds a timm ViT without classifier that takes images of any size, where its class can do that.
-
-    Returns:
-        The model, and the side of its patches in pixels.
 
     Raises:
         ValueError: If the model is no plain ViT.
@@ -77,7 +73,7 @@ def create_plain_vit(
             f"{name} is not a plain ViT, with one grid of tokens from the first block to the last: "
             "choose one of `vitseg_zoo.list_models('vz-vit*')`."
         )
-    return model, strides.pop()
+    return model
 
 
 def _plain_vit_classes(module: ModuleType) -> Iterator[type]:
@@ -96,6 +92,12 @@ def _init_parameters(cls: type) -> dict[str, inspect.Parameter]:
     return parameters
 
 
+def _has_norm(model: nn.Module) -> bool:
+    """Whether the width behind the blocks stays: SAM has no norm there, but a neck that changes it."""
+    info = model.feature_info[-1]
+    return info.get("num_chs_norm", info["num_chs"]) == info["num_chs"]
+
+
 def _side(size: int | tuple[int, int]) -> int:
     """Side of a square that timm gives as a number or a pair."""
     sides = {size} if isinstance(size, int) else set(size)
@@ -104,7 +106,7 @@ def _side(size: int | tuple[int, int]) -> int:
     return sides.pop()
 
 
-class TimmViT(nn.Module):
+class TimmViT(TimmEncoder):
     """A timm ViT that gives the tokens of chosen blocks as maps; what the zoo's ViT encoders have in common.
 
     Args:
@@ -114,27 +116,22 @@ class TimmViT(nn.Module):
         kwargs: Passed to `timm.create_model` (`drop_path_rate`, `img_size`, ...).
     """
 
-    _is_torch_scriptable = False
-    _is_torch_exportable = True
-    _is_torch_compilable = True
-
     def __init__(self, name: str, in_channels: int = 3, pretrained: bool = False, **kwargs: Any) -> None:
-        super().__init__()
         self._name = name
-        self._kwargs = kwargs
-        self._create(in_channels, pretrained)
+        super().__init__(in_channels, pretrained, **kwargs)
         self.register_load_state_dict_pre_hook(convert_while_loading)
 
-    def _create(self, in_channels: int, pretrained: bool = False) -> None:
-        self.model, self.patch_size = create_plain_vit(self._name, in_channels, pretrained, **self._kwargs)
-        self._in_channels = in_channels
+    def _build(self, in_channels: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        model = create_plain_vit(self._name, in_channels, pretrained, **kwargs)
+        blocks = self._blocks(len(model.feature_info))
+        model.prune_intermediate_layers(blocks, prune_norm=not _has_norm(model))
+        return model
+
+    def _use(self, model: nn.Module, in_channels: int) -> None:
+        super()._use(model, in_channels)
+        self.patch_size = _side(model.feature_info[-1]["reduction"])
+        self._norm = _has_norm(model)
         self._runner = FixedGridRunner()
-        info = self.model.feature_info[-1]
-        # SAM has no norm behind its blocks, but a neck of convolutions that changes the width.
-        self._norm = info.get("num_chs_norm", info["num_chs"]) == info["num_chs"]
-        self.model.prune_intermediate_layers(
-            self._blocks(len(self.model.feature_info)), prune_norm=not self._norm
-        )
 
     def _blocks(self, total: int) -> list[int]:
         """Indices, ascending, of the blocks whose tokens are read."""
@@ -145,46 +142,12 @@ class TimmViT(nn.Module):
         """Channels of a token."""
         return self.model.feature_info[0]["num_chs"]
 
-    def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
-        """Makes the encoder take `in_channels` image channels; `pretrained` keeps and adapts its weights."""
-        if in_channels == self._in_channels:
-            return
-        state_dict = self.model.state_dict()
-        self._create(in_channels)
-        if pretrained:
-            self.model.load_state_dict(adapt_in_channels(state_dict, self.model))
-
-    def configure(self, **kwargs: Any) -> None:
-        """Rebuilds the timm model with further arguments, keeping its weights.
-
-        SMP's architectures have no way of passing arguments on to such an encoder, so this is theirs. To be
-        called before the optimizer is made.
-
-        Args:
-            kwargs: Arguments of `timm.create_model`, such as `drop_path_rate`, `pos_drop_rate` or `img_size`.
-
-        Example:
-            >>> import segmentation_models_pytorch as smp
-            >>> model = smp.Unet("vz-vitseg_tiny_patch16_128", encoder_weights=None)
-            >>> model.encoder.configure(drop_path_rate=0.1)
-        """
-        state_dict = self.state_dict()
-        parameter, training = next(self.model.parameters()), self.training
-        self._kwargs = {**self._kwargs, **kwargs}
-        self._create(self._in_channels)
-        self.model.to(parameter.device, parameter.dtype)
-        self.load_state_dict(state_dict)
-        self.train(training)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Saves memory in training by computing each block again in the backward pass."""
-        self.model.set_grad_checkpointing(enable)
-
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Maps an image (B, C, H, W) to maps (B, D, ceil(H / p), ceil(W / p)) of the chosen blocks.
 
         Images are padded with zeros at the right and bottom to whole patches. Class and register tokens are
-        left out; the model's final norm is applied to every block's tokens.
+        left out. `model.norm` is applied to every block's tokens; where timm norms the pooled tokens instead
+        (`fc_norm`, as in BEiT), that is nothing.
         """
         if not self.model.patch_embed.dynamic_img_pad:
             height, width = x.shape[2:]
@@ -224,6 +187,7 @@ class PlainViTEncoder(TimmViT):
     ) -> None:
         self._encoder_depth = encoder_depth
         super().__init__(name, in_channels, pretrained, **kwargs)
+        self.configured = kwargs  # unlike the other encoders' they are the user's, from no table of SMP's
 
     def _blocks(self, total: int) -> list[int]:
         depth = total if self._encoder_depth is None else self._encoder_depth

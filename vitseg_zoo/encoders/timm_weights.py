@@ -104,14 +104,14 @@ def convert_while_loading(encoder: nn.Module, state_dict: StateDict, prefix: str
         weights = {key: value for key, value in own.items() if key in kept or not _BEYOND_ENCODER.match(key)}
         # timm knows nothing of what the encoder adds to its model: that stays as it is.
         others = {key: value for key, value in encoder.state_dict().items() if not key.startswith("model.")}
-    weights = _timm_filter(model)(weights, model)
+    weights = timm_filter(model)(weights, model)
     if not prefix:
         weights = adapt_in_channels(weights, model)
     state_dict.update({f"{prefix}model.{key}": value for key, value in weights.items()})
     state_dict.update({f"{prefix}{key}": value for key, value in others.items()})
 
 
-def _timm_filter(model: nn.Module) -> Callable[[StateDict, nn.Module], StateDict]:
+def timm_filter(model: nn.Module) -> Callable[[StateDict, nn.Module], StateDict]:
     """The function with which timm's module of a model converts and resamples checkpoints."""
     module = sys.modules[type(model).__module__]
     return getattr(module, "checkpoint_filter_fn", lambda state_dict, model: state_dict)

@@ -57,7 +57,7 @@ def parameter_groups(
 
 
 def freeze_blocks(model: nn.Module, blocks: int | None = None) -> None:
-    """Freezes the patch embedding and the first blocks of a model's encoder.
+    """Freezes the patch embedding and the first blocks of a model's encoder, running statistics included.
 
     Args:
         model: A segmentation model whose `encoder.model` is a timm model.
@@ -80,6 +80,9 @@ def freeze_blocks(model: nn.Module, blocks: int | None = None) -> None:
     for name, parameter in _timm_model(model).named_parameters():
         if blocks is None or layers[name] <= blocks:
             parameter.requires_grad = False
+    model.encoder.train(
+        model.encoder.training
+    )  # a frozen batch norm, as that of `vitseg_*`, keeps its statistics
 
 
 class _Layered:

@@ -22,7 +22,7 @@ def build_model(metadata: Mapping[str, Any]) -> SegmentationModel:
     """Builds the SMP model that metadata describe, with random weights.
 
     Args:
-        metadata: `architecture` and `arguments`.
+        metadata: `architecture` and `arguments`, and `encoder_arguments` for `model.encoder.configure`.
 
     Returns:
         The model.
@@ -32,7 +32,10 @@ def build_model(metadata: Mapping[str, Any]) -> SegmentationModel:
     """
     arguments = {**metadata["arguments"], "encoder_weights": None}
     try:
-        return smp.create_model(metadata["architecture"], **arguments)
+        model = smp.create_model(metadata["architecture"], **arguments)
+        if "encoder_arguments" in metadata:
+            model.encoder.configure(**metadata["encoder_arguments"])
+        return model
     except (KeyError, TypeError) as error:
         reason = str(error.args[0]).partition(", supported encoders")[0]  # SMP would list hundreds
         raise ValueError(

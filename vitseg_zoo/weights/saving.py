@@ -17,6 +17,8 @@ from segmentation_models_pytorch.base import SegmentationModel
 from torch import nn
 
 from vitseg_zoo import __version__
+from vitseg_zoo.architectures.model_card import ModelCardMixin
+from vitseg_zoo.encoders.timm_encoder import TimmEncoder
 from vitseg_zoo.weights.build import build_model, describe_checkpoint
 from vitseg_zoo.weights.card import make_model_card
 from vitseg_zoo.weights.catalog import WeightsEntry
@@ -49,7 +51,8 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         The path.
 
     Raises:
-        ValueError: If some of the metadata is unknown or does not fit the model.
+        ValueError: If some of the metadata is unknown or does not fit the model, or the encoder was
+            configured with what a file cannot hold, such as a function.
         TypeError: If the model is none of SMP's.
 
     Example:
@@ -90,7 +93,8 @@ def save_pretrained(model: SegmentationModel, folder: str | Path, **metadata: An
         The folder.
 
     Raises:
-        ValueError: See `save_model`.
+        ValueError: See `save_model`; also if the model's class is SMP's own and its encoder was configured so
+            that `smp.from_pretrained` could not build it.
     """
     folder = Path(folder)
     _write_folder(model, folder, str(folder), metadata)
@@ -117,7 +121,7 @@ def push_to_hub(
         Address of the commit.
 
     Raises:
-        ValueError, TypeError: See `save_model`.
+        ValueError, TypeError: See `save_pretrained`.
         ConnectionError: If there is no network, or the Hub fails.
         PermissionError: If the Hub does not let the token's owner write there.
     """
@@ -138,10 +142,16 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
         raise ValueError(f"Unknown metadata {', '.join(unknown)}: known are {', '.join(METADATA)}.")
     arguments = {key: value for key, value in model.config.items() if not key.startswith("_")}
     arguments["encoder_weights"] = None  # the file has them
+    channels, configured = encoder_arguments(model)
+    arguments |= channels
+    if isinstance(model, ModelCardMixin):  # the zoo's own architectures pass them on to the encoder
+        arguments |= configured
+        configured = {}
     kept = {key: value for key, value in getattr(model, "pretrained_cfg", {}).items() if key in METADATA}
     described = {
         "architecture": type(model).__name__.lower(),
         "arguments": arguments,
+        **({"encoder_arguments": configured} if configured else {}),
         **{key: value for key, value in (kept | metadata).items() if value not in (None, (), [], "")},
         "vitseg_zoo_version": __version__,
     }
@@ -150,6 +160,30 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
         if key in described and len(described[key]) != classes:
             raise ValueError(f"{key} has {len(described[key])} values, but the model has {classes} classes.")
     return described
+
+
+def encoder_arguments(model: SegmentationModel) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an encoder of the zoo is today, whatever the model was built with.
+
+    Returns:
+        `in_channels`, and the arguments of the timm model that were given beside its name. Both are empty for
+        other encoders.
+
+    Raises:
+        ValueError: If such an argument is none that JSON can hold.
+    """
+    if not isinstance(model.encoder, TimmEncoder):
+        return {}, {}
+    configured = {key: _plain(value) for key, value in model.encoder.configured.items()}
+    for key, value in configured.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise ValueError(
+                f"The encoder was configured with {key}={value!r}, which a file cannot hold: save "
+                "model.state_dict(), and build the model in your code before you load it."
+            ) from error
+    return {"in_channels": model.encoder.out_channels[0]}, configured
 
 
 def _plain(value: Any) -> Any:
@@ -180,6 +214,13 @@ def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
 def _write_folder(model: SegmentationModel, folder: Path, where: str, metadata: Mapping[str, Any]) -> None:
     model = _unwrap(model)
     described = describe_model(model, metadata)
+    # Rates of dropout are of training alone; SMP's own architectures cannot pass on anything to the encoder.
+    lost = [key for key in described.get("encoder_arguments", {}) if not key.endswith("_rate")]
+    if lost:
+        raise ValueError(
+            f"smp.from_pretrained cannot build a {type(model).__name__} whose encoder was configured with "
+            f"{', '.join(lost)}: use vitseg_zoo.save_model, whose file load_model builds it from."
+        )
     save_model(model, folder / "model.safetensors", **metadata)
     config = {**described["arguments"], "_model_class": type(model).__name__}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
