@@ -148,7 +148,6 @@ def main() -> None:
         check_val_every_n_epoch=max(1, args.epochs // 10),
         logger=False,
         num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
     trainer.fit(module, data)

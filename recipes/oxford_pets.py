@@ -162,7 +162,6 @@ def main() -> None:
         enable_model_summary=False,
         logger=False,
         num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
     trainer.fit(module, data, ckpt_path=last if args.resume else None, weights_only=True)
