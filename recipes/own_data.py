@@ -128,6 +128,11 @@ def main() -> None:
     if args.freeze is not None:
         freeze_blocks(module.model, args.freeze)
     if args.grad_checkpointing:
+        if not hasattr(module.model.encoder, "set_grad_checkpointing"):
+            raise SystemExit(
+                f"{args.encoder_name} cannot do gradient checkpointing: leave --grad-checkpointing "
+                "out, or take an encoder of the zoo (vz-...)."
+            )
         module.model.encoder.set_grad_checkpointing()
     precision = args.precision
     if precision == "auto":

@@ -377,3 +377,11 @@ def test_recipe_never_overwrites_nor_resumes_nothing(
     monkeypatch.setattr(sys, "argv", [str(RECIPE), "--out", str(tmp_path), *arguments])
     with pytest.raises(SystemExit, match=message):
         runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+def test_recipe_resumes_only_with_the_metrics_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--out", str(tmp_path), "--resume"])
+    with pytest.raises(SystemExit, match=r"there is nothing to resume: .*metrics\.csv does not exist"):
+        runpy.run_path(str(RECIPE), run_name="__main__")
