@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from PIL import Image
+from torch import nn
 
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, OxfordPets
@@ -289,6 +290,23 @@ def test_choosing_the_precision_changes_nothing():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("faster", ["bf16-mixed", "32-true"])
+def test_the_faster_precision_is_chosen(faster: str, monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+
+    class Timed(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            precision = "bf16-mixed" if torch.is_autocast_enabled("cpu") else "32-true"
+            clock[0] += 1 if precision == faster else 2
+            return super().forward(x)
+
+    monkeypatch.setattr("vitseg_zoo.training.precision.HAS_BF16", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("vitseg_zoo.training.precision.time.perf_counter", lambda: clock[0])
+    assert choose_precision(Timed(3, 2, 1), (8, 8), batch_size=2, rounds=1) == faster
+    assert clock[0] == 2 * (1 + 2)  # a step to set up and one that counts, in either precision
+
+
 def test_emulated_bf16_is_not_even_tried(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vitseg_zoo.training.precision.HAS_BF16", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -345,7 +363,7 @@ def test_recipe_stops_after_max_steps_and_goes_on_with_the_same_model(
     "arguments, message",
     [
         (["--arch", "unett"], "Wrong architecture type `unett`"),
-        (["--batch-size", "1000"], "batch_size is 1000, but there are only 481 training images"),
+        (["--batch-size", "10000"], r"batch_size is 10000, but there are only \d+ training images"),
         (["--data", "nowhere"], r"no Oxford-IIIT Pet data in nowhere.*fetch and unpack it by hand"),
     ],
 )
