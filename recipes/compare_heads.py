@@ -34,6 +34,7 @@ from vitseg_zoo.inference.predict import distinct_colours
 from vitseg_zoo.training import pictures
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import FineTuningModule
+from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.query_module import QueryModule
 from vitseg_zoo.training.results import comparison_table, hardware, save_results, versions
 
@@ -78,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--epochs", type=int, help=", ".join(f"{data}: {epochs}" for data, epochs in EPOCHS.items()))
     add("--fraction", type=float, default=1.0, help="share of the training images (%(default)s)")
     add("--lr", type=float, default=LEARNING_RATE, help="(%(default)s)")
-    add("--precision", default="bf16-mixed", help="Lightning's, as 32-true (%(default)s)")
+    add("--precision", default="auto", help="Lightning's, as 32-true or bf16-mixed; auto takes the faster")
     add("--seed", type=int, default=0, help="(%(default)s)")
     args = parser.parse_args()
     args.epochs = args.epochs or EPOCHS[args.dataset]
@@ -124,6 +125,8 @@ def train(args: argparse.Namespace) -> None:
         channels_last=True,  # faster for CNNs, on a CPU as on a GPU; no matter to a ViT
         model_args=model_args,
     )
+    if args.precision == "auto":
+        args.precision = choose_precision(module.model, (IMAGE_SIZE, IMAGE_SIZE), BATCH_SIZE)
     trainer = Trainer(
         max_epochs=args.epochs,
         precision=args.precision,
@@ -132,7 +135,6 @@ def train(args: argparse.Namespace) -> None:
         enable_model_summary=False,
         enable_checkpointing=False,
         logger=False,
-        reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
     started, cpu_started = time.perf_counter(), time.process_time()
@@ -208,9 +210,13 @@ def main() -> None:
     args = parse_arguments()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
     warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
-    args.out.mkdir(parents=True, exist_ok=True)
     if args.configuration:
+        args.out.mkdir(parents=True, exist_ok=True)
         train(args)
+    elif not any(args.out.glob("*.json")):
+        raise SystemExit(
+            f"{args.out} holds no training: name one to start, such as {next(iter(CONFIGURATIONS))}."
+        )
     compare(args.out)
 
 

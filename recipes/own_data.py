@@ -128,6 +128,11 @@ def main() -> None:
     if args.freeze is not None:
         freeze_blocks(module.model, args.freeze)
     if args.grad_checkpointing:
+        if not hasattr(module.model.encoder, "set_grad_checkpointing"):
+            raise SystemExit(
+                f"{args.encoder_name} cannot do gradient checkpointing: leave --grad-checkpointing "
+                "out, or take an encoder of the zoo (vz-...)."
+            )
         module.model.encoder.set_grad_checkpointing()
     precision = args.precision
     if precision == "auto":
@@ -148,7 +153,6 @@ def main() -> None:
         check_val_every_n_epoch=max(1, args.epochs // 10),
         logger=False,
         num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
     trainer.fit(module, data)

@@ -104,10 +104,11 @@ def prepare(args: argparse.Namespace, encoder_name: str) -> tuple[SegmentationDa
 
 def main() -> None:
     args = parse_arguments()
-    last = args.out / "checkpoints" / "last.ckpt"
-    if args.resume and not last.exists():
-        raise SystemExit(f"there is nothing to resume: {last} does not exist.")
-    if not args.resume and (args.out / "metrics.csv").exists():
+    last, metrics = args.out / "checkpoints" / "last.ckpt", args.out / "metrics.csv"
+    for needed in (last, metrics):
+        if args.resume and not needed.exists():
+            raise SystemExit(f"there is nothing to resume: {needed} does not exist.")
+    if not args.resume and metrics.exists():
         raise SystemExit(
             f"{args.out} holds an earlier training: give another --out, or --resume to continue it."
         )
@@ -150,7 +151,7 @@ def main() -> None:
         "enable_version_counter": False,
     }
     best = ModelCheckpoint(filename="best", monitor="val_miou", mode="max", **save)
-    callbacks = [EpochLog(args.out / "metrics.csv"), gallery, best, ModelCheckpoint(filename="last", **save)]
+    callbacks = [EpochLog(metrics), gallery, best, ModelCheckpoint(filename="last", **save)]
     show_progress = sys.stdout.isatty()
     trainer = Trainer(
         max_epochs=args.epochs,
@@ -162,7 +163,6 @@ def main() -> None:
         enable_model_summary=False,
         logger=False,
         num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
     trainer.fit(module, data, ckpt_path=last if args.resume else None, weights_only=True)
@@ -178,8 +178,7 @@ def main() -> None:
         }
     if not trainer.is_global_zero:
         return
-    if (args.out / "metrics.csv").exists():
-        save_curves({"": args.out / "metrics.csv"}, args.out / "curves.png")
+    save_curves({"": metrics}, args.out / "curves.png")
     results = {
         "arch": args.arch,
         "encoder_name": encoder_name,
@@ -187,7 +186,7 @@ def main() -> None:
         "epochs": trainer.current_epoch,
         "test_last": scores["last"],
         "test_best": scores["best"],
-        "seconds": training_seconds(args.out / "metrics.csv"),
+        "seconds": training_seconds(metrics),
         "precision": precision,
         "hardware": hardware(trainer),
         "command": shlex.join(["python", *sys.argv]),

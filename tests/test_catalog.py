@@ -1,7 +1,11 @@
 """The catalogue, models by name, and the commands that show them."""
 
+import argparse
 import hashlib
+import importlib
 import logging
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +19,7 @@ from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 
 import vitseg_zoo
-from vitseg_zoo.cli import main
+from vitseg_zoo.cli import COMMANDS, main
 from vitseg_zoo.weights import catalog, notices
 from vitseg_zoo.weights.catalog import get_entry, list_entries
 
@@ -218,7 +222,23 @@ def test_a_command_whose_reader_has_enough_ends_quietly():
     assert process.returncode == 1
 
 
-def test_documentation_names_only_what_there_is():
-    page = (Path(__file__).parents[1] / "docs" / "weights.md").read_text()
-    for name in ("segformer_b2.nv_ade20k_512", "VITSEG_ZOO_WEIGHTS", "vitseg convert", "vitseg download"):
-        assert name in page
+_ROOT = Path(__file__).parents[1]
+_PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
+def test_documentation_names_only_what_there_is(page):
+    text = page.read_text()
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
+    assert set(re.findall(r"\bvitseg ([a-z]+)", code)) <= COMMANDS.keys()
+    for line in re.findall(r"^(?:\$ )?vitseg (.*)$", code, re.MULTILINE):
+        command, *arguments = shlex.split(line, comments=True)
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+        parser.parse_args(arguments)
+    for name in re.findall(r"\b(?:segformer_b|mit_|vitseg_(?!zoo))\w+\.(?!safetensors|pth|py|md)\w+", code):
+        assert get_entry(name).name == name
+    encoders = set(re.findall(r"[\"'`](vz-\w[\w-]*)[\"'`]", code)) - {"vz-NAME", "vz-"}
+    assert encoders <= set(vitseg_zoo.list_models(kind="encoder"))
+    for name in re.findall(r"VITSEG_ZOO_\w+", code):
+        assert any(name in path.read_text() for path in (_ROOT / "vitseg_zoo").rglob("*.py"))

@@ -28,10 +28,12 @@ def test_trainings_become_a_table_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_root: Path
 ) -> None:
     arguments = f"eomt --data {data_root} --dataset clothing --out {tmp_path} --epochs 1 --fraction 0.01"
+    monkeypatch.setattr("vitseg_zoo.training.precision.choose_precision", lambda *_: "32-true")
     monkeypatch.setattr(sys, "argv", ["compare_heads.py", *arguments.split()])
     runpy.run_path(str(RECIPE), run_name="__main__")
     name = "eomt-epochs-1-fraction-0.01"
     result = json.loads((tmp_path / f"{name}-seed-0.json").read_text())
+    assert result["precision"] == "32-true"  # chosen, where nobody says it
     assert result["train_images"] == 8 and len(result["test_last"]) == 4 + 7  # and the loss; an IoU a class
 
     # A second seed, and another head with better scores, as if they had been trained.
@@ -50,3 +52,10 @@ def test_trainings_become_a_table_and_a_picture(
     assert rows[1][-1] == f"{first:.1f}, {first + 20:.1f}"
     picture = Image.open(tmp_path / "predictions.png")
     assert picture.height == 4 * 128  # images, truth, and two configurations
+
+
+def test_a_folder_without_trainings_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare_heads.py", "--out", str(tmp_path / "new")])
+    with pytest.raises(SystemExit, match=r"new holds no training: .* such as vitseg-linear-16\.$"):
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert not (tmp_path / "new").exists()

@@ -64,7 +64,7 @@ def test_learning_rate_rises_then_falls_to_zero_and_earlier_blocks_have_less(mon
 def test_average_forgets_where_the_training_started():
     """Weights that jump from 5 to 1 and stay: the average is at 1, where a plain EMA would be at 1.66."""
     average, weight = weight_averaging(0.998)._kwargs["avg_fn"], torch.tensor(5.0)
-    for step in range(900):
+    for step in range(1, 901):  # the first step's weights are copied
         weight = average(weight, torch.tensor(1.0), torch.tensor(step))
     assert weight.item() == pytest.approx(1, abs=1e-3)
     late = average(torch.tensor(0.0), torch.tensor(1.0), torch.tensor(10**6))
@@ -87,19 +87,32 @@ def test_crops_move_image_and_mask_together():
     assert len(places) > 3
 
 
-def test_recipe_writes_a_file_that_says_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def _write_images(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
         for kind in ("images", "masks"):
-            (tmp_path / "data" / split / kind).mkdir(parents=True)
+            (folder / split / kind).mkdir(parents=True)
         for index in range(count):
             mask = rng.integers(0, 2, (2, 3)).repeat(20, 0).repeat(20, 1).astype(np.uint8)
             image = np.stack([200 * mask + 20] * 3, 2)
             if index == 0:
                 mask[:10] = 255
-            Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"{index}.png")
-            Image.fromarray(mask).save(tmp_path / "data" / split / "masks" / f"{index}.png")
-    (tmp_path / "data" / "classes.txt").write_text("dark\nbright\n")
+            Image.fromarray(image).save(folder / split / "images" / f"{index}.png")
+            Image.fromarray(mask).save(folder / split / "masks" / f"{index}.png")
+    (folder / "classes.txt").write_text("dark\nbright\n")
+
+
+def test_recipe_says_that_an_encoder_has_no_checkpointing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _write_images(tmp_path)
+    small = "--arch unet --encoder-name tu-test_resnet --ignore-index 255 --batch-size 4 --image-size 32"
+    arguments = [*small.split(), "--data", str(tmp_path), "--out", str(tmp_path), "--grad-checkpointing"]
+    monkeypatch.setattr(sys, "argv", ["own_data.py", *arguments])
+    with pytest.raises(SystemExit, match=r"tu-test_resnet cannot do gradient checkpointing: .*\(vz-\.\.\.\)"):
+        runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+def test_recipe_writes_a_file_that_says_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    _write_images(tmp_path / "data")
     (tmp_path / "about.json").write_text(json.dumps({"license": "cc0-1.0"}))
     arguments = (
         f"--data {tmp_path}/data --out {tmp_path}/out --about {tmp_path}/about.json --ignore-index 255"

@@ -77,8 +77,32 @@ def test_masks_that_do_not_fit(mask: np.ndarray, message: str, root: Path):
 
 def test_a_damaged_image_is_named(root: Path):
     _image(root, "c").write_bytes(_image(root, "c").read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"c\.png or its mask cannot be read"):
+    with pytest.raises(ValueError, match=r"images.c\.png cannot be read as an image"):
         ImageFolders(root, "train").check()
+
+
+def test_a_damaged_mask_is_named(root: Path):
+    _mask(root, "c").write_bytes(_mask(root, "c").read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"masks.c\.png cannot be read as a mask"):
+        ImageFolders(root, "train").check()
+
+
+def test_images_of_16_bits_are_refused_not_made_white(root: Path):
+    Image.fromarray(np.full((6, 8), 40000, np.uint16)).save(_image(root, "b"))
+    with pytest.raises(ValueError, match=r"b\.png .* more than 8 bits a channel: convert it first\.$"):
+        ImageFolders(root, "train").check()
+
+
+def test_two_images_of_one_name_are_both_named(root: Path):
+    Image.open(_image(root, "b")).save(_image(root, "b").with_suffix(".jpg"))
+    with pytest.raises(ValueError, match=r"images has both b\.jpg and b\.png"):
+        ImageFolders(root, "train")
+
+
+def test_classes_of_one_name_are_refused(root: Path):
+    (root / "classes.txt").write_text("sky\ntree\nsky \n")
+    with pytest.raises(ValueError, match=r"classes\.txt names sky more than once: give each"):
+        ImageFolders(root, "train")
 
 
 @pytest.mark.parametrize("kind, other", [("masks", "images"), ("images", "masks")])

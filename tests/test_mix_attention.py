@@ -99,10 +99,14 @@ def test_equal_positions_and_a_norm_without_weight() -> None:
 
 
 def test_attention_dropout_is_drawn_as_without_the_fast_form() -> None:
-    half, x = Half(attn_drop=0.5), torch.randn(1, 8, 8, 8)
+    half = Half(attn_drop=0.5).double()
+    x = torch.randn(2, 8, 8, 8, dtype=torch.float64, requires_grad=True)
     assert not torch.equal(half(x), half(x))
+    actual, expected = outputs_and_gradients(half, x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
     half.eval()
-    assert torch.equal(half(x), half(x))
+    actual, expected = outputs_and_gradients(half, x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["q", "sr", "proj"])

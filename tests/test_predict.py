@@ -18,7 +18,7 @@ from vitseg_zoo import save_model
 from vitseg_zoo.cli import main
 from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE
 from vitseg_zoo.data.transforms import resize
-from vitseg_zoo.inference.predict import distinct_colours
+from vitseg_zoo.inference.predict import distinct_colours, predict_image
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.weights import catalog
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
@@ -177,6 +177,15 @@ def test_a_new_user_s_first_command_asks_for_no_network(photograph, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == "" and result.stdout.startswith("masks/cat_mask.png: ")
     assert Image.open(tmp_path / "masks" / "cat_mask.png").size == photograph.size
+
+
+def test_classes_that_a_mask_cannot_hold_are_refused():
+    model = torch.nn.Conv2d(3, 300, 1)
+    torch.nn.init.zeros_(model.weight)
+    with torch.no_grad():
+        model.bias[:] = torch.arange(300)
+    with pytest.raises(ValueError, match=r"holds the classes 0 to 255, but the model predicts class 299"):
+        predict_image(model, np.zeros((32, 32, 3), np.uint8), {})
 
 
 def test_colours_of_many_classes_differ():

@@ -58,7 +58,6 @@ def test_learns_in_lightning_while_masked_attention_fades() -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        reload_dataloaders_every_n_epochs=1,
     )
     trainer.fit(module, SegmentationDataModule(train, val, None, batch_size=4))
     # 40 steps: as the model itself anneals masks at 0, 1/40, 2/40, ... of a training

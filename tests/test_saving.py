@@ -156,6 +156,28 @@ def test_wrong_metadata(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("input_size", 64, r"input_size should be \(height, width\) in pixels, got 64"),
+        ("input_size", (64, 0), r"input_size should be .* got \[64, 0\]"),
+        ("input_size", (64.5, 64), "input_size should be"),
+        ("mean", 0.5, "mean should be 3 finite numbers, one for each channel .* got 0.5"),
+        ("mean", (0.5, 0.5), "mean should be 3 finite numbers"),
+        ("std", (0.2, 0.2, 0), "std should be 3 finite numbers above 0, .* got"),
+        ("std", (0.2, 0.2, float("nan")), "std should be 3 finite numbers"),
+        ("palette", [(0.0, 0.5, 1.0)] * 2, "palette should hold RGB colours of whole numbers from 0 to 255"),
+        ("palette", [(0, 0, 256)] * 2, "palette should hold RGB colours"),
+        ("palette", [(0, 0, 0, 255)] * 2, "palette should hold RGB colours"),
+        ("class_names", "ab", "class_names should be a list, one entry for each class, got 'ab'"),
+    ],
+)
+def test_metadata_that_a_prediction_would_stumble_over(key, value, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", **{key: value})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = vitseg_zoo.save_model(build(), tmp_path / "a.safetensors")
     before = path.read_bytes()
@@ -187,7 +209,15 @@ def test_checkpoint_of_our_training(tmp_path):
 def test_metadata_hold_no_code(tmp_path):
     path = vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", **METADATA)
     with safe_open(path, framework="pt") as file:
-        assert json.loads(file.metadata()["vitseg_zoo"])["architecture"] == "vitseg"
+        metadata = file.metadata()
+    assert metadata.keys() == {"format", "vitseg_zoo"} and metadata["format"] == "pt"
+    described = json.loads(metadata["vitseg_zoo"])  # nothing but JSON
+    assert described["architecture"] == "vitseg" and described.keys() == {
+        *("architecture", "arguments", "vitseg_zoo_version"),
+        *METADATA,
+    }
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        vitseg_zoo.save_model(build(), path, recipe=print)
 
 
 def test_wrapped_models_are_saved_as_themselves(tmp_path):

@@ -14,9 +14,10 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from PIL import Image
+from torch import nn
 
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, OxfordPets
@@ -67,7 +68,6 @@ def _train(arch: str, out: Path, epochs: int, resume: bool = False) -> dict[str,
         enable_model_summary=False,
         logger=False,
         num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
     trainer.fit(module, data, ckpt_path=out / "last.ckpt" if resume else None, weights_only=True)
@@ -124,6 +124,73 @@ def test_rows_of_metrics_are_of_their_own_epoch(tmp_path: Path):
     assert metrics["val_pixel_accuracy"][-1] == pytest.approx(torch.stack(right).mean().item(), abs=1e-3)
 
 
+def test_every_epoch_is_augmented_anew_and_in_another_order(tmp_path: Path):
+    drawn = []
+
+    class Augment:
+        def set_random_seed(self, seed: int) -> None:
+            drawn.append(seed)
+
+        def __call__(self, **pair: np.ndarray) -> dict[str, np.ndarray]:
+            return pair
+
+    train, val = (
+        SegmentationDataset(_pairs(12), 32, 3, augment=Augment()),
+        SegmentationDataset(_pairs(4), 32, 3),
+    )
+    trainer = Trainer(max_epochs=3, accelerator="cpu", barebones=True)
+    trainer.fit(_module("unet"), SegmentationDataModule(train, val, None, batch_size=4))
+    expected = []
+    for epoch in range(3):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(epoch)).tolist()
+        expected += [int(np.random.SeedSequence([0, epoch, index]).generate_state(1)[0]) for index in order]
+    assert drawn == expected
+
+
+def test_the_picture_at_the_end_shows_the_averaged_weights(tmp_path: Path):
+    val, module = SegmentationDataset(_pairs(4), 32, 3), _module("unet", learning_rate=1e-2)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=3,
+        callbacks=[PredictionGallery(val, tmp_path), WeightAveraging(avg_fn=lambda averaged, *_: averaged)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+    )
+    trainer.fit(module, SegmentationDataModule(val, val, None, batch_size=4))
+    with torch.no_grad():  # the average of these weights is what the first step gave
+        expected = module.eval()(torch.stack([image for image, _ in val])).argmax(1)
+    picture = np.asarray(Image.open(tmp_path / "predictions.png"))[-32:, -4 * 32 :]
+    tiles = pictures.colour(expected.byte().numpy(), PALETTE)
+    np.testing.assert_array_equal(picture, np.concatenate(tiles, axis=1))
+
+
+def test_an_endless_training_has_no_time_left_to_print(tmp_path: Path, capsys: pytest.CaptureFixture):
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, module: SegmentationModule) -> None:
+            trainer.should_stop = True
+
+    data = SegmentationDataset(_pairs(4), 32, 3)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        callbacks=[EpochLog(tmp_path / "metrics.csv"), Stop()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        logger=False,
+    )
+    trainer.fit(_module("unet"), SegmentationDataModule(data, data, None, batch_size=4))
+    printed = capsys.readouterr().out
+    assert printed.startswith("epoch 1  train_loss") and "left" not in printed
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match=r"needs two classes or more, got \['cat'\]: .* and the background"):
+        SegmentationModule("unet", "tu-test_resnet", None, ["cat"], [(0, 0, 0)], 32)
+
+
 def test_curves_of_a_metrics_file_with_empty_cells(tmp_path: Path):
     rows = [
         "epoch,seconds,train_loss,val_loss,train_miou,val_miou",
@@ -135,7 +202,7 @@ def test_curves_of_a_metrics_file_with_empty_cells(tmp_path: Path):
     assert math.isnan(metrics["train_miou"][0]) and metrics["train_miou"][1] == 0.4
     assert training_seconds(tmp_path / "metrics.csv") == 4.0
     pictures.save_curves({"run": tmp_path / "metrics.csv"}, tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").size > (600, 200)
+    assert Image.open(tmp_path / "curves.png").size == (1320, 396)
 
 
 @pytest.mark.parametrize("arch", MODELS)
@@ -223,6 +290,23 @@ def test_choosing_the_precision_changes_nothing():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("faster", ["bf16-mixed", "32-true"])
+def test_the_faster_precision_is_chosen(faster: str, monkeypatch: pytest.MonkeyPatch):
+    clock = [0.0]
+
+    class Timed(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            precision = "bf16-mixed" if torch.is_autocast_enabled("cpu") else "32-true"
+            clock[0] += 1 if precision == faster else 2
+            return super().forward(x)
+
+    monkeypatch.setattr("vitseg_zoo.training.precision.HAS_BF16", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("vitseg_zoo.training.precision.time.perf_counter", lambda: clock[0])
+    assert choose_precision(Timed(3, 2, 1), (8, 8), batch_size=2, rounds=1) == faster
+    assert clock[0] == 2 * (1 + 2)  # a step to set up and one that counts, in either precision
+
+
 def test_emulated_bf16_is_not_even_tried(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("vitseg_zoo.training.precision.HAS_BF16", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -279,7 +363,7 @@ def test_recipe_stops_after_max_steps_and_goes_on_with_the_same_model(
     "arguments, message",
     [
         (["--arch", "unett"], "Wrong architecture type `unett`"),
-        (["--batch-size", "1000"], "batch_size is 1000, but there are only 481 training images"),
+        (["--batch-size", "10000"], r"batch_size is 10000, but there are only \d+ training images"),
         (["--data", "nowhere"], r"no Oxford-IIIT Pet data in nowhere.*fetch and unpack it by hand"),
     ],
 )
@@ -310,4 +394,12 @@ def test_recipe_never_overwrites_nor_resumes_nothing(
     (tmp_path / "metrics.csv").write_text("epoch\n0\n")
     monkeypatch.setattr(sys, "argv", [str(RECIPE), "--out", str(tmp_path), *arguments])
     with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+def test_recipe_resumes_only_with_the_metrics_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--out", str(tmp_path), "--resume"])
+    with pytest.raises(SystemExit, match=r"there is nothing to resume: .*metrics\.csv does not exist"):
         runpy.run_path(str(RECIPE), run_name="__main__")

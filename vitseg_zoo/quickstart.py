@@ -179,7 +179,6 @@ def _train(
         enable_model_summary=False,
         logger=False,
         num_sanity_val_steps=0,
-        reload_dataloaders_every_n_epochs=1,
         use_distributed_sampler=False,
     )
     trainer.fit(module, data)

@@ -122,7 +122,7 @@ class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
 
 
 def _classifies_pixels(head: nn.Module, decoder: nn.Module) -> bool:
-    """Whether a head is still what it was made as, SMP's, that begins with a linear layer; no hooks look on."""
+    """Whether a head is SMP's, as it was made, and begins with a linear layer; no hooks look on."""
     if type(head) is not SegmentationHead or not is_plain([head[0]], around=[head, decoder]):
         return False
     conv = head[0]

@@ -1,11 +1,14 @@
 """A user's own images and masks in folders, and their check before a training starts."""
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from vitseg_zoo.data.images import read_image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -27,6 +30,7 @@ class ImageFolders(Sequence):
     Raises:
         FileNotFoundError: a folder, classes.txt or the partner of an image or a mask is missing; or there are
             no images.
+        ValueError: two images or masks have the same name but for the suffix, or two classes the same name.
 
     Example:
         >>> folders = ImageFolders("clothing", "train")  # doctest: +SKIP
@@ -44,9 +48,13 @@ class ImageFolders(Sequence):
                     f"{split}/masks/NAME.png and classes.txt, a class a line."
                 )
         self.class_names = tuple(line.strip() for line in classes.read_text().splitlines() if line.strip())
+        repeated = [name for name, count in Counter(self.class_names).items() if count > 1]
+        if repeated:  # their scores would become one
+            raise ValueError(
+                f"{classes} names {_few(repeated)} more than once: give each class a name of its own."
+            )
         self.ignore_index = ignore_index
-        found = {path.stem: path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
-        labelled = {path.stem: path for path in masks.iterdir() if path.suffix.lower() == ".png"}
+        found, labelled = _by_name(images, IMAGE_SUFFIXES), _by_name(masks, (".png",))
         if not found:
             raise FileNotFoundError(f"{images} has no images ({', '.join(IMAGE_SUFFIXES)}).")
         for kind, lacking in (("masks", found.keys() - labelled), ("images", labelled.keys() - found)):
@@ -62,13 +70,12 @@ class ImageFolders(Sequence):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
+        image = read_image(image_path)
         try:
-            with Image.open(image_path) as file:
-                image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
             with Image.open(mask_path) as file:
                 mask = np.asarray(file)
         except (OSError, SyntaxError) as error:
-            raise ValueError(f"{image_path} or its mask cannot be read: {error}.") from error
+            raise ValueError(f"{mask_path} cannot be read as a mask: {error}.") from error
         if mask.ndim != 2:
             raise ValueError(
                 f"{mask_path} has {mask.shape[2]} channels: a mask has one, with the number of a class "
@@ -85,8 +92,9 @@ class ImageFolders(Sequence):
         """Reads all images and masks, in threads, and returns itself.
 
         Raises:
-            ValueError: a file cannot be read, a mask has another size than its image or several channels, or
-                masks have values that are no class; one sentence names the files.
+            ValueError: a file cannot be read or has more than 8 bits a channel, a mask has another size than
+                its image or several channels, or masks have values that are no class; one sentence names the
+                files.
         """
         with ThreadPoolExecutor() as pool:
             values = list(pool.map(self._values, range(len(self))))
@@ -103,6 +111,20 @@ class ImageFolders(Sequence):
 
     def _values(self, index: int) -> set[int]:
         return set(np.unique(self[index][1]).tolist())
+
+
+def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder by their names without suffix, which say what belongs together."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in suffixes:
+            other = found.setdefault(path.stem, path)
+            if other is not path:
+                raise ValueError(
+                    f"{folder} has both {other.name} and {path.name}, which only their suffixes tell apart: "
+                    "rename or remove one."
+                )
+    return found
 
 
 def _few(values) -> str:

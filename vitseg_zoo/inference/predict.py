@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
+from vitseg_zoo.data.images import MODES, read_image
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.labels import predict_labels
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
 from vitseg_zoo.weights.saving import load_model
-
-_MODES = {1: "L", 3: "RGB"}  # channels of a model -> mode of Pillow
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}.")
     model, metadata = load_model(args.checkpoint or args.weights)
     classes, channels = metadata["arguments"]["classes"], metadata["arguments"].get("in_channels", 3)
-    if channels not in _MODES:
+    if channels not in MODES:
         raise ValueError(f"the model takes {channels} channels, but photographs have 3 or 1.")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     names = metadata.get("class_names") or [f"class {index}" for index in range(classes)]
@@ -118,33 +117,6 @@ def name_outputs(images: Sequence[Path], folder: Path) -> dict[Path, tuple[Path,
     return targets
 
 
-def read_image(path: Path, channels: int = 3) -> np.ndarray:
-    """Reads a photograph as it is meant to be seen: turned as its EXIF orientation says.
-
-    Args:
-        path: file of any format that Pillow reads; transparency is dropped.
-        channels: 3 for RGB, 1 for grey.
-
-    Returns:
-        (H, W, 3) or (H, W) uint8.
-
-    Raises:
-        ValueError: The file does not exist, is no image, is damaged, or has more than 8 bits a channel.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no image {path}.")
-    try:
-        with Image.open(path) as file:
-            if file.mode.startswith(("I", "F")):  # Pillow would clip them to white
-                raise ValueError("it has more than 8 bits a channel: convert it first")
-            image = ImageOps.exif_transpose(file).convert(_MODES[channels])
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image in a format that Pillow knows.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}.") from error
-    return np.asarray(image)
-
-
 def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, Any]) -> np.ndarray:
     """Predicts the class of each pixel of one image.
 
@@ -156,6 +128,9 @@ def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, An
 
     Returns:
         (H, W) uint8 class indices, at the image's own size.
+
+    Raises:
+        ValueError: A predicted class is above 255.
 
     Example:
         >>> import segmentation_models_pytorch as smp
@@ -172,7 +147,13 @@ def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, An
         torch.tensor(metadata.get(key) or [default], device=device).view(1, -1, 1, 1)
         for key, default in (("mean", 0.0), ("std", 1.0))
     )
-    labels = predict_labels(model, (pixels - mean) / std)[0].to("cpu", torch.uint8).numpy()
+    labels = predict_labels(model, (pixels - mean) / std)[0]
+    if labels.max() > 255:  # would become another class
+        raise ValueError(
+            f"a mask of 8 bits holds the classes 0 to 255, but the model predicts class {labels.max()}: "
+            "use predict_labels, which returns all of them."
+        )
+    labels = labels.to("cpu", torch.uint8).numpy()
     return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
 
 

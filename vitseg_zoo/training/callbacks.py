@@ -1,6 +1,7 @@
 """Callbacks: a line of metrics for each epoch, and the same validation images predicted after each epoch."""
 
 import csv
+import math
 import os
 import time
 from datetime import timedelta
@@ -60,10 +61,13 @@ class EpochLog(Callback):
         os.replace(partial, self.path)
 
         done = trainer.current_epoch + 1
-        steps_left = trainer.estimated_stepping_batches - trainer.global_step  # knows of max_steps too
-        left = (now - self.started) / (trainer.global_step - self.first_step) * steps_left
         shown = ("train_loss", "val_loss", "val_pixel_accuracy", "val_miou")
         scores = "  ".join(f"{name} {values[name]:.4f}" for name in shown if name in values)
+        steps_left = trainer.estimated_stepping_batches - trainer.global_step  # knows of max_steps too
+        if math.isinf(steps_left):  # max_epochs=-1: until somebody stops it
+            module.print(f"epoch {done}  {scores}  {row['seconds']:.1f} s", flush=True)
+            return
+        left = (now - self.started) / (trainer.global_step - self.first_step) * steps_left
         module.print(
             f"epoch {done}/{trainer.max_epochs}  {scores}  {row['seconds']:.1f} s, "
             f"{timedelta(seconds=round(left))} left",
@@ -122,7 +126,8 @@ class PredictionGallery(Callback):
             frames = [Image.open(path).convert("RGB") for path in epochs]
             pictures.save_gif(frames, self.folder / "training.gif")
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    # Not in `on_train_end`, where averaged weights (EMA) may still have to replace the last ones.
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:
             was_training = module.training
             module.eval()

@@ -8,11 +8,22 @@ from torch.utils.data import DataLoader, DistributedSampler
 from vitseg_zoo.data.dataset import SegmentationDataset
 
 
+class EpochSampler(DistributedSampler):
+    """Chooses the order of an epoch, and tells the data set to draw its augmentations.
+
+    Lightning's Trainer calls `set_epoch` before each epoch, on any number of devices.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+
+
 class SegmentationDataModule(LightningDataModule):
     """Loaders for training, validation and test.
 
-    Use it with ``Trainer(reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False)``: the training
-    loader is made anew for each epoch, from (seed, epoch) alone.
+    Order and augmentation of an epoch depend on (seed, epoch) alone. On several devices use it with
+    ``Trainer(use_distributed_sampler=False)``, so that each of them validates on all images.
 
     Args:
         train: data set to train on.
@@ -49,9 +60,7 @@ class SegmentationDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset, trainer = self.datasets["train"].cache(), self.trainer
-        dataset.set_epoch(trainer.current_epoch)
-        sampler = DistributedSampler(dataset, trainer.world_size, trainer.global_rank, seed=self.seed)
-        sampler.set_epoch(trainer.current_epoch)
+        sampler = EpochSampler(dataset, trainer.world_size, trainer.global_rank, seed=self.seed)
         # A last batch of one image would break batch normalisation.
         return self._loader(dataset, sampler=sampler, drop_last=True)
 

@@ -64,16 +64,17 @@ class FineTuningModule(SegmentationModule):
 def weight_averaging(decay: float = 0.998) -> WeightAveraging:
     """Lightning's callback for an exponential moving average (EMA) of weights that forgets their start.
 
-    Lightning's own `EMAWeightAveraging` keeps decay^steps of the random weights that a training starts from:
-    15 % after 900 steps. Here the decay is (1 + step) / (10 + step) until it reaches `decay`, as in timm.
+    The average begins with the weights after the first step, which are still random. Lightning's own
+    `EMAWeightAveraging` keeps decay^steps of them: 16.5 % after 900 steps of 0.998. Here the decay is
+    (1 + step) / (10 + step) until it reaches `decay`, as in TensorFlow's `ExponentialMovingAverage`.
 
     Args:
         decay: share of the average that a step keeps.
 
     Example:
         >>> average = weight_averaging()._kwargs["avg_fn"]
-        >>> round(average(torch.tensor(0.0), torch.tensor(1.0), torch.tensor(0)).item(), 3)  # the first step
-        0.9
+        >>> round(average(torch.tensor(0.0), torch.tensor(1.0), torch.tensor(1)).item(), 3)  # the second step
+        0.818
     """
 
     def average(averaged: Tensor, current: Tensor, steps: Tensor) -> Tensor:

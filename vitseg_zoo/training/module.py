@@ -25,7 +25,7 @@ class SegmentationModule(LightningModule):
         encoder_name: encoder, as `smp.create_model` takes it.
         encoder_weights: name of pretrained weights, with whose mean and deviation images are normalised;
             None starts from random weights, and images stay in [0, 1].
-        class_names: one name for each class, in order.
+        class_names: one name for each class, in order; two or more.
         palette: one RGB colour (0 to 255) for each class.
         image_size: side of the square, or (height, width), that images are resized to.
         ignore_index: mask value of pixels that count neither in the loss nor in the metrics; None if there
@@ -38,6 +38,9 @@ class SegmentationModule(LightningModule):
             uninterrupted one.
         channels_last: keep images and weights in the memory format torch.channels_last.
         model_args: further arguments of the architecture.
+
+    Raises:
+        ValueError: fewer than two classes.
 
     Example:
         >>> palette = [(255, 0, 0), (0, 0, 0)]
@@ -65,6 +68,11 @@ class SegmentationModule(LightningModule):
     ) -> None:
         super().__init__()
         class_names, palette = list(class_names), [list(colour) for colour in palette]
+        if len(class_names) < 2:  # the softmax of one class is always 1: nothing would be learned
+            raise ValueError(
+                f"a training needs two classes or more, got {class_names}: for one kind of object, "
+                "name it and the background."
+            )
         self.save_hyperparameters()
         self.model = smp.create_model(
             arch,

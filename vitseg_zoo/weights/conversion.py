@@ -74,7 +74,7 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
         >>> path = os.path.join(tempfile.mkdtemp(), "last.pth")
         >>> torch.save(trained.state_dict(), path)
         >>> print(load_weights(smp.Unet("resnet18", encoder_weights=None), path))
-        model of SMP: 184 tensors loaded
+        model of SMP: 182 tensors loaded
     """
     entry = find_entry(path)
     checkpoint = read_checkpoint(fetch(entry or path))

@@ -5,9 +5,10 @@ and its arguments, and what `METADATA` lists. SMP's own `from_pretrained` reads 
 """
 
 import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,11 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
     }
     classes = arguments.get("classes")
     for key in ("class_names", "palette"):
+        if key in described and not isinstance(described[key], list | tuple):
+            raise ValueError(f"{key} should be a list, one entry for each class, got {described[key]!r}.")
         if key in described and len(described[key]) != classes:
             raise ValueError(f"{key} has {len(described[key])} values, but the model has {classes} classes.")
+    _check_numbers(described, arguments.get("in_channels", 3))
     return described
 
 
@@ -184,6 +188,36 @@ def encoder_arguments(model: SegmentationModel) -> tuple[dict[str, Any], dict[st
                 "model.state_dict(), and build the model in your code before you load it."
             ) from error
     return {"in_channels": model.encoder.out_channels[0]}, configured
+
+
+def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
+    """Refuses what only a later prediction would stumble over."""
+    for key, lowest in (("mean", -math.inf), ("std", 0.0)):
+        if key in described and not (
+            _are(described[key], (1, channels), int | float)
+            and all(lowest < value < math.inf for value in described[key])
+        ):
+            numbers = "finite numbers" if key == "mean" else "finite numbers above 0"
+            raise ValueError(
+                f"{key} should be {channels} {numbers}, one for each channel of images in [0, 1], "
+                f"got {described[key]!r}."
+            )
+    size = described.get("input_size", (1, 1))
+    if not (_are(size, (2,), int) and min(size) > 0):
+        raise ValueError(f"input_size should be (height, width) in pixels, got {size!r}.")
+    for colour in described.get("palette", ()):
+        if not (_are(colour, (3,), int) and min(colour) >= 0 and max(colour) <= 255):
+            raise ValueError(
+                f"palette should hold RGB colours of whole numbers from 0 to 255, got {colour!r}."
+            )
+
+
+def _are(values: Any, lengths: Sequence[int], kind: type) -> bool:
+    return (
+        isinstance(values, list | tuple)
+        and len(values) in lengths
+        and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+    )
 
 
 def _plain(value: Any) -> Any:

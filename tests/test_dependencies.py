@@ -1,0 +1,31 @@
+"""What the package imports is what it declares."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# OpenCV comes with albumentations; transformers is only accelerated where it is installed.
+NOT_OURS = {"opencv-python-headless", "transformers"}
+
+
+def test_every_import_is_declared():
+    tomllib = pytest.importorskip("tomllib")  # since Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["train"]
+    declared = {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in lines}
+    imported = set()
+    for path in (ROOT / "vitseg_zoo").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.partition(".")[0])
+    packages = importlib.metadata.packages_distributions()
+    for module in imported - sys.stdlib_module_names - {"vitseg_zoo"}:
+        names = {name.lower().replace("_", "-") for name in packages[module]}
+        assert names & (declared | NOT_OURS), module
