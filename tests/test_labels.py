@@ -43,6 +43,24 @@ def test_equals_arg_max_in_one_strip_and_with_labels() -> None:
     assert_same_labels(model, torch.rand(1, 3, 50, 33))
 
 
+@pytest.mark.parametrize("size", [(150, 201), (41, 30), (64, 96)])
+@pytest.mark.parametrize("classes", [1, 3, 11])
+@pytest.mark.parametrize("name", ["vitseg", "unet", "segformer", "fusedsegformer", "eomt"])
+def test_another_size(name: str, classes: int, size: tuple[int, int]) -> None:
+    """That of a photograph, of which the model sees a resized copy."""
+    encoder = "vz-vitseg_tiny_patch16_128" if name in ("vitseg", "eomt") else "resnet18"
+    activation = "sigmoid" if classes == 1 else None
+    model = smp.create_model(name, encoder, None, classes=classes, activation=activation).eval()
+    image = torch.rand(2, 3, 64, 96)
+    predicted = predict_labels(model, image, size)
+    with torch.inference_mode():
+        logits = F.interpolate(model(image), size=size, mode="bilinear")
+    expected = logits.argmax(1) if classes > 1 else (logits[:, 0] > 0.5).long()
+    assert predicted.shape == (2, *size)
+    # A head that upsamples is resampled once instead of twice, and some before their activation.
+    assert (predicted == expected).float().mean() > (0.9 if "former" in name or classes == 1 else 0.999)
+
+
 @pytest.mark.parametrize("activation", ["softmax2d", "sigmoid", "argmax2d"])
 def test_activations(activation: str) -> None:
     model = smp.create_model("fpn", "resnet18", None, classes=5, activation=activation).eval()

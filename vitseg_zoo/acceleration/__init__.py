@@ -34,7 +34,7 @@ def accelerate(model: Model) -> Model:
     Example:
         >>> import segmentation_models_pytorch as smp
         >>> model = accelerate(smp.Segformer("resnet18", encoder_weights=None, classes=19))
-        accelerate: replaced 1 SegformerDecoder
+        accelerate: replaced 1 Segformer, 1 SegformerDecoder
     """
     modules = list(model.modules())
     for module in modules:

@@ -6,11 +6,13 @@ Written against the modules' structure as it shows at run time; see `mix_ops` fo
 import copy
 import functools
 
+import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from segmentation_models_pytorch.encoders import mix_transformer as smp_mit
 from torch import nn
 
+from vitseg_zoo.architectures.fused_segformer import FusedSegformer
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.decoders.head_rows import HeadRows
 from vitseg_zoo.encoders.mix_attention import mix_attention
@@ -88,8 +90,14 @@ class FastMixVisionTransformerEncoder(NotScriptable, smp_mit.MixVisionTransforme
 class FastSegformerDecoder(NotScriptable, FusedSegformerDecoder):
     """SMP's all-MLP decoder, fused; the original where its layers have hooks or adapters."""
 
-    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        return super().forward(features) if self._is_plain() else SegformerDecoder.forward(self, features)
+    def forward(
+        self,
+        features: list[torch.Tensor],
+        classify: Layer = nn.Identity(),  # noqa: B008
+    ) -> torch.Tensor:
+        if self._is_plain():
+            return super().forward(features, classify)
+        return classify(SegformerDecoder.forward(self, features))
 
     def rows(self, features: list[torch.Tensor]) -> HeadRows | None:
         return super().rows(features) if self._is_plain() else None
@@ -101,10 +109,23 @@ class FastSegformerDecoder(NotScriptable, FusedSegformerDecoder):
         )
 
 
+class Segformer(NotScriptable, smp.Segformer):
+    """`smp.Segformer` with the forward pass of `FusedSegformer`.
+
+    It has the name of SMP's, which `save_pretrained` and `save_model` write and loading looks up.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if not isinstance(self.decoder, FastSegformerDecoder):  # which the user exchanged
+            return super().forward(x)
+        return FusedSegformer.forward(self, x)
+
+
 FAST_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     smp_mit.LayerNorm: FastLayerNorm,
     smp_mit.Block: FastBlock,
     smp_mit.OverlapPatchEmbed: FastOverlapPatchEmbed,
     smp_mit.MixVisionTransformerEncoder: FastMixVisionTransformerEncoder,
     SegformerDecoder: FastSegformerDecoder,
+    smp.Segformer: Segformer,
 }

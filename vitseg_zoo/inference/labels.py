@@ -33,7 +33,7 @@ _MONOTONE = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)
 
 
 @torch.inference_mode()
-def predict_labels(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
+def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | None = None) -> torch.Tensor:
     """Predicts the class of every pixel without holding (classes, H, W) logits.
 
     The result is `model(image).argmax(1)` but for pixels where two classes are equal up to rounding. Heads
@@ -47,9 +47,12 @@ def predict_labels(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
             maps images to logits (B, classes, H, W). It is switched to evaluation mode, as SMP's own
             `predict` does. What `DataParallel` and `DistributedDataParallel` wrap is run by itself.
         image: (B, C, H, W), normalised as the model expects.
+        size: Height and width of the labels, for example those of a photograph before it was resized for the
+            model. Logits are resampled to it bilinearly, a strip at a time.
 
     Returns:
-        (B, H, W) int64 class indices, as large as the model's output, of Hugging Face as large as the image.
+        (B, H, W) int64 class indices, of `size` or as large as the model's output, of Hugging Face as large
+        as the image.
         For a model of one class 1 where its logit is positive, else 0. The activation is seen if it belongs
         to a `segmentation_head`, also of a model inside another module; any other output of one class is
         taken for logits, and 1 where it is positive.
@@ -72,22 +75,28 @@ def predict_labels(model: nn.Module, image: torch.Tensor) -> torch.Tensor:
     head, decoder = getattr(model, "segmentation_head", None), getattr(model, "decoder", None)
     layers = _row_layers(head)
     if layers is None:
-        return _labels_of(model(image), model, (height, width))
+        return _labels_of(model(image), model, (height, width), size)
     upsample = layers[-1] if isinstance(layers[-1], nn.Upsample) else None
     fused = upsample is not None and isinstance(decoder, FusedSegformerDecoder) and is_plain((), [decoder])
     reached, x = _run_to(decoder if fused else head, model, image)
     if not reached:
-        return _labels_of(x, model, (height, width))
-    if isinstance(head, PatchHead):
-        labels = [_largest(strip) for strip in _patch_strips(layers, x)]
-    elif upsample is None:
-        labels = [_largest(strip) for strip in _convolved_strips(layers[0], x)]
+        return _labels_of(x, model, (height, width), size)
+    if upsample is None:
+        is_patches = isinstance(head, PatchHead)
+        strips = _patch_strips(layers, x) if is_patches else _convolved_strips(layers[0], x)
+        if size is not None:
+            logits = torch.cat(list(strips), dim=2)[:, :, :height, :width]
+            return _labels_of(logits, nn.Identity(), (height, width), size)
+        labels = [_largest(strip) for strip in strips]
     else:
         rows = decoder.rows(x) if fused else None
         if rows is None:
             rows = _MapRows(decoder(x) if fused else x)
-        size = [int(side * upsample.scale_factor) for side in (rows.height, rows.width)]
         conv = layers[0] if len(layers) == 2 else nn.Identity()
+        if size is None:
+            size = [int(side * upsample.scale_factor) for side in (rows.height, rows.width)]
+        else:
+            height, width = size
         labels = list(_upsampled_labels(conv, rows, size, bool(upsample.align_corners)))
     return torch.cat(labels, dim=1)[:, :height, :width]
 
@@ -168,18 +177,24 @@ def _upsamples(layer: nn.Module) -> bool:
     )
 
 
-def _labels_of(output: Any, model: nn.Module, size: tuple[int, int]) -> torch.Tensor:
-    """Labels of what a model gave for images of a size; what is labels already stays."""
+def _labels_of(
+    output: Any, model: nn.Module, image_size: Sequence[int], size: Sequence[int] | None
+) -> torch.Tensor:
+    """Labels of what a model gave for images; what is labels already stays."""
     from_transformers = hasattr(output, "logits")
     logits = output.logits if from_transformers else output[0] if isinstance(output, tuple) else output
     if isinstance(logits, torch.Tensor) and logits.ndim == 3 and not logits.is_floating_point():
-        return logits.long()
+        return logits.long() if size is None else F.interpolate(logits[:, None].double(), size)[:, 0].long()
     if not isinstance(logits, torch.Tensor) or logits.ndim != 4:
         what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"{type(model).__name__} should give logits (B, classes, H, W), but gives {what}.")
-    if from_transformers and logits.shape[2:] != size:
-        return torch.cat(list(_upsampled_labels(nn.Identity(), _MapRows(logits), size, False)), dim=1)
-    return _largest(logits, _zero_logit(model, logits) if logits.shape[1] == 1 else 0.0)
+    if logits.shape[1] == 1:
+        logits = logits - _zero_logit(model, logits)
+    if from_transformers and size is None:
+        size = image_size
+    if size is None or logits.shape[2:] == tuple(size):
+        return _largest(logits)
+    return torch.cat(list(_upsampled_labels(nn.Identity(), _MapRows(logits), size, False)), dim=1)
 
 
 def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:
@@ -194,11 +209,9 @@ def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:
     return 0.0
 
 
-def _largest(logits: torch.Tensor, zero: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """(B, K, H, W) -> (B, H, W); one class is there or not, where a logit of zero is `zero`."""
-    if logits.shape[1] == 1:
-        return (logits > zero)[:, 0].long()
-    return logits.max(1).indices  # sooner than argmax
+def _largest(logits: torch.Tensor) -> torch.Tensor:
+    """(B, K, H, W) -> (B, H, W); one class is there or not."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.max(1).indices  # sooner than argmax
 
 
 def _rows(classes: int, width: int, batch: int) -> int:

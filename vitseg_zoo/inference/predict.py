@@ -147,14 +147,13 @@ def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, An
         torch.tensor(metadata.get(key) or [default], device=device).view(1, -1, 1, 1)
         for key, default in (("mean", 0.0), ("std", 1.0))
     )
-    labels = predict_labels(model, (pixels - mean) / std)[0]
+    labels = predict_labels(model, (pixels - mean) / std, (height, width))[0]
     if labels.max() > 255:  # would become another class
         raise ValueError(
             f"a mask of 8 bits holds the classes 0 to 255, but the model predicts class {labels.max()}: "
             "use predict_labels, which returns all of them."
         )
-    labels = labels.to("cpu", torch.uint8).numpy()
-    return np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+    return labels.to("cpu", torch.uint8).numpy()
 
 
 def palette_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
