@@ -34,7 +34,16 @@ def test_trace_command(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong, message in {
         "vitsag": "no architecture or timm model 'vitsag'",
         "vitseg --image-size 0 3": "--image-size, --in-channels and --classes take positive numbers",
+        "unet --encoder-name resnet0": "Wrong encoder name `resnet0`\n",
         "vit_tiny_patch16_224": "vit_tiny_patch16_224 does not take such an image",
     }.items():
         assert main(["trace", *wrong.split()]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_trace_of_the_fused_head_counts_all_parameters() -> None:
+    model = smp.create_model("fusedsegformer", "vz-mit_b0", encoder_weights=None, classes=3)
+    steps, whole = trace(model, torch.rand(1, 3, 256, 256))  # large enough for several strips
+    assert sum(step.parameters for step in steps) == whole.parameters
+    assert ("decoder", (1, 256, 64, 64)) in [(step.name, step.shape_out) for step in steps]
+    assert [step.name for step in steps].count("segmentation_head.0") == 1

@@ -49,10 +49,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
         return 1
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        print(
-            f"vitseg {args.command}: {error.args[0] if isinstance(error, KeyError) else error}",
-            file=sys.stderr,
-        )
+        message = error.args[0] if isinstance(error, KeyError) else error
+        message = str(message).partition(", supported encoders")[0]  # SMP would list hundreds
+        print(f"vitseg {args.command}: {message}", file=sys.stderr)
         return 1
 
 

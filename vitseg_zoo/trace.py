@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vitseg_zoo.architectures import VitSeg
+from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
 from vitseg_zoo.encoders.vit_seg import VitSegTransformer
 
 
@@ -113,7 +114,9 @@ def _modules(model: nn.Module) -> Iterator[_Traced]:
     """All modules below a timm model, or below the encoder, the decoder and the heads of an SMP model."""
     whole = {"", "encoder", "decoder", "segmentation_head", "classification_head"}
     for name, module in model.named_modules():
-        if name not in whole and not isinstance(module, nn.Identity):
+        # The fused decoder computes from its layers' weights, without calling them.
+        shown = name not in whole or isinstance(module, FusedSegformerDecoder)
+        if shown and not isinstance(module, nn.Identity):
             yield name, module, [], _as_it_is
 
 
