@@ -41,7 +41,7 @@ def create_model(
         >>> import vitseg_zoo
         >>> model = vitseg_zoo.create_model("segformer_b0.nv_ade20k_512", classes=5)
         >>> sum(p.numel() for p in model.parameters())
-        3716453
+        3715429
     """
     entry = get_entry(name)
     if entry.kind != "model":
