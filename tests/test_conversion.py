@@ -97,6 +97,14 @@ def test_segformer_of_nvidia(smp_segformer, zoo_segformer, tmp_path):
     assert metadata["palette"][1] == [80, 50, 50]
 
 
+def test_mean_and_deviation_of_photographs_are_not_said_of_other_channels(tmp_path):
+    model = smp.Segformer("mit_b0", encoder_weights=None, in_channels=4, classes=4)
+    convert_file(save(to_nvidia(model.state_dict()), tmp_path / "four.pth"), tmp_path / "four.safetensors")
+    _, metadata = load_model(tmp_path / "four.safetensors")
+    assert metadata["arguments"]["in_channels"] == 4
+    assert "mean" not in metadata and "std" not in metadata
+
+
 @pytest.mark.parametrize("spelling", ["in files", "since transformers 5"])
 def test_segformer_of_hugging_face(spelling, zoo_segformer, tmp_path):
     transformers = pytest.importorskip("transformers")

@@ -72,12 +72,12 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     else:
         described = _from_shapes(checkpoint.weights, path)
     described |= _segmenter_normalisation(path) if described["architecture"] == "segmenter" else {}
-    if described["arguments"].get("in_channels", 3) == 3:
-        described = {
-            "mean": preprocessing.get("image_mean", IMAGENET_MEAN),
-            "std": preprocessing.get("image_std", IMAGENET_STD),
-            **described,
-        }
+    usual = {
+        "mean": preprocessing.get("image_mean", IMAGENET_MEAN),
+        "std": preprocessing.get("image_std", IMAGENET_STD),
+    }
+    channels = described["arguments"].get("in_channels", 3)
+    described = {key: values for key, values in usual.items() if len(values) in (1, channels)} | described
     return described | _class_names(notes, config)
 
 
