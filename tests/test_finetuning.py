@@ -166,7 +166,7 @@ def test_recipe_writes_a_file_that_says_all(tmp_path: Path, monkeypatch: pytest.
         ("--about unknown.json", 1, "Unknown metadata licence"),
         ("--arch nonsense", 1, "Wrong architecture type `nonsense`"),
         ("--encoder-name nonsense", 1, "Wrong encoder name `nonsense`$"),
-        ('--model-args {"nonsense":1}', 1, "unexpected keyword argument 'nonsense'"),
+        ("--model-args [1]", 1, "must be a mapping, not list"),
         ("--init absent.safetensors", 1, "absent.safetensors"),
         ("--crop-size 40", 1, "divisible by 32"),
         ("--image-size 40", 1, "divisible by 32"),

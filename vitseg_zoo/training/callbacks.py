@@ -31,6 +31,7 @@ class EpochLog(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.first, self.first_step = trainer.current_epoch, trainer.global_step
         self.started = self.epoch_started = time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and self.first:
             with open(self.path, newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < self.first]
