@@ -54,7 +54,9 @@ def _pairs(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(rng.integers(0, 80, (32, 32, 3), dtype=np.uint8) + 80 * mask[..., None], mask) for mask in masks]
 
 
-def _train(arch: str, out: Path, epochs: int, resume: bool = False) -> dict[str, torch.Tensor]:
+def _train(
+    arch: str, out: Path, epochs: int, resume: bool = False, max_steps: int = -1
+) -> dict[str, torch.Tensor]:
     """Trains as the recipe does, on 12 small images; returns the weights."""
     seed_everything(0, verbose=False)
     train = SegmentationDataset(_pairs(12), 32, 3, augment=flip_and_jitter())
@@ -63,6 +65,7 @@ def _train(arch: str, out: Path, epochs: int, resume: bool = False) -> dict[str,
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
+        max_steps=max_steps,
         callbacks=[
             EpochLog(out / "metrics.csv"),
             PredictionGallery(val, out),
@@ -127,6 +130,14 @@ def test_rows_of_metrics_are_of_their_own_epoch(tmp_path: Path):
         for image, mask in SegmentationDataset(_pairs(4), 32, 3)
     ]
     assert metrics["val_pixel_accuracy"][-1] == pytest.approx(torch.stack(right).mean().item(), abs=1e-3)
+
+
+def test_an_epoch_cut_short_has_no_scores_of_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture):
+    _train("unet", tmp_path, 3, max_steps=4)  # three steps are an epoch
+    scores = pictures.read_metrics(tmp_path / "metrics.csv")["val_miou"]
+    assert math.isfinite(scores[0]) and math.isnan(scores[1])
+    whole, cut = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch "))
+    assert "val_miou" in whole and "val_miou" not in cut
 
 
 def test_curves_of_a_metrics_file_with_empty_cells(tmp_path: Path):
