@@ -27,6 +27,7 @@ class ImageFolders(Sequence):
     Raises:
         FileNotFoundError: a folder, classes.txt or the partner of an image or a mask is missing; or there are
             no images.
+        ValueError: classes.txt is empty, is not UTF-8, or has an empty line between classes.
 
     Example:
         >>> folders = ImageFolders("clothing", "train")  # doctest: +SKIP
@@ -38,12 +39,13 @@ class ImageFolders(Sequence):
         classes = root / "classes.txt"
         images, masks = (root / split / kind for kind in ("images", "masks"))
         for needed in (images, masks, classes):
-            if not needed.exists():
+            kind = "file" if needed == classes else "folder"
+            if not (needed.is_file() if kind == "file" else needed.is_dir()):
                 raise FileNotFoundError(
-                    f"there is no {needed}: {root} should hold {split}/images/NAME.jpg, "
+                    f"there is no {kind} {needed}: {root} should hold {split}/images/NAME.jpg, "
                     f"{split}/masks/NAME.png and classes.txt, a class a line."
                 )
-        self.class_names = tuple(line.strip() for line in classes.read_text().splitlines() if line.strip())
+        self.class_names = _read_class_names(classes)
         self.ignore_index = ignore_index
         found = {path.stem: path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
         labelled = {path.stem: path for path in masks.iterdir() if path.suffix.lower() == ".png"}
@@ -103,6 +105,22 @@ class ImageFolders(Sequence):
 
     def _values(self, index: int) -> set[int]:
         return set(np.unique(self[index][1]).tolist())
+
+
+def _read_class_names(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before the first name
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: save it in that encoding.") from error
+    names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if not names:
+        raise ValueError(f"{path} is empty: it should name the classes, one a line.")
+    if "" in names:
+        raise ValueError(
+            f"{path} has nothing in line {names.index('') + 1}: the numbers of lines are the values of "
+            "masks, so name that class or take the line out."
+        )
+    return names
 
 
 def _few(values) -> str:
