@@ -6,7 +6,6 @@
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from vitseg_zoo.data.oxford_pets import PALETTE, OxfordPets
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.predict import predict_image
 from vitseg_zoo.training.pictures import colour, comparison, save_curves, save_png
-from vitseg_zoo.training.results import comparison_table, final_scores
+from vitseg_zoo.training.results import comparison_table, final_scores, percent, read_results
 
 COUNT = 7  # images in the picture
 SIDE = 128  # of each, in pixels
@@ -45,12 +44,12 @@ def main() -> None:
         raise SystemExit(f"no finished training (no results.json): {', '.join(unfinished)}.")
     args.out.mkdir(parents=True, exist_ok=True)
 
-    results = {name: json.loads((run / "results.json").read_text()) for name, run in runs.items()}
+    results = {name: read_results(run / "results.json") for name, run in runs.items()}
     head, rows = comparison_table(results)
     head += ["micro IoU without background", "epochs", "precision"]
     for row, result in zip(rows, results.values(), strict=True):
         micro_iou = final_scores(result)["micro_iou"]
-        row += [f"{100 * micro_iou:.1f} %", str(result["epochs"]), result["precision"]]
+        row += [percent(micro_iou), str(result["epochs"]), result["precision"]]
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     (args.out / "table.md").write_text(table)

@@ -11,7 +11,6 @@ Copy this file and edit it: what is compared is in the few lines below.
 """
 
 import argparse
-import json
 import logging
 import shlex
 import sys
@@ -36,7 +35,7 @@ from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import FineTuningModule
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.query_module import QueryModule
-from vitseg_zoo.training.results import comparison_table, hardware, save_results, versions
+from vitseg_zoo.training.results import comparison_table, hardware, read_results, save_results, versions
 
 VIT = "vitseg_tiny_patch16_128"
 CONFIGURATIONS: dict[str, tuple[str, str, dict]] = {  # architecture, encoder, further arguments
@@ -182,7 +181,7 @@ def compare(folder: Path) -> None:
     """Writes the mean scores over seeds of all trainings in a folder, and their pictures, best ones first."""
     runs = defaultdict(dict)
     for path in folder.glob("*.json"):
-        result = json.loads(path.read_text())
+        result = read_results(path)
         runs[run_name(result).rpartition("-seed-")[0]][result["seed"]] = result
     runs = dict(sorted(runs.items(), key=lambda run: -mean(r["test_last"]["miou"] for r in run[1].values())))
     means = {}

@@ -19,6 +19,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -30,6 +31,14 @@ from vitseg_zoo.data.transforms import crop_flip_jitter
 from vitseg_zoo.inference.evaluate import evaluate
 from vitseg_zoo.inference.predict import distinct_colours
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
+from vitseg_zoo.training.checkpoint_file import AtomicCheckpointIO
+from vitseg_zoo.training.command_line import (
+    make_writable,
+    natural_int,
+    one_line_errors,
+    positive_float,
+    positive_int,
+)
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import FineTuningModule, weight_averaging
 from vitseg_zoo.training.parameter_groups import freeze_blocks
@@ -37,6 +46,7 @@ from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import hardware, save_results, training_seconds, versions
 from vitseg_zoo.weights.conversion import load_weights
+from vitseg_zoo.weights.saving import describe_model
 
 ARCH, ENCODER_NAME = "fusedsegformer", "vz-mit_b0"
 IMAGE_SIZE = 256  # images are resized to this square when predicted
@@ -65,50 +75,58 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--init", help="start from this model: a file or a name of the catalogue; other classes are no matter"
     )
-    add("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
-    add("--batch-size", type=int, default=BATCH_SIZE, help="(%(default)s)")
-    add("--lr", type=float, default=LEARNING_RATE, help="highest learning rate of AdamW (%(default)s)")
+    add("--epochs", type=positive_int, default=EPOCHS, help="(%(default)s)")
+    add("--batch-size", type=positive_int, default=BATCH_SIZE, help="at most (%(default)s)")
+    add(
+        "--lr",
+        type=positive_float,
+        default=LEARNING_RATE,
+        help="highest learning rate of AdamW (%(default)s)",
+    )
     add(
         "--layer-decay",
-        type=float,
+        type=positive_float,
         default=1.0,
         help="of the learning rate, from block to block (%(default)s)",
     )
-    add("--freeze", type=int, help="keep the encoder's embedding and this many of its blocks as they are")
+    add(
+        "--freeze",
+        type=natural_int,
+        help="keep the encoder's embedding and this many of its blocks as they are",
+    )
     add("--grad-checkpointing", action="store_true", help="less memory, more time")
-    add("--image-size", type=int, default=IMAGE_SIZE, help="(%(default)s)")
-    add("--crop-size", type=int, default=CROP_SIZE, help="(%(default)s)")
+    add("--image-size", type=positive_int, default=IMAGE_SIZE, help="(%(default)s)")
+    add("--crop-size", type=positive_int, default=CROP_SIZE, help="(%(default)s)")
     add("--precision", default="auto", help="Lightning's, as 32-true or bf16-mixed; auto takes the faster")
     add("--about", type=Path, help="JSON file of what else is said of the model: license, limits, ...")
-    add("--seed", type=int, default=SEED, help="(%(default)s)")
+    add("--seed", type=natural_int, default=SEED, help="(%(default)s)")
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_arguments()
-    if (args.out / "metrics.csv").exists():
-        raise SystemExit(f"{args.out} holds an earlier training: give another --out.")
-    args.out.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
-    warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
-    seed_everything(args.seed, verbose=False)
+@one_line_errors()
+def prepare(args: argparse.Namespace) -> tuple[ImageFolders, SegmentationDataModule, FineTuningModule, dict]:
+    """Makes all that a training needs, and finds what is wrong before its first step.
 
-    try:
-        if args.pets:
-            sources = [oxford_pets.OxfordPets(args.data, split) for split in args.splits]
-            class_names, palette = oxford_pets.CLASS_NAMES, oxford_pets.PALETTE
-        else:
-            sources = [ImageFolders(args.data, split, args.ignore_index).check() for split in args.splits]
-            class_names = sources[0].class_names
-            palette = distinct_colours(len(class_names))
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(str(error)) from error
+    Returns:
+        The images to measure on, the data, the module, and what is to be said of the model.
+    """
+    if (args.out / "metrics.csv").exists():
+        raise ValueError(f"{args.out} holds an earlier training: give another --out.")
+    make_writable(args.out)
+    about = read_about(args.about) if args.about else {}
+    if args.pets:
+        sources = [oxford_pets.OxfordPets(args.data, split) for split in args.splits]
+        class_names, palette = oxford_pets.CLASS_NAMES, oxford_pets.PALETTE
+    else:
+        sources = [ImageFolders(args.data, split, args.ignore_index).check() for split in args.splits]
+        class_names = sources[0].class_names
+        palette = distinct_colours(len(class_names))
     options = {"classes": len(class_names), "ignore_index": args.ignore_index, "seed": args.seed}
     train = SegmentationDataset(
         sources[0], args.image_size, augment=crop_flip_jitter(args.crop_size), **options
     )
     val = SegmentationDataset(sources[1], args.image_size, **options)
-    data = SegmentationDataModule(train, val, None, args.batch_size, seed=args.seed)
+    data = SegmentationDataModule(train, val, None, min(args.batch_size, len(train)), seed=args.seed)
 
     module = FineTuningModule(
         args.arch,
@@ -129,36 +147,11 @@ def main() -> None:
         freeze_blocks(module.model, args.freeze)
     if args.grad_checkpointing:
         if not hasattr(module.model.encoder, "set_grad_checkpointing"):
-            raise SystemExit(
-                f"{args.encoder_name} cannot do gradient checkpointing: leave --grad-checkpointing "
-                "out, or take an encoder of the zoo (vz-...)."
+            raise ValueError(
+                f"{args.encoder_name} cannot do gradient checkpointing: leave --grad-checkpointing out, "
+                "or take an encoder of the zoo (vz-...)."
             )
         module.model.encoder.set_grad_checkpointing()
-    precision = args.precision
-    if precision == "auto":
-        precision = choose_precision(module.model, (args.crop_size, args.crop_size), args.batch_size)
-    print(f"{len(train)} images to train on, {len(val)} to measure on, precision {precision}", flush=True)
-
-    trainer = Trainer(
-        max_epochs=args.epochs,
-        precision=precision,
-        callbacks=[
-            EpochLog(args.out / "metrics.csv"),
-            PredictionGallery(val, args.out),  # before EMA, whose weights it shows
-            weight_averaging(EMA_DECAY),
-            ModelCheckpoint(args.out, "last", save_on_train_epoch_end=True, enable_version_counter=False),
-        ],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        check_val_every_n_epoch=max(1, args.epochs // 10),
-        logger=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, data)
-    if not trainer.is_global_zero:
-        return
-
     about = {
         "class_names": list(class_names),
         "palette": [list(colour) for colour in palette],
@@ -167,20 +160,73 @@ def main() -> None:
         "input_size": [args.image_size, args.image_size],
         "recipe": shlex.join(["python", *sys.argv]),
         "metric_source": "recipes/own_data.py: one confusion matrix over all pixels, no epoch selected",
-        **(json.loads(args.about.read_text()) if args.about else {}),
-    }
-    path = save_model(module.model, args.out / "model.safetensors", half=True, **about)
-    scores = evaluate(
-        *load_model(path), sources[1], args.ignore_index
-    )  # of the file, at the images' own size
-    save_model(
-        module.model,
-        path,
-        half=True,
         **about,
-        metric=f"mIoU {100 * scores['miou']:.1f} %, pixel accuracy {100 * scores['pixel_accuracy']:.1f} % "
-        f"on the {len(val)} images of {args.splits[1]}, at their own size",
+    }
+    describe_model(module.model, about)
+    module.eval()
+    with torch.no_grad():
+        for size in (args.crop_size, args.image_size):  # not every model takes every size
+            module(torch.zeros(1, 3, size, size))
+    module.train()
+    for dataset in (train, val):
+        dataset.cache()  # reads all images
+    return sources[1], data, module, about
+
+
+def read_about(path: Path) -> dict:
+    """Reads what is said of the model."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(about, dict):
+        raise ValueError(f'{path} should hold a JSON object, as {{"license": "cc0-1.0"}}.')
+    return about
+
+
+def main() -> None:
+    args = parse_arguments()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
+    warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
+    seed_everything(args.seed, verbose=False)
+    images, data, module, about = prepare(args)
+    precision = args.precision
+    if precision == "auto":
+        precision = choose_precision(module.model, (args.crop_size, args.crop_size), data.batch_size)
+    with one_line_errors():
+        trainer = Trainer(
+            max_epochs=args.epochs,
+            precision=precision,
+            callbacks=[
+                EpochLog(args.out / "metrics.csv"),
+                PredictionGallery(data.datasets["val"], args.out),  # before EMA, whose weights it shows
+                weight_averaging(EMA_DECAY),
+                ModelCheckpoint(args.out, "last", save_on_train_epoch_end=True, enable_version_counter=False),
+            ],
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            check_val_every_n_epoch=max(1, args.epochs // 10),
+            logger=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    print(
+        f"{len(data.datasets['train'])} images to train on in batches of {data.batch_size}, "
+        f"{len(images)} to measure on, precision {precision}",
+        flush=True,
     )
+    trainer.fit(module, data)
+    if not trainer.is_global_zero:
+        return
+
+    path = save_model(module.model, args.out / "model.safetensors", half=True, **about)
+    scores = evaluate(*load_model(path), images, args.ignore_index)  # of the file, at the images' own size
+    about["metric"] = (
+        f"mIoU {100 * scores['miou']:.1f} %, pixel accuracy {100 * scores['pixel_accuracy']:.1f} % "
+        f"on the {len(images)} images of {args.splits[1]}, at their own size"
+    )
+    save_model(module.model, path, half=True, **about)
     save_curves({"": args.out / "metrics.csv"}, args.out / "curves.png")
     results = {
         "arch": args.arch,
@@ -191,7 +237,7 @@ def main() -> None:
         "seconds": training_seconds(args.out / "metrics.csv"),
         "precision": precision,
         "hardware": hardware(trainer),
-        "command": about["recipe"],
+        "command": shlex.join(["python", *sys.argv]),
         "versions": versions(),
     }
     save_results(results, args.out / "results.json")

@@ -21,14 +21,23 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, OxfordPets
 from vitseg_zoo.data.transforms import flip_and_jitter
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
+from vitseg_zoo.training.checkpoint_file import AtomicCheckpointIO
+from vitseg_zoo.training.command_line import (
+    make_writable,
+    natural_int,
+    one_line_errors,
+    positive_float,
+    positive_int,
+)
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.module import SegmentationModule
+from vitseg_zoo.training.moved_checkpoint import ModelCheckpoint
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import hardware, save_results, training_seconds, versions
@@ -56,17 +65,72 @@ def parse_arguments() -> argparse.Namespace:
     add("--arch", default=ARCH, help="any architecture of smp.create_model (%(default)s)")
     add("--encoder-name", help="any encoder that fits; by default a small one for the architecture")
     add("--encoder-weights", help="pretrained weights, as imagenet; by default random ones")
-    add("--epochs", type=int, default=EPOCHS, help="(%(default)s)")
-    add("--max-steps", type=int, default=-1, help="stop after so many training steps, to try things out")
-    add("--batch-size", type=int, default=BATCH_SIZE, help="images a step and device (%(default)s)")
-    add("--lr", type=float, default=LEARNING_RATE, help="learning rate of Adam (%(default)s)")
-    add("--image-size", type=int, default=IMAGE_SIZE, help="side of the square, in pixels (%(default)s)")
+    add("--epochs", type=positive_int, default=EPOCHS, help="(%(default)s)")
+    add(
+        "--max-steps",
+        type=positive_int,
+        default=-1,
+        help="stop after so many training steps, to try things out",
+    )
+    add("--batch-size", type=positive_int, default=BATCH_SIZE, help="images a step and device (%(default)s)")
+    add("--lr", type=positive_float, default=LEARNING_RATE, help="learning rate of Adam (%(default)s)")
+    add(
+        "--image-size",
+        type=positive_int,
+        default=IMAGE_SIZE,
+        help="side of the square, in pixels (%(default)s)",
+    )
     add("--precision", default="auto", help="Lightning's, as 32-true or bf16-mixed; auto takes the faster")
     add("--devices", default="auto", help="as Lightning's Trainer takes it (%(default)s)")
-    add("--num-workers", type=int, help="processes that augment; by default none on a CPU")
-    add("--seed", type=int, default=SEED, help="(%(default)s)")
+    add("--num-workers", type=natural_int, help="processes that augment; by default none on a CPU")
+    add("--seed", type=natural_int, default=SEED, help="(%(default)s)")
     add("--resume", action="store_true", help="continue from OUT/checkpoints/last.ckpt")
     return parser.parse_args()
+
+
+def check_earlier(args: argparse.Namespace, encoder_name: str, last: Path) -> str:
+    """Sees whether --out is empty or, with --resume, holds such a training; returns the precision to use."""
+    if not args.resume:
+        if (args.out / "metrics.csv").exists():
+            raise ValueError(
+                f"{args.out} holds an earlier training: give another --out, or --resume to continue it."
+            )
+        return args.precision
+    for needed in (last, args.out / "metrics.csv"):
+        if not needed.exists():
+            raise FileNotFoundError(f"there is nothing to resume: {needed} does not exist.")
+    try:
+        checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+        before, epochs, steps = (checkpoint[key] for key in ("hyper_parameters", "epoch", "global_step"))
+    except Exception as error:  # PyTorch has many for a damaged file
+        raise ValueError(
+            f"{last} is damaged: copy best.ckpt over it to go on from there, or give another --out."
+        ) from error
+    asked = {
+        "arch": args.arch,
+        "encoder_name": encoder_name,
+        "encoder_weights": args.encoder_weights,
+        "image_size": args.image_size,
+        "batch_size": args.batch_size,
+        "learning_rate": args.lr,
+        "seed": args.seed,
+    }
+    for key, value in asked.items():
+        known = before.get(key, value)
+        if value != known:
+            option = "--lr" if key == "learning_rate" else f"--{key.replace('_', '-')}"
+            say = f"leave out {option}" if known is None else f"say so with {option} {known}"
+            raise ValueError(
+                f"{last} was trained with {key} {known}, not {value}: {say}, or give another --out."
+            )
+    if args.epochs <= epochs:
+        raise ValueError(f"{last} is of epoch {epochs + 1} already: give --epochs {epochs + 1} or more.")
+    if 0 <= args.max_steps < steps:
+        raise ValueError(
+            f"{last} is of step {steps} already: give --max-steps {steps} or more, or leave it out."
+        )
+    # As before, whatever a new trial would say.
+    return before.get("precision", "auto") if args.precision == "auto" else args.precision
 
 
 def prepare(args: argparse.Namespace, encoder_name: str) -> tuple[SegmentationDataModule, SegmentationModule]:
@@ -99,43 +163,29 @@ def prepare(args: argparse.Namespace, encoder_name: str) -> tuple[SegmentationDa
         channels_last=True,  # faster for CNNs, on a CPU as on a GPU; no matter to a ViT
         model_args=MODEL_ARGS,
     )
+    module.eval()
+    with torch.no_grad():  # not every model takes every size
+        module(torch.zeros(1, 3, args.image_size, args.image_size))
+    module.train()
+    for dataset in datasets.values():
+        dataset.cache()  # reads all images
     return data, module
 
 
 def main() -> None:
     args = parse_arguments()
     last, metrics = args.out / "checkpoints" / "last.ckpt", args.out / "metrics.csv"
-    for needed in (last, metrics):
-        if args.resume and not needed.exists():
-            raise SystemExit(f"there is nothing to resume: {needed} does not exist.")
-    if not args.resume and metrics.exists():
-        raise SystemExit(
-            f"{args.out} holds an earlier training: give another --out, or --resume to continue it."
-        )
     encoder_name = args.encoder_name or ENCODER_NAMES.get(args.arch, CNN_ENCODER_NAME)
-    precision = args.precision
-    if args.resume:
-        before = torch.load(last, weights_only=True)["hyper_parameters"]
-        asked = {"arch": args.arch, "encoder_name": encoder_name, "image_size": args.image_size}
-        for key, value in asked.items():
-            if value != before[key]:
-                raise SystemExit(
-                    f"{last} was trained with {key} {before[key]}, not {value}: say so with "
-                    f"--{key.replace('_', '-')} {before[key]}, or give another --out."
-                )
-        if precision == "auto":  # as before, whatever a new trial would say
-            precision = before.get("precision", "auto")
-
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
     warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
     seed_everything(args.seed, verbose=False)
-    try:
+    with one_line_errors():
+        precision = check_earlier(args, encoder_name, last)
+        make_writable(args.out)
         data, module = prepare(args, encoder_name)
-    except (OSError, KeyError, ValueError) as error:  # no data, no such model, too large a batch
-        raise SystemExit(error.args[0] if isinstance(error, KeyError) else str(error)) from error
     if precision == "auto":
         precision = choose_precision(module.model, (args.image_size, args.image_size))
-    module.save_hyperparameters({"precision": precision})
+    module.save_hyperparameters({"precision": precision, "batch_size": args.batch_size})
     parameters = sum(parameter.numel() for parameter in module.parameters())
     print(
         f"{args.arch} with {encoder_name}: {parameters:,} parameters, precision {precision}, "
@@ -153,18 +203,20 @@ def main() -> None:
     best = ModelCheckpoint(filename="best", monitor="val_miou", mode="max", **save)
     callbacks = [EpochLog(metrics), gallery, best, ModelCheckpoint(filename="last", **save)]
     show_progress = sys.stdout.isatty()
-    trainer = Trainer(
-        max_epochs=args.epochs,
-        max_steps=args.max_steps,
-        precision=precision,
-        devices=args.devices,
-        callbacks=callbacks + ([RichProgressBar()] if show_progress else []),
-        enable_progress_bar=show_progress,
-        enable_model_summary=False,
-        logger=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
+    with one_line_errors():
+        trainer = Trainer(
+            max_epochs=args.epochs,
+            max_steps=args.max_steps,
+            precision=precision,
+            devices=args.devices,
+            callbacks=callbacks + ([RichProgressBar()] if show_progress else []),
+            plugins=[AtomicCheckpointIO()],
+            enable_progress_bar=show_progress,
+            enable_model_summary=False,
+            logger=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
     trainer.fit(module, data, ckpt_path=last if args.resume else None, weights_only=True)
     if not last.with_name("best.ckpt").exists():  # --max-steps ended before the first validation
         shutil.copy(last, last.with_name("best.ckpt"))

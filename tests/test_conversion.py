@@ -1,6 +1,7 @@
 """Checkpoints of other programs: each peer is built at random, converted, and gives the same logits."""
 
 import argparse
+import io
 import pickle
 
 import numpy as np
@@ -9,13 +10,14 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 import vitseg_zoo
 from vitseg_zoo.cli import main
 from vitseg_zoo.weights.checkpoint import read_checkpoint
-from vitseg_zoo.weights.saving import convert_file, load_model
+from vitseg_zoo.weights.saving import convert_file, load_model, save_model
 
 
 def randomize(model):
@@ -318,6 +320,18 @@ def test_nothing_is_loaded_by_halves(tmp_path, caplog):
     assert torch.equal(model.encoder.conv1.weight, source.encoder.conv1.weight)
 
 
+def _old_format() -> bytes:
+    file = io.BytesIO()
+    torch.save({"weight": torch.zeros(3)}, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+def _torch_script() -> bytes:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.ReLU(), torch.zeros(1)), file)
+    return file.getvalue()
+
+
 class Bomb:
     def __reduce__(self):
         return (exec, ("raise SystemExit('the code in the file ran')",))
@@ -331,8 +345,16 @@ class Bomb:
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{broken", "neither"),
         (b"\xff" * 64, "neither"),
         (b"", "neither"),
+        (b"\x80", "damaged"),
+        (_old_format().replace(b"cpu", b"cp\xff"), "damaged"),
+        (_old_format()[:-6], "damaged"),
+        (pickle.dumps({0: 1}, protocol=2), "damaged"),
+        (_torch_script(), "TorchScript archive, whose code is not run: save the weights alone"),
     ],
-    ids=["bare pickle", "broken archive", "broken header", "oversized header", "empty"],
+    ids=[
+        *("bare pickle", "broken archive", "broken header", "oversized header", "empty"),
+        *("one byte", "not UTF-8", "cut", "other pickle", "TorchScript"),
+    ],
 )
 def test_files_that_are_refused(content, message, tmp_path):
     path = tmp_path / "weights.pth"
@@ -349,6 +371,8 @@ def test_zipped_bomb_and_strangers(tmp_path):
         )
     with pytest.raises(ValueError, match="no weights"):
         read_checkpoint(save({"epoch": 3}, tmp_path / "empty.pth"))
+    with pytest.raises(ValueError, match="no weights"):
+        read_checkpoint(save({0: torch.zeros(1)}, tmp_path / "numbered.pth"))
     with pytest.raises(ValueError, match="does not fit Unet"):
         vitseg_zoo.load_weights(unet(), save({"fc.weight": torch.zeros(1)}, tmp_path / "other.pth"))
 
@@ -468,3 +492,29 @@ def test_shapes_in_the_encoder_are_named_as_such(arch, encoder, tmp_path, caplog
     own = four.state_dict()
     assert all(torch.equal(own[key], value) for key, value in three.state_dict().items() if key != first)
     assert len(caplog.messages) == 1 and "Mismatched" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    "text", ['{"architecture": "unet"}', "[]", "unet", '{"architecture":"unet","arguments":1}']
+)
+def test_metadata_without_the_model(text, tmp_path, capsys):
+    path = tmp_path / "a.safetensors"
+    save_file({"encoder.weight": torch.zeros(1)}, path, metadata={"vitseg_zoo": text})
+    assert main(["convert", str(path), str(tmp_path / "b.safetensors")]) == 1
+    error = capsys.readouterr().err
+    assert str(path) in error and "should be JSON with `architecture` and `arguments`" in error
+
+
+def test_what_cannot_be_read_beside_or_written_is_named(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    path, target = save_model(unet(), tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    monkeypatch.setattr("vitseg_zoo.weights.saving.save_file", full)
+    assert main(["convert", str(path), str(target)]) == 1
+    (tmp_path / "config.json").write_bytes(b"\xff{")
+    path = save(unet().state_dict(), tmp_path / "a.pth")
+    assert main(["convert", str(path), str(target)]) == 1
+    written, read = capsys.readouterr().err.splitlines()
+    assert f"{target} cannot be written: I/O error: No space left" in written
+    assert f"{tmp_path / 'config.json'} is not JSON" in read

@@ -1,6 +1,7 @@
 """The own-data recipe: its loss, schedule and averaged weights, and the file that it leaves."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -87,33 +88,25 @@ def test_crops_move_image_and_mask_together():
     assert len(places) > 3
 
 
-def _write_images(folder: Path) -> None:
+def _write_data(tmp_path: Path) -> None:
+    """Eight images to train on and three to measure on, in two classes."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 3)):
         for kind in ("images", "masks"):
-            (folder / split / kind).mkdir(parents=True)
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
         for index in range(count):
             mask = rng.integers(0, 2, (2, 3)).repeat(20, 0).repeat(20, 1).astype(np.uint8)
             image = np.stack([200 * mask + 20] * 3, 2)
             if index == 0:
                 mask[:10] = 255
-            Image.fromarray(image).save(folder / split / "images" / f"{index}.png")
-            Image.fromarray(mask).save(folder / split / "masks" / f"{index}.png")
-    (folder / "classes.txt").write_text("dark\nbright\n")
-
-
-def test_recipe_says_that_an_encoder_has_no_checkpointing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _write_images(tmp_path)
-    small = "--arch unet --encoder-name tu-test_resnet --ignore-index 255 --batch-size 4 --image-size 32"
-    arguments = [*small.split(), "--data", str(tmp_path), "--out", str(tmp_path), "--grad-checkpointing"]
-    monkeypatch.setattr(sys, "argv", ["own_data.py", *arguments])
-    with pytest.raises(SystemExit, match=r"tu-test_resnet cannot do gradient checkpointing: .*\(vz-\.\.\.\)"):
-        runpy.run_path(str(RECIPE), run_name="__main__")
+            Image.fromarray(image).save(tmp_path / "data" / split / "images" / f"{index}.png")
+            Image.fromarray(mask).save(tmp_path / "data" / split / "masks" / f"{index}.png")
+    (tmp_path / "data" / "classes.txt").write_text("dark\nbright\n")
 
 
 def test_recipe_writes_a_file_that_says_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    _write_images(tmp_path / "data")
-    (tmp_path / "about.json").write_text(json.dumps({"license": "cc0-1.0"}))
+    _write_data(tmp_path)
+    (tmp_path / "about.json").write_text(json.dumps({"license": "cc0-1.0", "metric": "to be measured"}))
     arguments = (
         f"--data {tmp_path}/data --out {tmp_path}/out --about {tmp_path}/about.json --ignore-index 255"
     )
@@ -162,3 +155,61 @@ def test_recipe_writes_a_file_that_says_all(tmp_path: Path, monkeypatch: pytest.
         for a, b in zip(stage.blocks, other.blocks, strict=True)
     ]
     assert kept == [True] * 3 + [False] * 5
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        ("--about absent.json", 1, "No such file.*absent.json"),
+        ("--about broken.json", 1, "broken.json is not JSON"),
+        ("--about list.json", 1, "list.json should hold a JSON object"),
+        ("--about unknown.json", 1, "Unknown metadata licence"),
+        ("--arch nonsense", 1, "Wrong architecture type `nonsense`"),
+        ("--encoder-name nonsense", 1, "Wrong encoder name `nonsense`$"),
+        ("--model-args [1]", 1, "must be a mapping, not list"),
+        ("--init absent.safetensors", 1, "absent.safetensors"),
+        ("--crop-size 40", 1, "divisible by 32"),
+        ("--image-size 40", 1, "divisible by 32"),
+        ("--arch unet --encoder-name tu-test_resnet --layer-decay 0.7", 1, "Unet has no timm model"),
+        ("--arch unet --encoder-name tu-test_resnet --grad-checkpointing", 1, "cannot do gradient checkpoi"),
+        ("--freeze 99", 1, r"blocks should lie in \[0, 8\]"),
+        ("--precision nonsense", 1, "Precision 'nonsense' is invalid"),
+        ("--out classes.txt", 1, r"classes.txt cannot be written to \(File exists\): give another --out"),
+        ("--epochs 0", 2, "--epochs: should be a whole number of 1 or more, got 0"),
+        ("--freeze -1", 2, "--freeze: should be a whole number of 0 or more, got -1"),
+        ("--lr nan", 2, "--lr: should be a number above 0, got nan"),
+    ],
+)
+def test_recipe_says_what_is_wrong_before_it_trains(
+    arguments: str,
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    def no_training(*_, **__):
+        raise AssertionError("a training was started")
+
+    _write_data(tmp_path)
+    for name, text in {"broken": "{", "list": "[]", "unknown": '{"licence": "mit"}'}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "classes.txt").touch()
+    monkeypatch.setattr(Trainer, "fit", no_training)
+    small = "--data data --out out --ignore-index 255 --image-size 32 --crop-size 32 --precision 32-true"
+    monkeypatch.setattr(sys, "argv", ["own_data.py", *small.split(), *arguments.split()])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    error = capsys.readouterr().err if code == 2 else caught.value.code
+    assert re.search(message, error) and (code == caught.value.code or "\n" not in error)
+
+
+def test_recipe_makes_one_batch_of_few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    _write_data(tmp_path)
+    small = f"--data {tmp_path}/data --out {tmp_path}/out --ignore-index 255 --image-size 32 --crop-size 32"
+    monkeypatch.setattr(sys, "argv", ["own_data.py", *small.split(), "--precision", "32-true"])
+    monkeypatch.setattr(Trainer, "fit", lambda *_: sys.exit("trains"))
+    with pytest.raises(SystemExit, match="trains"):
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert "8 images to train on in batches of 8, 3 to measure on" in capsys.readouterr().out

@@ -18,7 +18,7 @@ def root(tmp_path: Path) -> Path:
     for name in "abc":
         Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).save(_image(tmp_path, name))
         Image.fromarray(rng.integers(0, 3, (6, 8), np.uint8)).save(_mask(tmp_path, name))
-    (tmp_path / "classes.txt").write_text("sky\nroad \n\ntree\n")
+    (tmp_path / "classes.txt").write_text("sky\nroad \ntree\n\n")
     return tmp_path
 
 
@@ -113,11 +113,37 @@ def test_files_without_partner(kind: str, other: str, root: Path):
 
 
 def test_folders_that_are_not_there(root: Path):
-    with pytest.raises(FileNotFoundError, match=r"there is no .*val.images: .*val/masks/NAME\.png"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*val.images: .*val/masks/NAME\.png"):
         ImageFolders(root, "val")
     (root / "classes.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"there is no .*classes\.txt: .* a class a line"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*classes\.txt: .* a class a line"):
         ImageFolders(root, "train")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b" \n\n", r"classes\.txt is empty: it should name the classes"),
+        (b"sky\n\nroad\n", r"classes\.txt has nothing in line 2: .* name that class or take the line out"),
+        ("ciel\nv\u00e9lo\n".encode("latin-1"), r"classes\.txt is not UTF-8"),
+    ],
+)
+def test_classes_that_cannot_be_counted(content: bytes, message: str, root: Path):
+    (root / "classes.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        ImageFolders(root, "train")
+
+
+def test_the_mark_of_an_editor_is_no_part_of_the_first_name(root: Path):
+    (root / "classes.txt").write_bytes("sky\r\nv\u00e9lo\r\ntree\r\n".encode("utf-8-sig"))
+    assert ImageFolders(root, "train").class_names == ("sky", "v\u00e9lo", "tree")
+
+
+def test_a_file_in_place_of_a_folder(root: Path):
+    (root / "val" / "images").mkdir(parents=True)
+    (root / "val" / "masks").touch()
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*val.masks: "):
+        ImageFolders(root, "val")
 
 
 def test_clothing(data_root: Path):

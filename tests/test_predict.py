@@ -17,6 +17,7 @@ from PIL import Image
 
 from vitseg_zoo import save_model
 from vitseg_zoo.cli import main
+from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.predict import distinct_colours, predict_image
@@ -129,6 +130,30 @@ def test_an_unreadable_image_is_named_and_stops_no_other(weights, photograph, tm
     assert notes.endswith("notes.jpg is not an image in a format that Pillow knows.")
     assert deep.endswith("it has more than 8 bits a channel: convert it first.")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cat_mask.png", "cat_overlay.jpg"]
+
+
+def test_a_result_that_cannot_be_written_is_named_and_stops_no_other(weights, photograph, tmp_path, capsys):
+    long = "x" * 245  # a file's name has 255 bytes
+    (tmp_path / "out" / "taken_mask.png").mkdir(parents=True)
+    paths = [tmp_path / f"{name}.png" for name in (long, "taken", "cat")]
+    for path in paths:
+        photograph.save(path)
+    assert _predict(weights, tmp_path / "out", *paths) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"{long}_mask.png cannot be written: " in first and "taken_mask.png cannot be written: " in second
+    written = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert written == {"cat_mask.png", "cat_overlay.jpg"}
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    "limit", [3000, 1000]
+)  # of 3500 pixels; Pillow warns above it and stops above its double
+def test_photographs_of_any_size(photograph, limit, tmp_path, monkeypatch):
+    photograph.save(tmp_path / "cat.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    assert read_image(tmp_path / "cat.png").shape == (50, 70, 3)
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_results_never_replace_each_other_or_an_image(weights, photograph, tmp_path, capsys):

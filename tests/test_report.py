@@ -1,6 +1,7 @@
 """The HTML report, from hand-written runs."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vitseg_zoo.training.report import write_report
+from vitseg_zoo.training.results import read_results, save_results
 
 COLUMNS = "epoch,train_loss,val_loss,val_pixel_accuracy,val_miou"
 
@@ -65,3 +67,19 @@ def test_an_unfinished_run_is_named(tmp_path):
     (run / "results.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no results\.json"):
         write_report({"A": run}, tmp_path / "report.html", "One run")
+
+
+@pytest.mark.parametrize("order", ["AB", "BA"])
+def test_no_score_is_null_and_never_the_best(order: str, tmp_path: Path):
+    runs = {name: _run(tmp_path / name, 0.5, ["0,1,1,0.5,0.3"]) for name in order}
+    for name, scores in {"A": [math.nan, math.nan], "B": [0.4, math.nan]}.items():
+        path = runs[name] / "results.json"
+        results = read_results(path)
+        results["test_last"] |= dict(zip(("miou", "iou_pet"), scores, strict=True))
+        save_results(results, path)
+        assert "NaN" not in path.read_text() and json.loads(path.read_text())["test_last"]["iou_pet"] is None
+        assert math.isnan(read_results(path)["test_last"]["iou_pet"])
+    write_report(runs, tmp_path / "report.html", "Two runs")
+    html = (tmp_path / "report.html").read_text()
+    assert '<td class="best">40.0 %</td>' in html and '<td class="best">-</td>' not in html
+    assert html.count("<td>-</td>") == 3

@@ -355,3 +355,16 @@ def test_a_pretrained_model_of_other_channels(tmp_path):
         assert torch.equal(
             logits(smp.from_pretrained(tmp_path / "folder").eval(), image), logits(model, image)
         )
+
+
+def test_numbers_beyond_half_precision_are_kept(tmp_path):
+    model = build()
+    name, weight = next((name, value) for name, value in model.named_parameters() if value.ndim == 4)
+    with torch.no_grad():
+        weight[0, 0, 0, 0] = 1e6
+    path = vitseg_zoo.save_model(model, tmp_path / "a.safetensors", half=True)
+    with safe_open(path, framework="pt") as file:
+        assert torch.equal(file.get_tensor(name), weight)
+        dtypes = [file.get_tensor(key).dtype for key in file.keys()]  # noqa: SIM118
+    assert dtypes.count(torch.float32) == 1 and torch.float16 in dtypes
+    assert torch.equal(vitseg_zoo.load_model(path)[0].get_parameter(name), weight)

@@ -4,8 +4,11 @@ import csv
 import json
 import logging
 import math
+import os
 import platform
+import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +27,10 @@ from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, Oxford
 from vitseg_zoo.data.transforms import flip_and_jitter
 from vitseg_zoo.training import pictures
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
+from vitseg_zoo.training.checkpoint_file import AtomicCheckpointIO
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.module import SegmentationModule, _normalisation
+from vitseg_zoo.training.moved_checkpoint import ModelCheckpoint as MovedCheckpoint
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import training_seconds
 
@@ -50,7 +55,9 @@ def _pairs(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(rng.integers(0, 80, (32, 32, 3), dtype=np.uint8) + 80 * mask[..., None], mask) for mask in masks]
 
 
-def _train(arch: str, out: Path, epochs: int, resume: bool = False) -> dict[str, torch.Tensor]:
+def _train(
+    arch: str, out: Path, epochs: int, resume: bool = False, max_steps: int = -1
+) -> dict[str, torch.Tensor]:
     """Trains as the recipe does, on 12 small images; returns the weights."""
     seed_everything(0, verbose=False)
     train = SegmentationDataset(_pairs(12), 32, 3, augment=flip_and_jitter())
@@ -59,6 +66,7 @@ def _train(arch: str, out: Path, epochs: int, resume: bool = False) -> dict[str,
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=epochs,
+        max_steps=max_steps,
         callbacks=[
             EpochLog(out / "metrics.csv"),
             PredictionGallery(val, out),
@@ -189,6 +197,14 @@ def test_an_endless_training_has_no_time_left_to_print(tmp_path: Path, capsys: p
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match=r"needs two classes or more, got \['cat'\]: .* and the background"):
         SegmentationModule("unet", "tu-test_resnet", None, ["cat"], [(0, 0, 0)], 32)
+
+
+def test_an_epoch_cut_short_has_no_scores_of_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture):
+    _train("unet", tmp_path, 3, max_steps=4)  # three steps are an epoch
+    scores = pictures.read_metrics(tmp_path / "metrics.csv")["val_miou"]
+    assert math.isfinite(scores[0]) and math.isnan(scores[1])
+    whole, cut = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch "))
+    assert "val_miou" in whole and "val_miou" not in cut
 
 
 def test_curves_of_a_metrics_file_with_empty_cells(tmp_path: Path):
@@ -403,3 +419,148 @@ def test_recipe_resumes_only_with_the_metrics_so_far(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "argv", [str(RECIPE), "--out", str(tmp_path), "--resume"])
     with pytest.raises(SystemExit, match=r"there is nothing to resume: .*metrics\.csv does not exist"):
         runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+SMALL = "--arch unet --encoder-name tu-test_resnet --image-size 32 --batch-size 4 --precision 32-true"
+
+
+@pytest.fixture
+def small_pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as `oxford-iiit-pet`, with 12 photographs for training and validation and 3 for tests."""
+    root = tmp_path / "pets" / "oxford-iiit-pet"
+    for folder in ("images", "annotations/trimaps"):
+        (root / folder).mkdir(parents=True)
+    for split, count in {"trainval": 12, "test": 3}.items():
+        names = [f"{split}_{index}" for index in range(count)]
+        for name, (image, mask) in zip(names, _pairs(count), strict=True):
+            Image.fromarray(image).save(root / "images" / f"{name}.jpg")
+            Image.fromarray(mask + 1).save(root / "annotations" / "trimaps" / f"{name}.png")
+        (root / "annotations" / f"{split}.txt").write_text("".join(f"{name} 1 1 1\n" for name in names))
+    monkeypatch.chdir(tmp_path)
+    return root
+
+
+def _run_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(RECIPE), "--data", "pets", *SMALL.split(), *arguments])
+    runpy.run_path(str(RECIPE), run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        (
+            "--out pets/oxford-iiit-pet/annotations/test.txt",
+            1,
+            r"test.txt cannot be written to \(File exists",
+        ),
+        ("--precision nonsense", 1, "Precision 'nonsense' is invalid"),
+        ("--devices nonsense", 1, "`devices` selected with"),
+        ("--arch fpn --image-size 40", 1, "divisible by 32"),
+        ("--epochs 0", 2, "--epochs: should be a whole number of 1 or more, got 0"),
+        ("--batch-size 0", 2, "--batch-size: should be a whole number of 1 or more, got 0"),
+        ("--num-workers -1", 2, "--num-workers: should be a whole number of 0 or more, got -1"),
+        ("--lr -1", 2, "--lr: should be a number above 0, got -1"),
+    ],
+)
+def test_recipe_says_what_is_wrong_before_it_trains(
+    arguments: str,
+    code: int,
+    message: str,
+    small_pets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    def no_training(*_, **__):
+        raise AssertionError("a training was started")
+
+    monkeypatch.setattr(Trainer, "fit", no_training)
+    with pytest.raises(SystemExit) as caught:
+        _run_here(monkeypatch, "--out", "out", *arguments.split())
+    error = capsys.readouterr().err if code == 2 else caught.value.code
+    assert re.search(message, error) and (code == caught.value.code or "\n" not in error)
+
+
+@pytest.mark.parametrize("fault", ["missing", "cut", "other size"])
+def test_recipe_names_a_bad_photograph_before_it_trains(
+    fault: str, small_pets: Path, monkeypatch: pytest.MonkeyPatch
+):
+    image, trimap = (
+        small_pets / "images" / "test_2.jpg",
+        small_pets / "annotations" / "trimaps" / "test_2.png",
+    )
+    if fault == "missing":
+        image.unlink()
+    elif fault == "cut":
+        image.write_bytes(image.read_bytes()[:-200])
+    else:
+        Image.fromarray(np.ones((5, 6), np.uint8)).save(trimap)
+    with pytest.raises(SystemExit) as caught:
+        _run_here(monkeypatch, "--out", "out")
+    assert "test_2.jpg" in caught.value.code and "test_2.png" in caught.value.code
+    assert not Path("out", "metrics.csv").exists()
+
+
+def test_recipe_resumes_only_the_same_training(small_pets: Path, monkeypatch: pytest.MonkeyPatch):
+    _run_here(monkeypatch, "--out", "new/out", "--epochs", "2", "--max-steps", "1")  # of two in an epoch
+    assert pictures.read_metrics(Path("new/out/metrics.csv"))["step"] == [1]
+    for arguments, message in {
+        "--lr 1e-3": r"was trained with learning_rate 0.0004, not 0.001: say so with --lr 0.0004, or give",
+        "--batch-size 3": "was trained with batch_size 4, not 3: say so with --batch-size 4",
+        "--seed 1": "was trained with seed 0, not 1: say so with --seed 0",
+        "--encoder-weights imagenet": "trained with encoder_weights None, not imagenet: leave out --enc",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            _run_here(monkeypatch, "--out", "new/out", "--resume", *arguments.split())
+
+    shutil.copytree("new/out", "copy")
+    _run_here(monkeypatch, "--out", "copy", "--resume", "--epochs", "3")
+    assert pictures.read_metrics(Path("copy/metrics.csv"))["epoch"] == [0, 1, 2]
+    for arguments, message in {
+        "--epochs 2": "is of epoch 3 already: give --epochs 3 or more",
+        "--max-steps 1": "already: give --max-steps",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            _run_here(monkeypatch, "--out", "copy", "--resume", *arguments.split())
+    for content in (b"", b"\x80", Path("copy/checkpoints/last.ckpt").read_bytes()[:-500]):
+        Path("copy/checkpoints/last.ckpt").write_bytes(content)
+        with pytest.raises(SystemExit, match=r"last\.ckpt is damaged: copy best\.ckpt over it"):
+            _run_here(monkeypatch, "--out", "copy", "--resume")
+
+
+def test_the_best_checkpoint_stays_the_best_in_a_copied_folder(tmp_path: Path):
+    for folder in ("before", "after", "alone"):
+        (tmp_path / folder).mkdir()
+    options = {"filename": "best", "monitor": "val_miou", "mode": "max"}
+    before = MovedCheckpoint(tmp_path / "before", **options)
+    before.best_model_path = before.kth_best_model_path = str(tmp_path / "before" / "best.ckpt")
+    before.best_k_models = {before.best_model_path: torch.tensor(0.8)}
+    before.best_model_score = before.kth_value = torch.tensor(0.8)
+    (tmp_path / "after" / "best.ckpt").touch()
+    after, alone = (MovedCheckpoint(tmp_path / folder, **options) for folder in ("after", "alone"))
+    assert after.state_key == ModelCheckpoint(tmp_path, **options).state_key
+    after.load_state_dict(before.state_dict())
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    assert after.best_model_path == str(tmp_path / "after" / "best.ckpt")
+    assert not after.check_monitor_top_k(trainer, torch.tensor(0.7))
+    with pytest.warns(UserWarning, match="dirpath has changed"):
+        alone.load_state_dict(before.state_dict())  # the best one is not there
+    assert alone.best_model_score is None
+
+
+def test_checkpoints_are_written_beside_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, moves = tmp_path / "new" / "last.ckpt", []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: (moves.append(paths), replace(*paths)))
+    trainer = Trainer(accelerator="cpu", plugins=[AtomicCheckpointIO()], logger=False)
+    trainer.strategy.save_checkpoint({"step": 1}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}
+    assert moves == [(path.with_name("last.ckpt.partial"), path)]
+
+    def stop(_, partial):
+        partial.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.strategy.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1} and list(path.parent.iterdir()) == [path]

@@ -30,7 +30,8 @@ class ImageFolders(Sequence):
     Raises:
         FileNotFoundError: a folder, classes.txt or the partner of an image or a mask is missing; or there are
             no images.
-        ValueError: two images or masks have the same name but for the suffix, or two classes the same name.
+        ValueError: two images or masks have the same name but for the suffix; or classes.txt is empty, is not
+            UTF-8, has an empty line between classes, or names a class twice.
 
     Example:
         >>> folders = ImageFolders("clothing", "train")  # doctest: +SKIP
@@ -42,17 +43,13 @@ class ImageFolders(Sequence):
         classes = root / "classes.txt"
         images, masks = (root / split / kind for kind in ("images", "masks"))
         for needed in (images, masks, classes):
-            if not needed.exists():
+            kind = "file" if needed == classes else "folder"
+            if not (needed.is_file() if kind == "file" else needed.is_dir()):
                 raise FileNotFoundError(
-                    f"there is no {needed}: {root} should hold {split}/images/NAME.jpg, "
+                    f"there is no {kind} {needed}: {root} should hold {split}/images/NAME.jpg, "
                     f"{split}/masks/NAME.png and classes.txt, a class a line."
                 )
-        self.class_names = tuple(line.strip() for line in classes.read_text().splitlines() if line.strip())
-        repeated = [name for name, count in Counter(self.class_names).items() if count > 1]
-        if repeated:  # their scores would become one
-            raise ValueError(
-                f"{classes} names {_few(repeated)} more than once: give each class a name of its own."
-            )
+        self.class_names = _read_class_names(classes)
         self.ignore_index = ignore_index
         found, labelled = _by_name(images, IMAGE_SUFFIXES), _by_name(masks, (".png",))
         if not found:
@@ -125,6 +122,25 @@ def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
                     "rename or remove one."
                 )
     return found
+
+
+def _read_class_names(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before the first name
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: save it in that encoding.") from error
+    names = tuple(line.strip() for line in text.rstrip().splitlines())
+    if not names:
+        raise ValueError(f"{path} is empty: it should name the classes, one a line.")
+    if "" in names:
+        raise ValueError(
+            f"{path} has nothing in line {names.index('') + 1}: the numbers of lines are the values of "
+            "masks, so name that class or take the line out."
+        )
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:  # their scores would become one
+        raise ValueError(f"{path} names {_few(repeated)} more than once: give each class a name of its own.")
+    return names
 
 
 def _few(values) -> str:

@@ -35,7 +35,8 @@ class OxfordPets(Sequence):
     Raises:
         FileNotFoundError: the data set is not in `root` (and could not be downloaded); says what is expected
             there.
-        ValueError: unknown `split`, or, when a pair is read, a trimap with other values than 1, 2 and 3.
+        ValueError: unknown `split`, or, when a pair is read, a file that is missing or damaged, a trimap
+            of another size than its image, or one with other values than 1, 2 and 3.
 
     Example:
         >>> pets = OxfordPets("data", split="train", download=True)  # doctest: +SKIP
@@ -58,15 +59,24 @@ class OxfordPets(Sequence):
         return len(self.order)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        image, trimap = self.pets[self.order[index]]
-        trimap = np.asarray(trimap)
+        number = self.order[index]
+        paths = self.pets._images[number], self.pets._segs[number]
+        try:
+            image, trimap = map(np.asarray, self.pets[number])
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{paths[0]} or its trimap {paths[1]} cannot be read: {error}.") from error
+        if trimap.shape != image.shape[:2]:
+            raise ValueError(
+                f"{paths[1]} is {trimap.shape[1]} x {trimap.shape[0]} pixels, but its image {paths[0]} is "
+                f"{image.shape[1]} x {image.shape[0]}."
+            )
         if trimap.min() < 1 or trimap.max() > 3:
             undeclared = sorted({int(v) for v in np.unique(trimap)} - {1, 2, 3})
             raise ValueError(
                 f"the trimap of {self.name(index)} has the values {undeclared}; a trimap holds only 1 (pet), "
                 "2 (background) and 3 (border)."
             )
-        return np.asarray(image), trimap - 1
+        return image, trimap - 1
 
     def name(self, index: int) -> str:
         """File name of an image, without its extension."""

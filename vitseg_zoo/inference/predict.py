@@ -2,6 +2,7 @@
 
 import argparse
 import colorsys
+import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes a mask and an overlay for each image; an image that cannot be read does not stop the others."""
+    """Writes a mask and an overlay for each image; one that cannot be read or written stops no other."""
     targets = name_outputs(args.images, args.out)
     if args.checkpoint is not None and not args.checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}.")
@@ -65,16 +66,15 @@ def run(args: argparse.Namespace) -> int:
     for path, (mask_path, overlay_path) in targets.items():
         try:
             image = read_image(path, channels)
+            labels = predict_image(model, image, metadata)
+            mask = palette_image(labels, palette)
+            _save(mask, mask_path, "PNG")
+            overlay = Image.blend(Image.fromarray(image).convert("RGB"), mask.convert("RGB"), 0.5)
+            _save(overlay, overlay_path, "JPEG")
         except ValueError as error:
             print(f"vitseg predict: {error}", file=sys.stderr)
             failed += 1
             continue
-        labels = predict_image(model, image, metadata)
-        mask = palette_image(labels, palette)
-        _save(mask, mask_path, "PNG")
-        _save(
-            Image.blend(Image.fromarray(image).convert("RGB"), mask.convert("RGB"), 0.5), overlay_path, "JPEG"
-        )
         shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
         largest = [
             f"{names[index]} {shares[index]:.1%}" for index in np.argsort(-shares)[:5] if shares[index]
@@ -183,5 +183,10 @@ def distinct_colours(count: int) -> list[tuple[int, int, int]]:
 
 def _save(picture: Image.Image, path: Path, kind: str) -> None:
     partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format=kind)
-    os.replace(partial, path)
+    try:
+        picture.save(partial, format=kind)
+        os.replace(partial, path)
+    except OSError as error:  # a JPEG has no more than 65535 pixels a side
+        with contextlib.suppress(OSError):  # too long a name cannot even be removed
+            partial.unlink()
+        raise ValueError(f"{path} cannot be written: {error}.") from error

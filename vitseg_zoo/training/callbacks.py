@@ -32,6 +32,7 @@ class EpochLog(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.first, self.first_step = trainer.current_epoch, trainer.global_step
         self.started = self.epoch_started = time.monotonic()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and self.first:
             with open(self.path, newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < self.first]
@@ -39,11 +40,15 @@ class EpochLog(Callback):
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         # At the epoch's end the scheduler has already chosen the next one's.
         self.learning_rate = trainer.optimizers[0].param_groups[0]["lr"]
+        self.validated = False
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         now = time.monotonic()
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "loss"}
-        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):  # scores of an earlier epoch
+        if not self.validated:  # scores of an earlier epoch
             values = {name: value for name, value in values.items() if not name.startswith("val_")}
         # Callbacks are called before the module, whose logged train scores are still of the epoch before.
         values |= {f"train_{name}": float(value) for name, value in module.train_metrics.compute().items()}

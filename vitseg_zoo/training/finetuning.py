@@ -43,6 +43,7 @@ class FineTuningModule(SegmentationModule):
         super().__init__(*args, **kwargs)
         self.save_hyperparameters("weight_decay", "layer_decay", "warmup", "dice_weight")
         self.loss = CrossEntropyAndDice(self.hparams.ignore_index, dice_weight)
+        parameter_groups(self.model, 1.0, weight_decay, layer_decay)  # refuses what does not fit at once
 
     def configure_optimizers(self) -> dict:
         hparams = self.hparams

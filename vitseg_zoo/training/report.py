@@ -1,7 +1,6 @@
 """One HTML page of one or several trainings, with everything in it: no other file, no script, no network."""
 
 import base64
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import jinja2
 from matplotlib.ticker import MaxNLocator
 
 from vitseg_zoo.training.pictures import read_metrics
-from vitseg_zoo.training.results import comparison_table
+from vitseg_zoo.training.results import comparison_table, read_results
 
 PANELS = {"loss": "Cross-entropy", "pixel_accuracy": "Pixel accuracy", "miou": "Mean IoU"}
 # Of a panel, in the units of its SVG.
@@ -49,7 +48,7 @@ def write_report(
         for file in ("results.json", "metrics.csv"):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"{folder} is no finished training: it has no {file}.")
-        results[name] = json.loads((folder / "results.json").read_text())
+        results[name] = read_results(folder / "results.json")
         metrics[name] = read_metrics(folder / "metrics.csv")
     if figures is None:
         captions = {
@@ -89,7 +88,9 @@ def _table(results: Mapping[str, Mapping]) -> dict:
     best = {}
     if len(rows) > 1:
         for column in range(1, len(head) - 2):  # not the parameters and seconds
-            best[column] = max((row[column] for row in rows), key=lambda text: float(text.removesuffix(" %")))
+            scored = [row[column] for row in rows if row[column].endswith(" %")]
+            if scored:
+                best[column] = max(scored, key=lambda text: float(text.removesuffix(" %")))
     return {
         "head": head,
         "rows": [[(text, text == best.get(i)) for i, text in enumerate(row)] for row in rows],

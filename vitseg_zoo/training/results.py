@@ -2,10 +2,12 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -16,10 +18,28 @@ _PACKAGES = ("vitseg-zoo", "torch", "timm", "segmentation-models-pytorch", "ligh
 
 
 def save_results(results: Mapping, path: Path) -> None:
-    """Writes results as JSON, under a temporary name first."""
+    """Writes results as JSON, under a temporary name first; what is no finite number becomes null."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
+    partial.write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
     os.replace(partial, path)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Reads what `save_results` wrote; scores that are null, as of a class without pixels, become NaN."""
+    results = json.loads(path.read_text())
+    for part in results.keys() & {"test_last", "test_best"}:
+        results[part] = {
+            key: math.nan if score is None else score for key, score in (results[part] or {}).items()
+        }
+    return results
 
 
 def training_seconds(metrics: Path) -> float:
@@ -53,11 +73,21 @@ def final_scores(results: Mapping) -> dict[str, float]:
     return results.get("test_best") or results["test_last"]
 
 
+def percent(score: float) -> str:
+    """A score for a table.
+
+    Example:
+        >>> percent(0.7), percent(math.nan)
+        ('70.0 %', '-')
+    """
+    return f"{100 * score:.1f} %" if math.isfinite(score) else "-"
+
+
 def comparison_table(results: Mapping[str, Mapping]) -> tuple[list[str], list[list[str]]]:
     """The scores of several trainings as text.
 
     Args:
-        results: name of a training -> the content of its results.json.
+        results: name of a training -> its results.json, as `read_results` gives it.
 
     Returns:
         Names of the columns, and a row for each training.
@@ -73,6 +103,6 @@ def comparison_table(results: Mapping[str, Mapping]) -> tuple[list[str], list[li
     rows = []
     for name, result in results.items():
         scores = final_scores(result)
-        shares = [f"{100 * scores[key]:.1f} %" for key in columns]
+        shares = [percent(scores[key]) for key in columns]
         rows.append([name, *shares, f"{result['parameters'] / 1e6:.2f} M", f"{result['seconds']:.0f}"])
     return ["", *columns.values(), "parameters", "seconds"], rows

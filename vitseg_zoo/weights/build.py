@@ -59,7 +59,7 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     """
     notes = checkpoint.notes
     if "vitseg_zoo" in notes.get("metadata", {}):
-        return json.loads(notes["metadata"]["vitseg_zoo"])
+        return _own_metadata(notes["metadata"]["vitseg_zoo"], path)
     hyper_parameters = notes.get("hyper_parameters", {})
     if {"arch", "encoder_name"} <= hyper_parameters.keys():
         return _from_training(hyper_parameters, checkpoint, path)
@@ -81,9 +81,27 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     return described | _class_names(notes, config)
 
 
+def _own_metadata(text: str, path: Path) -> dict[str, Any]:
+    """What `save_model` wrote, or a program that writes files like it."""
+    try:
+        described = json.loads(text)
+        is_whole = isinstance(described["architecture"], str) and isinstance(described["arguments"], dict)
+    except (ValueError, KeyError, TypeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            f"{path}: its metadata `vitseg_zoo` should be JSON with `architecture` and `arguments` of the "
+            "model: write the file with vitseg_zoo.save_model."
+        )
+    return described
+
+
 def _json_beside(path: Path, name: str) -> dict[str, Any]:
     beside = path.with_name(name)
-    return json.loads(beside.read_text()) if beside.is_file() else {}
+    try:
+        return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{beside} is not JSON: {error}.") from error
 
 
 def _segmenter_normalisation(path: Path) -> dict[str, Any]:

@@ -109,7 +109,12 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
             f"{path} holds {objects} beside tensors, which are not loaded as that would "
             "run code from the file: save the weights alone, torch.save(model.state_dict(), ...)."
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except Exception as error:  # PyTorch has many for a damaged file
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path} is a TorchScript archive, whose code is not run: save the weights alone, "
+                "torch.save(torch.jit.load(path).state_dict(), ...)."
+            ) from error
         raise ValueError(f"{path} is damaged or no PyTorch checkpoint: get it again.") from error
     if isinstance(content, torch.Tensor) or not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__} instead of a state dict.")
@@ -123,7 +128,11 @@ def _find_weights(content: Mapping[str, Any], notes: dict[str, Any]) -> StateDic
         if isinstance(inner, Mapping) and (found := _find_weights(inner, notes)):
             notes.update({other: value for other, value in content.items() if other not in _CONTAINERS})
             return found
-    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)  # an optimizer's are numbered
+    }
     notes.update({key: value for key, value in content.items() if key not in tensors})
     return tensors
 

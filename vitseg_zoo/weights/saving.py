@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import nn
@@ -35,6 +36,8 @@ METADATA = (
     *("license", "commercial_use", "training_data", "metric", "metric_source", "source", "recipe", "limits"),
 )
 
+_LARGEST_HALF = torch.finfo(torch.float16).max
+
 
 def save_model(model: SegmentationModel, path: str | Path, half: bool = False, **metadata: Any) -> Path:
     """Saves a model as one safetensors file from which `load_model` builds it again.
@@ -43,6 +46,7 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         model: A model of `smp.create_model`, also compiled or in DistributedDataParallel.
         path: The file; replaced in one step if it exists.
         half: Store 32-bit numbers as 16-bit ones, in half the space; they are 32-bit again when loaded.
+            Tensors with numbers above 65504 stay as they are.
         metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `license`,
             `commercial_use`, `training_data`, `metric`, `metric_source`, `source`, `recipe`, `limits`. What a
             model of `vitseg_zoo.create_model` was loaded with is kept where nothing else is given. Numbers
@@ -55,6 +59,7 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         ValueError: If some of the metadata is unknown or does not fit the model, or the encoder was
             configured with what a file cannot hold, such as a function.
         TypeError: If the model is none of SMP's.
+        OSError: If the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -69,7 +74,9 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
     description = {"format": "pt", "vitseg_zoo": json.dumps(describe_model(model, metadata))}
     weights = {}
     for key, value in model.state_dict().items():
-        dtype = torch.float16 if half and value.dtype == torch.float32 else value.dtype
+        # Beyond float16's range numbers would become infinite.
+        fits = half and value.dtype == torch.float32 and bool((value.abs() <= _LARGEST_HALF).all())
+        dtype = torch.float16 if fits else value.dtype
         # A copy of its own: neither shared with another tensor nor in another memory format.
         weights[key] = value.detach().to("cpu", dtype, memory_format=torch.contiguous_format, copy=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +84,8 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
     try:
         save_file(weights, partial, metadata=description)
         os.replace(partial, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}.") from error
     finally:
         partial.unlink(missing_ok=True)
     return path

@@ -1,0 +1,35 @@
+"""A training's best checkpoint stays the best where its folder was moved or copied."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import callbacks
+
+
+# Of the same name, under which checkpoints keep a callback's state.
+class ModelCheckpoint(callbacks.ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which would forget the best score if its folder has another name.
+
+    The first epoch after that would replace a better checkpoint.
+
+    Args:
+        args: see Lightning's.
+        kwargs: see Lightning's.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = self._moved(state_dict["best_model_path"])
+        if best and Path(best).is_file():  # what was left behind is no longer the best
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_k_models": {self._moved(path): k for path, k in state_dict["best_k_models"].items()},
+                **{
+                    key: self._moved(state_dict[key])
+                    for key in ("best_model_path", "kth_best_model_path", "last_model_path")
+                },
+            }
+        super().load_state_dict(state_dict)
+
+    def _moved(self, path: str) -> str:
+        return str(Path(self.dirpath, Path(path).name)) if path else path
