@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if len(names) > 256:
         raise ValueError(f"a palette PNG holds 256 classes, but the model has {len(names)}.")
 
+    print(f"{args.checkpoint or args.weights} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
     args.out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for path, (mask_path, overlay_path) in targets.items():
@@ -69,7 +70,10 @@ def run(args: argparse.Namespace) -> int:
             labels = predict_image(model, image, metadata)
             mask = palette_image(labels, palette)
             _save(mask, mask_path, "PNG")
-            overlay = Image.blend(Image.fromarray(image).convert("RGB"), mask.convert("RGB"), 0.5)
+            photograph = Image.fromarray(image).convert("RGB")
+            overlay = Image.blend(photograph, mask.convert("RGB"), 0.5)
+            if "background" in names:  # stays as it is
+                overlay.paste(photograph, mask=Image.fromarray(labels == names.index("background")))
             _save(overlay, overlay_path, "JPEG")
         except ValueError as error:
             print(f"vitseg predict: {error}", file=sys.stderr)
