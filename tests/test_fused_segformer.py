@@ -261,6 +261,7 @@ def test_distributed_training_sees_ordinary_parameters(process_group: None) -> N
 
 
 # Those of the encoder's own tests are not repeated here: tracing MiT takes several times as long.
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_without_breaks_for_any_size(training: bool) -> None:
     own = pair("resnet18", 4)[1].train(training)
@@ -277,6 +278,7 @@ def test_compiles_without_breaks_for_any_size(training: bool) -> None:
         assert_close(*gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["resnet18", "vz-mit_b0"])
 def test_exports_with_free_sizes(encoder: str) -> None:
     own = pair(encoder, 4)[1].eval()
