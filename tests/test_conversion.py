@@ -270,6 +270,7 @@ def unet():
     )
 
 
+@pytest.mark.slow
 def test_prefixes_and_averages(tmp_path):
     trained, averaged = unet(), unet()
     model = unet()

@@ -286,6 +286,7 @@ def test_distributed_training_sees_ordinary_parameters(process_group: None) -> N
 
 
 # Those of the encoder's own tests are not repeated here: tracing MiT takes several times as long.
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_without_breaks_for_any_size(training: bool) -> None:
     own = pair("resnet18", 4)[1].train(training)
@@ -316,6 +317,7 @@ def test_batch_norm_that_tracks_no_statistics(kept: bool) -> None:
     assert_close(own.eval()(x), peer.eval()(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["resnet18", "vz-mit_b0"])
 def test_exports_with_free_sizes(encoder: str) -> None:
     own = pair(encoder, 4)[1].eval()

@@ -183,6 +183,7 @@ def test_gradient_checkpointing_gives_equal_gradients() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow
 def test_compile_and_export_with_free_sizes() -> None:
     model = timm.create_model("mit_b0", depths=(1, 1, 1, 1), num_classes=0, global_pool="").eval()
     compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)

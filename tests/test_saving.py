@@ -103,6 +103,7 @@ def test_card_of_another_licence(tmp_path):
     assert "Commercial use of the weights is not allowed" in card.text
 
 
+@pytest.mark.slow
 def test_saved_and_pushed_and_read_back_by_smp_alone(tmp_path):
     """Pushed to a server on this machine, by processes that are told of it before they start."""
     with HubServer() as hub:
@@ -251,6 +252,7 @@ def test_arrays_and_tensors_as_metadata(tmp_path):
     assert metadata["std"] == [0.5, 0.5, 0.5] and metadata["input_size"] == [64, 96]
 
 
+@pytest.mark.slow
 def test_publishing_without_network(tmp_path):
     code = """
         import vitseg_zoo

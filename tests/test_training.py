@@ -282,6 +282,7 @@ print(default, min(new_pages() for _ in range(10)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_kept_memory_serves_the_next_step():
     result = subprocess.run([sys.executable, "-c", _TRAINS], capture_output=True, text=True, check=True)
@@ -333,6 +334,7 @@ def _run(recipe: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, recipe, *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_recipe_writes_what_it_promises(data_root: Path, tmp_path: Path):
     tiny = ("--encoder-name", "vz-vitseg_tiny_patch16_128", "--image-size", "64", "--precision", "32-true")
     out = tmp_path / "out"
@@ -359,6 +361,7 @@ def test_recipe_writes_what_it_promises(data_root: Path, tmp_path: Path):
     assert (tmp_path / "both" / "curves.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_recipe_stops_after_max_steps_and_goes_on_with_the_same_model(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
