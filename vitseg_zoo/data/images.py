@@ -23,7 +23,6 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
     """
     if not path.is_file():
         raise ValueError(f"there is no image {path}.")
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the user's own files may be large
     try:
         with Image.open(path) as file:
             if file.mode.startswith(("I", "F")):  # Pillow would clip them to white
@@ -31,8 +30,6 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
             image = ImageOps.exif_transpose(file).convert(MODES[channels])
     except Image.UnidentifiedImageError:
         raise ValueError(f"{path} is not an image in a format that Pillow knows.") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}.") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     return np.asarray(image)

@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     print(f"{args.checkpoint or args.weights} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
     args.out.mkdir(parents=True, exist_ok=True)
+    Image.MAX_IMAGE_PIXELS = None  # the user's own photographs may be large
     failed = 0
     for path, (mask_path, overlay_path) in targets.items():
         try:
