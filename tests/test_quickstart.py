@@ -41,6 +41,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return SimpleNamespace(out=out, printed=done.stdout, html=(out / "report.html").read_text())
 
 
+@pytest.mark.slow  # the quickstart itself
 def test_prints_the_comparison_and_the_path_of_the_report(quickstart):
     lines = quickstart.printed.strip().splitlines()
     assert Path(lines[-1].split("Report: ")[1]) == quickstart.out / "report.html"
@@ -52,6 +53,7 @@ def test_prints_the_comparison_and_the_path_of_the_report(quickstart):
         assert any(re.match(rf"{name}( +[\d.]+ %){{5}} +[\d.]+ M +\d+$", line) for line in row)
 
 
+@pytest.mark.slow  # the quickstart itself
 def test_writes_a_row_for_each_epoch_and_scores_of_each_model(quickstart):
     for name in ("vit-seg", "u-net"):
         rows = (quickstart.out / name / "metrics.csv").read_text().strip().splitlines()
@@ -72,6 +74,7 @@ class _References(HTMLParser):
         self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
 
 
+@pytest.mark.slow  # the quickstart itself
 def test_the_report_refers_to_nothing_outside_itself(quickstart):
     references = _References()
     references.feed(quickstart.html)
@@ -80,6 +83,7 @@ def test_the_report_refers_to_nothing_outside_itself(quickstart):
     assert not re.search(r"url\(|@import|https?://", quickstart.html)
 
 
+@pytest.mark.slow  # the quickstart itself
 def test_the_report_holds_the_picture_and_the_gif(quickstart):
     png, gif = (
         Image.open(io.BytesIO(base64.b64decode(data)))
