@@ -46,8 +46,8 @@ def register_in_smp() -> None:
         _register_smp_architectures(smp)
         if not _is_waiting():
             return
-    # SMP is being imported, and fills its mapping of architectures after its last submodule; or it is used
-    # by a module that declares models itself, and is not through with them.
+    # SMP is being imported, and fills its mapping of architectures after its last submodule; or the module
+    # that imports it still has to define the models that it declares.
     smp.__class__ = _AwaitingSMP
 
 

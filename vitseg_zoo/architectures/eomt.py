@@ -123,8 +123,8 @@ class Eomt(TokenModel):
 
         Args:
             x: The images.
-            return_queries: Give, for the queries' own loss, what they predict instead: first on entering the
-                ViT where masked attention is in use, in every further block likewise, and last at the end.
+            return_queries: Return what the queries predict instead, for their own loss: a `QueryPrediction`
+                before each block with masked attention, and the final one.
         """
         height, width = x.shape[2:]
         predictions, patches = self._predict(x)

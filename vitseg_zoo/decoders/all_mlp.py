@@ -97,7 +97,7 @@ def fused_head(
 
 
 def _trains(norm: nn.BatchNorm2d, classify: Layer, size: Sequence[int]) -> bool:
-    """Whether `classified_head` has the gradients: of plain layers, and of more than one value a channel."""
+    """Whether `classified_head` has the gradients: plain layers, more than one value for each channel."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.affine

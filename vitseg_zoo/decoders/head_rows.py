@@ -71,7 +71,7 @@ class HeadRows:
         return self._add_levels(rows, images, first, last)
 
     def write_sums(self, images: slice, first: int, last: int, out: Tensor) -> Tensor:
-        """Writes into `out` what `sums` returns, but for the bias, which a batch norm would subtract."""
+        """Like `sums`, written into `out`, and without the bias, which a batch norm cancels."""
         x, weight = self.finest[0]
         torch.mm(x[images, first:last].flatten(0, 2), weight.T, out=out.flatten(0, 2))
         return self._add_levels(out, images, first, last)

@@ -2,9 +2,8 @@
 
 Fresh memory comes from the system in pages of 4 kB, each of which costs an interruption: of the logits of 150
 classes at 512 x 512 that is more than half of the time. Huge pages have 2 MB, but most systems give them out
-only where they are asked for, which PyTorch's allocator does not do by default. And the memory of the last
-outputs is not given back, as GPU memory is not: the next output of that size is made in it, once nobody holds
-the old one any more.
+only where they are asked for, which PyTorch's allocator does not do by default. Like PyTorch's cache on a GPU,
+the memory of the last outputs is kept, and used again once no tensor is left in it.
 """
 
 import mmap
@@ -18,7 +17,7 @@ import torch
 # that are not kept may come slower than small ones: in virtual machines that return free memory to the host.
 _SMALLEST, _LARGEST = 32 * 2**20, 256 * 2**20
 
-# Of the last outputs, oldest first: memory, and what the output has of it, dead as soon as no tensor is left.
+# Of the last outputs, oldest first: the memory, and a reference that is dead once no tensor uses it.
 _kept: list[tuple[mmap.mmap, weakref.ref]] = []
 _lock = threading.Lock()
 

@@ -3,11 +3,12 @@
 Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
 https://arxiv.org/abs/2105.15203, equations 1 and 2.
 
-A single head, as MiT's first and largest map has, needs no queries: with the normed map n, q = W n + b and
-few keys k, the products q k are n (W' k) + b k. Nor has its output to be projected, since the few values can
-be. That leaves out two of the map's three products, forwards and backwards. The b k are carried by the map:
-before the norm's weight and bias the channels of a position sum to 0, so that 1 can be added to each of them.
-The product with a key that sums to 0 stays what it was, and a key of equal channels makes its sum.
+With a single head, as MiT's first and largest map has, the query layer can be folded into the few keys: with
+the normed map n and q = W n + b, q k = n (W' k) + b k. The projection can be folded into the few values. That
+leaves out two of the map's three products, forwards and backwards. How the constant b k is added without
+another map: before the norm's weight and bias, the channels of a position sum to 0. Adding 1 to each of the
+C channels of the map changes no product with a key whose channels sum to 0, and c / C in every channel of such
+a key adds exactly c.
 """
 
 from collections.abc import Callable

@@ -16,7 +16,7 @@ from vitseg_zoo.encoders.mix_ops import conv_nhwc, is_plain, runs_eagerly_on_cpu
 
 # Channels from which on the products are wide enough.
 _PRODUCTS_FROM = 64
-# Pairs of channels from which on a weight is copied faster position by position of the window.
+# From this C_in * C_out on, a weight is copied faster one position of the window at a time.
 _COPY_BY_POSITION_FROM = 2**15
 
 

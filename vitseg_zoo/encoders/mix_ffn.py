@@ -6,8 +6,8 @@ https://arxiv.org/abs/2105.15203, equation 3.
 Its hidden map has several times the channels of the rest. On a CPU it is made in strips that stay in the
 cache, from the norm before it to the shortcut behind it, which is exact: a strip takes along as many rows
 above and below as the convolution reaches. In training the map is kept, before the convolution and behind it.
-What takes little work for its size is made again in the backward pass instead: all of it where channels are
-few, the convolution's output where they are many.
+What takes little work for its size is computed again in the backward pass instead: all of it below 64
+channels, the convolution's output above 128.
 """
 
 from collections.abc import Iterator, Sequence

@@ -73,7 +73,7 @@ def onednn_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype | None:
 
 # Operations that PyTorch's compiler also calls; F.linear and F.conv2d have no way to them.
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-# Elements of a matrix up to which oneDNN multiplies many rows by it in 0.6 to 0.9 of MKL's time.
+# The largest matrix, in elements, for which oneDNN is faster: 0.6 to 0.9 of MKL's time.
 _ONEDNN_UP_TO = 2**15
 # Whether the CPU multiplies bf16 itself; emulated, a step of a training can take minutes.
 HAS_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -50,8 +50,7 @@ class WeightsEntry:
     revision: str = "main"  # its commit, tag or branch; what a branch holds is fixed when it is downloaded
     filenames: tuple[str, ...] = ("model.safetensors",)  # the first of these that the repository has
     url: str | None = None  # instead of a repository: https:, or file: (of a packaged file, too)
-    # Of the file, in hexadecimal digits. None: could not be seen when this was written; the file is compared
-    # with the SHA-256 and the size that the Hub states when it is downloaded.
+    # Of the file, in hexadecimal digits. None: not pinned; the download is compared with what the Hub states.
     sha256: str | None = None
     megabytes: float | None = None  # of the file, about; the exact size is the Hub's to say
     parameters: float | None = None  # of a model, in millions

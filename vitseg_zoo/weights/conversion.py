@@ -103,7 +103,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
             f"the file begins with {_some(list(checkpoint.weights))}, "
             f"the model with {_some(list(before))}."
         )
-    # An encoder may resample other shapes (positions, patches); of the rest they cannot be used.
+    # Encoders resample positions and patches of other shapes; elsewhere another shape is an error.
     mismatched = [
         key
         for key, value in weights.items()
@@ -139,7 +139,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
 
 
 def _load(model: nn.Module, weights: StateDict) -> tuple[_IncompatibleKeys, list[str]]:
-    """Loads what has the model's shapes once its encoder has converted it, and names what has not."""
+    """Loads the tensors that fit once the encoder has converted them; returns the names of the others."""
     own = model.state_dict()
     load = model.load_state_dict  # SMP's renames some encoders of old
     if any(key in own and own[key].shape != value.shape for key, value in weights.items()):

@@ -301,9 +301,8 @@ def convert_file(
         metadata: See `save_model`; comes before what the source says.
 
     Returns:
-        What was recognised and left over, and what the new file says. Where the source does not say whence
-        it is and under which licence, it says `source`, the name of the file and its format, and that the
-        licence is unknown.
+        What was recognised and left over, and what the new file says. If the source states
+        neither origin nor licence, `source` is the file's name and format, and the licence is unknown.
 
     Raises:
         ValueError, RuntimeError, OSError: See `load_model`.

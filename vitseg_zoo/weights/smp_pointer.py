@@ -2,10 +2,9 @@
 
 SMP takes an encoder's weights and normalisation from a repository of the Hugging Face Hub: a `config.json`
 with `mean` and `std` at its top, and a `model.safetensors` of the encoder's own keys. timm's repositories
-have another form, and not all have that file. So SMP is sent to a repository that is in the local cache
-alone, `vitseg-zoo/timm`, whose `config.json` holds the normalisation, known without network, and whose
-`model.safetensors` the name of the weights. The encoder reads the name, and the weights are fetched like
-all others.
+have another form, and not all have that file. So SMP is pointed to a repository that exists only in the local
+cache, `vitseg-zoo/timm`. Its `config.json` holds the normalisation, its `model.safetensors` only the name of
+the weights. The encoder reads the name, and the weights are fetched like all others.
 
 A revision is the hash of the contents: the files are written where they are absent, are never changed, and
 are found offline, and in a cache that cannot be written but has them.
