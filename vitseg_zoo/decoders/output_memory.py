@@ -2,8 +2,8 @@
 
 Fresh memory comes from the system in pages of 4 kB, each of which costs an interruption: of the logits of 150
 classes at 512 x 512 that is more than half of the time. Huge pages have 2 MB, but most systems give them out
-only where they are asked for, which PyTorch's allocator does not do by default. Like PyTorch's cache on a GPU,
-the memory of the last outputs is kept, and used again once no tensor is left in it.
+only where they are asked for, which PyTorch's allocator does not do by default. Like PyTorch's cache on a
+GPU, the memory of the last outputs is kept, and used again once no tensor is left in it.
 """
 
 import mmap

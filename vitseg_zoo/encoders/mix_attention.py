@@ -7,8 +7,8 @@ With a single head, as MiT's first and largest map has, the query layer can be f
 the normed map n and q = W n + b, q k = n (W' k) + b k. The projection can be folded into the few values. That
 leaves out two of the map's three products, forwards and backwards. How the constant b k is added without
 another map: before the norm's weight and bias, the channels of a position sum to 0. Adding 1 to each of the
-C channels of the map changes no product with a key whose channels sum to 0, and c / C in every channel of such
-a key adds exactly c.
+C channels of the map changes no product with a key whose channels sum to 0, and c / C in every channel of
+such a key adds exactly c.
 """
 
 from collections.abc import Callable
