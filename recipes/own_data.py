@@ -19,7 +19,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -38,6 +37,7 @@ from vitseg_zoo.training.command_line import (
     one_line_errors,
     positive_float,
     positive_int,
+    try_size,
 )
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import FineTuningModule, weight_averaging
@@ -163,11 +163,8 @@ def prepare(args: argparse.Namespace) -> tuple[ImageFolders, SegmentationDataMod
         **about,
     }
     describe_model(module.model, about)
-    module.eval()
-    with torch.no_grad():
-        for size in (args.crop_size, args.image_size):  # not every model takes every size
-            module(torch.zeros(1, 3, size, size))
-    module.train()
+    try_size(module, args.crop_size, "--crop-size")
+    try_size(module, args.image_size, "--image-size")
     for dataset in (train, val):
         dataset.cache()  # reads all images
     return sources[1], data, module, about

@@ -34,6 +34,7 @@ from vitseg_zoo.training.command_line import (
     one_line_errors,
     positive_float,
     positive_int,
+    try_size,
 )
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.module import SegmentationModule
@@ -163,10 +164,7 @@ def prepare(args: argparse.Namespace, encoder_name: str) -> tuple[SegmentationDa
         channels_last=True,  # faster for CNNs, on a CPU as on a GPU; no matter to a ViT
         model_args=MODEL_ARGS,
     )
-    module.eval()
-    with torch.no_grad():  # not every model takes every size
-        module(torch.zeros(1, 3, args.image_size, args.image_size))
-    module.train()
+    try_size(module, args.image_size, "--image-size")
     for dataset in datasets.values():
         dataset.cache()  # reads all images
     return data, module

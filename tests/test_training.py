@@ -458,7 +458,7 @@ def _run_here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
         ),
         ("--precision nonsense", 1, "Precision 'nonsense' is invalid"),
         ("--devices nonsense", 1, "`devices` selected with"),
-        ("--arch fpn --image-size 40", 1, "divisible by 32"),
+        ("--arch fpn --image-size 40", 1, "--image-size 40 does not fit the model, give another, as 64"),
         ("--epochs 0", 2, "--epochs: should be a whole number of 1 or more, got 0"),
         ("--batch-size 0", 2, "--batch-size: should be a whole number of 1 or more, got 0"),
         ("--num-workers -1", 2, "--num-workers: should be a whole number of 0 or more, got -1"),

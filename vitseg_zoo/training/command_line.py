@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 
 def positive_int(text: str) -> int:
@@ -47,6 +49,23 @@ def make_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}): give another --out.") from error
+
+
+@torch.no_grad()
+def try_size(module: nn.Module, size: int, option: str) -> None:
+    """Sees whether a model takes images (B, 3, size, size).
+
+    Raises:
+        ValueError: it does not; one sentence names the option.
+    """
+    module.eval()
+    try:
+        module(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:  # SMP's, ours and timm's
+        raise ValueError(
+            f"{option} {size} does not fit the model, give another, as {-(-size // 32) * 32}: {error}"
+        ) from error
+    module.train()
 
 
 @contextmanager
