@@ -46,7 +46,7 @@ from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import hardware, save_results, training_seconds, versions
 from vitseg_zoo.weights.conversion import load_weights
-from vitseg_zoo.weights.saving import describe_model
+from vitseg_zoo.weights.description import describe_model
 
 ARCH, ENCODER_NAME = "fusedsegformer", "vz-mit_b0"
 IMAGE_SIZE = 256  # images are resized to this square when predicted

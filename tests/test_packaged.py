@@ -14,7 +14,7 @@ from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE, OxfordPets
 from vitseg_zoo.inference.evaluate import evaluate
 from vitseg_zoo.weights import catalog
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL, PACKAGED, get_entry
-from vitseg_zoo.weights.saving import METADATA
+from vitseg_zoo.weights.description import METADATA
 
 FILES = sorted(Path(str(PACKAGED)).glob("*.safetensors"))
 # Least mIoU on ten images of the held-out split: two points below what was measured.

@@ -19,7 +19,7 @@ class ModelCardMixin:
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """SMP's, with a card whose snippet reads what is saved, and what the encoder was configured with."""
-        from vitseg_zoo.weights.saving import encoder_arguments
+        from vitseg_zoo.weights.description import encoder_arguments
 
         channels, arguments = encoder_arguments(self)
         self.config.update(channels | arguments)
@@ -56,7 +56,7 @@ class ModelCardMixin:
             The card.
         """
         from vitseg_zoo.weights.card import make_model_card
-        from vitseg_zoo.weights.saving import describe_model
+        from vitseg_zoo.weights.description import describe_model
 
         if metrics is not None:
             metadata.setdefault("metric", str(metrics))

@@ -16,7 +16,8 @@ def run(args: argparse.Namespace) -> int:
     """Converts; prints what was recognised and what was left over."""
     from pathlib import Path
 
-    from vitseg_zoo.weights.saving import METADATA, convert_file
+    from vitseg_zoo.weights.description import METADATA
+    from vitseg_zoo.weights.saving import convert_file
 
     if not args.target.endswith(".safetensors"):
         raise ValueError(f"The file to write should end in .safetensors, got {args.target}.")

@@ -1,14 +1,13 @@
 """Saves a model as one file that says what it is, and reads it back; publishes it with a model card.
 
 The file is safetensors with a JSON object under the key `vitseg_zoo` of its metadata: the SMP architecture
-and its arguments, and what `METADATA` lists. SMP's own `from_pretrained` reads the same folders.
+and its arguments, and what `description.METADATA` lists. SMP's own `from_pretrained` reads the same folders.
 """
 
 import json
-import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,14 @@ from safetensors.torch import save_file
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import nn
 
-from vitseg_zoo import __version__
-from vitseg_zoo.architectures.model_card import ModelCardMixin
-from vitseg_zoo.encoders.timm_encoder import TimmEncoder
 from vitseg_zoo.weights.build import build_model, describe_checkpoint
 from vitseg_zoo.weights.card import make_model_card
-from vitseg_zoo.weights.catalog import WeightsEntry
 from vitseg_zoo.weights.checkpoint import read_checkpoint
 from vitseg_zoo.weights.conversion import LoadReport, load_checkpoint
+from vitseg_zoo.weights.description import METADATA, describe_model, metadata_of
 from vitseg_zoo.weights.download import fetch, find_entry
 from vitseg_zoo.weights.download_errors import explained_upload
 from vitseg_zoo.weights.notices import say_license
-
-# What may be said of a model; the meaning is that of the catalogue's fields.
-METADATA = (
-    *("class_names", "palette", "mean", "std", "input_size"),
-    *("license", "commercial_use", "training_data", "metric", "metric_source", "source", "recipe", "limits"),
-)
 
 _LARGEST_HALF = torch.finfo(torch.float16).max
 
@@ -144,98 +134,6 @@ def push_to_hub(
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add model"))
 
 
-def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of a model: its SMP architecture, that one's arguments, and metadata."""
-    metadata = {key: _plain(value) for key, value in metadata.items()}
-    unknown = sorted(set(metadata) - set(METADATA))
-    if unknown:
-        raise ValueError(f"Unknown metadata {', '.join(unknown)}: known are {', '.join(METADATA)}.")
-    arguments = {key: value for key, value in model.config.items() if not key.startswith("_")}
-    arguments["encoder_weights"] = None  # the file has them
-    channels, configured = encoder_arguments(model)
-    arguments |= channels
-    if isinstance(model, ModelCardMixin):  # the zoo's own architectures pass them on to the encoder
-        arguments |= configured
-        configured = {}
-    kept = {key: value for key, value in getattr(model, "pretrained_cfg", {}).items() if key in METADATA}
-    described = {
-        "architecture": type(model).__name__.lower(),
-        "arguments": arguments,
-        **({"encoder_arguments": configured} if configured else {}),
-        **{key: value for key, value in (kept | metadata).items() if value not in (None, (), [], "")},
-        "vitseg_zoo_version": __version__,
-    }
-    classes = arguments.get("classes")
-    for key in ("class_names", "palette"):
-        if key in described and not isinstance(described[key], list | tuple):
-            raise ValueError(f"{key} should be a list, one entry for each class, got {described[key]!r}.")
-        if key in described and len(described[key]) != classes:
-            raise ValueError(f"{key} has {len(described[key])} values, but the model has {classes} classes.")
-    _check_numbers(described, arguments.get("in_channels", 3))
-    return described
-
-
-def encoder_arguments(model: SegmentationModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an encoder of the zoo is today, whatever the model was built with.
-
-    Returns:
-        `in_channels`, and the arguments of the timm model that were given beside its name. Both are empty for
-        other encoders.
-
-    Raises:
-        ValueError: If such an argument is none that JSON can hold.
-    """
-    if not isinstance(model.encoder, TimmEncoder):
-        return {}, {}
-    configured = {key: _plain(value) for key, value in model.encoder.configured.items()}
-    for key, value in configured.items():
-        try:
-            json.dumps(value)
-        except TypeError as error:
-            raise ValueError(
-                f"The encoder was configured with {key}={value!r}, which a file cannot hold: save "
-                "model.state_dict(), and build the model in your code before you load it."
-            ) from error
-    return {"in_channels": model.encoder.out_channels[0]}, configured
-
-
-def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
-    """Refuses what only a later prediction would stumble over."""
-    for key, lowest in (("mean", -math.inf), ("std", 0.0)):
-        if key in described and not (
-            _are(described[key], (1, channels), int | float)
-            and all(lowest < value < math.inf for value in described[key])
-        ):
-            numbers = "finite numbers" if key == "mean" else "finite numbers above 0"
-            raise ValueError(
-                f"{key} should be {channels} {numbers}, one for each channel of images in [0, 1], "
-                f"got {described[key]!r}."
-            )
-    size = described.get("input_size", (1, 1))
-    if not (_are(size, (2,), int) and min(size) > 0):
-        raise ValueError(f"input_size should be (height, width) in pixels, got {size!r}.")
-    for colour in described.get("palette", ()):
-        if not (_are(colour, (3,), int) and min(colour) >= 0 and max(colour) <= 255):
-            raise ValueError(
-                f"palette should hold RGB colours of whole numbers from 0 to 255, got {colour!r}."
-            )
-
-
-def _are(values: Any, lengths: Sequence[int], kind: type) -> bool:
-    return (
-        isinstance(values, list | tuple)
-        and len(values) in lengths
-        and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
-    )
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and tensors as the lists and numbers that JSON has."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
 def _unwrap(model: nn.Module) -> SegmentationModel:
     """The model in what `torch.compile`, (Distributed)DataParallel and `AveragedModel` put around it."""
     while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
@@ -246,12 +144,6 @@ def _unwrap(model: nn.Module) -> SegmentationModel:
             "smp.create_model, or save its state_dict()."
         )
     return model
-
-
-def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
-    """A catalogue entry's part that is said of a model."""
-    described = {key: getattr(entry, key) for key in METADATA if hasattr(entry, key)}
-    return described | {"source": entry.origin or entry.source}
 
 
 def _write_folder(model: SegmentationModel, folder: Path, where: str, metadata: Mapping[str, Any]) -> None:
