@@ -72,9 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--encoder-name", default=ENCODER_NAME, help="any encoder of the zoo that fits (%(default)s)")
     add("--encoder-weights", help="pretrained weights, as imagenet; by default random ones")
     add("--model-args", type=json.loads, default={}, help="further arguments of the architecture, as JSON")
-    add(
-        "--init", help="start from this model: a file or a name of the catalogue; other classes are no matter"
-    )
+    add("--init", help="start from this model: a file or a name of the catalogue; its classes may be others")
     add("--epochs", type=positive_int, default=EPOCHS, help="(%(default)s)")
     add("--batch-size", type=positive_int, default=BATCH_SIZE, help="at most (%(default)s)")
     add(

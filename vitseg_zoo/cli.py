@@ -14,7 +14,7 @@ COMMANDS = {
     "download": ("vitseg_zoo.weights.download_command", "fetch weights, also for a machine without network"),
     "convert": (
         "vitseg_zoo.weights.convert_command",
-        "turn a foreign checkpoint into one file that says all",
+        "turn a foreign checkpoint into one self-describing file",
     ),
     "bench": ("vitseg_zoo.benchmark", "measure SegFormer here against SMP and Hugging Face"),
     "trace": ("vitseg_zoo.trace", "show how a tensor's shape changes step by step through a model"),

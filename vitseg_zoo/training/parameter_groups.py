@@ -80,9 +80,8 @@ def freeze_blocks(model: nn.Module, blocks: int | None = None) -> None:
     for name, parameter in _timm_model(model).named_parameters():
         if blocks is None or layers[name] <= blocks:
             parameter.requires_grad = False
-    model.encoder.train(
-        model.encoder.training
-    )  # a frozen batch norm, as that of `vitseg_*`, keeps its statistics
+    # A frozen batch norm, as that of `vitseg_*`, keeps its statistics from now on.
+    model.encoder.train(model.encoder.training)
 
 
 class _Layered:
