@@ -50,18 +50,21 @@ def _resampled(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     return torch.ops.aten.upsample_bilinear2d.out(x, size, align_corners, out=output)
 
 
-def upsample(layer: Layer, x: Tensor) -> Tensor:
-    """Applies a layer to a map (B, C, h, w): an `nn.Upsample` that is bilinear by `resample`."""
-    scale = getattr(layer, "scale_factor", None)
-    if (
-        runs_eagerly_on_cpu(x)
-        and isinstance(layer, nn.Upsample)
-        and is_plain((), around=(layer,))
+def is_bilinear(layer: Layer) -> bool:
+    """Whether a layer is an `nn.Upsample` that upsamples bilinearly by a whole number."""
+    return (
+        isinstance(layer, nn.Upsample)
         and layer.mode == "bilinear"
-        and isinstance(scale, float)
-        and scale.is_integer()
-    ):
-        return resample(x, [int(scale) * side for side in x.shape[2:]], bool(layer.align_corners))
+        and isinstance(layer.scale_factor, float)
+        and layer.scale_factor.is_integer()
+    )
+
+
+def upsample(layer: Layer, x: Tensor) -> Tensor:
+    """Applies a layer to a map (B, C, h, w): one that `is_bilinear` by `resample`."""
+    if runs_eagerly_on_cpu(x) and is_bilinear(layer) and is_plain((), around=(layer,)):
+        size = [int(layer.scale_factor) * side for side in x.shape[2:]]
+        return resample(x, size, bool(layer.align_corners))
     return layer(x)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
+from vitseg_zoo.decoders.bilinear import is_bilinear
 from vitseg_zoo.decoders.head_rows import HeadRows
 from vitseg_zoo.decoders.patch import PatchHead
 from vitseg_zoo.encoders.mix_ops import is_plain
@@ -148,7 +149,7 @@ def _row_layers(head: Any) -> list[nn.Module] | None:
     if isinstance(head, PatchHead):
         return layers if isinstance(layers[0], nn.Linear) else None
     behind = layers[1:] if _keeps_size(layers[0]) else layers
-    return layers if not behind or (len(behind) == 1 and _upsamples(behind[0])) else None
+    return layers if not behind or (len(behind) == 1 and is_bilinear(behind[0])) else None
 
 
 def _keeps_size(layer: nn.Module) -> bool:
@@ -164,16 +165,6 @@ def _keeps_size(layer: nn.Module) -> bool:
                 layer.padding, layer.dilation, layer.kernel_size, strict=True
             )
         )
-    )
-
-
-def _upsamples(layer: nn.Module) -> bool:
-    """Whether a layer upsamples bilinearly by a whole number."""
-    return (
-        isinstance(layer, nn.Upsample)
-        and layer.mode == "bilinear"
-        and isinstance(layer.scale_factor, float)
-        and layer.scale_factor.is_integer()
     )
 
 
