@@ -23,15 +23,15 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vitseg_zoo import load_model, save_model
+from vitseg_zoo.cli.predict import distinct_colours
 from vitseg_zoo.data import oxford_pets
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.transforms import crop_flip_jitter
 from vitseg_zoo.inference.evaluate import evaluate
-from vitseg_zoo.inference.predict import distinct_colours
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
-from vitseg_zoo.training.checkpoint_file import AtomicCheckpointIO
-from vitseg_zoo.training.command_line import (
+from vitseg_zoo.training.checkpoints import AtomicCheckpointIO
+from vitseg_zoo.training.config import (
     make_writable,
     natural_int,
     one_line_errors,
@@ -45,8 +45,8 @@ from vitseg_zoo.training.parameter_groups import freeze_blocks
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import hardware, save_results, training_seconds, versions
-from vitseg_zoo.weights.conversion import load_weights
-from vitseg_zoo.weights.description import describe_model
+from vitseg_zoo.weights.loading import load_weights
+from vitseg_zoo.weights.metadata import describe_model
 
 ARCH, ENCODER_NAME = "fusedsegformer", "vz-mit_b0"
 IMAGE_SIZE = 256  # images are resized to this square when predicted

@@ -27,8 +27,8 @@ from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, OxfordPets
 from vitseg_zoo.data.transforms import flip_and_jitter
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
-from vitseg_zoo.training.checkpoint_file import AtomicCheckpointIO
-from vitseg_zoo.training.command_line import (
+from vitseg_zoo.training.checkpoints import AtomicCheckpointIO
+from vitseg_zoo.training.config import (
     make_writable,
     natural_int,
     one_line_errors,

@@ -17,15 +17,15 @@ _PUBLIC = {
     "accelerate": "vitseg_zoo.acceleration",
     "create_model": "vitseg_zoo.models",
     "load_model": "vitseg_zoo.weights.saving",
-    "load_weights": "vitseg_zoo.weights.conversion",
+    "load_weights": "vitseg_zoo.weights.loading",
     "push_to_hub": "vitseg_zoo.weights.saving",
     "save_model": "vitseg_zoo.weights.saving",
     "save_pretrained": "vitseg_zoo.weights.saving",
-    "QueryLoss": "vitseg_zoo.training.query_loss",
+    "QueryLoss": "vitseg_zoo.losses",
     "freeze_blocks": "vitseg_zoo.training.parameter_groups",
     "parameter_groups": "vitseg_zoo.training.parameter_groups",
     "list_models": "vitseg_zoo.registry",
-    "predict_labels": "vitseg_zoo.inference.labels",
+    "predict_labels": "vitseg_zoo.inference.predict_labels",
 }
 __all__ = ["__version__", *_PUBLIC]
 

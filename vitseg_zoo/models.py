@@ -9,10 +9,10 @@ from segmentation_models_pytorch.base import SegmentationModel
 
 from vitseg_zoo.weights.catalog import get_entry
 from vitseg_zoo.weights.checkpoint import read_checkpoint
-from vitseg_zoo.weights.conversion import load_checkpoint
-from vitseg_zoo.weights.description import metadata_of
 from vitseg_zoo.weights.download import fetch
-from vitseg_zoo.weights.notices import say_license
+from vitseg_zoo.weights.license import say_license
+from vitseg_zoo.weights.loading import load_checkpoint
+from vitseg_zoo.weights.metadata import metadata_of
 
 
 def create_model(

@@ -13,13 +13,13 @@ from segmentation_models_pytorch.encoders import mix_transformer as smp_mit
 from torch import nn
 
 from vitseg_zoo.architectures.fused_segformer import FusedSegformer
-from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
-from vitseg_zoo.decoders.head_rows import HeadRows
-from vitseg_zoo.encoders.mix_attention import mix_attention
-from vitseg_zoo.encoders.mix_conv import dense_conv
-from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import Layer, is_plain, linear
-from vitseg_zoo.not_scriptable import NotScriptable
+from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
+from vitseg_zoo.ops.dense_conv import dense_conv
+from vitseg_zoo.ops.dispatch import Layer, is_plain, linear
+from vitseg_zoo.ops.mix_attention import mix_attention
+from vitseg_zoo.ops.mix_ffn import mix_ffn
+from vitseg_zoo.ops.not_scriptable import NotScriptable
+from vitseg_zoo.ops.segformer_head import HeadRows
 
 
 class FastLayerNorm(NotScriptable, smp_mit.LayerNorm):

@@ -4,10 +4,10 @@ import torch
 from timm.models import checkpoint, pvt_v2
 from torch import nn
 
-from vitseg_zoo.encoders.mix_attention import mix_attention
-from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import conv_nhwc, is_plain, linear
-from vitseg_zoo.not_scriptable import NotScriptable
+from vitseg_zoo.ops.dispatch import conv_nhwc, is_plain, linear
+from vitseg_zoo.ops.mix_attention import mix_attention
+from vitseg_zoo.ops.mix_ffn import mix_ffn
+from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 
 class FastBlock(NotScriptable, pvt_v2.Block):

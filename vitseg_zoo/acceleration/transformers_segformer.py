@@ -11,11 +11,11 @@ from transformers.models.segformer.modeling_segformer import (
     SegformerStage,
 )
 
-from vitseg_zoo.decoders.all_mlp import fused_head
-from vitseg_zoo.encoders.mix_attention import mix_attention
-from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import is_plain, linear
-from vitseg_zoo.not_scriptable import NotScriptable
+from vitseg_zoo.decoders.segformer import fused_head
+from vitseg_zoo.ops.dispatch import is_plain, linear
+from vitseg_zoo.ops.mix_attention import mix_attention
+from vitseg_zoo.ops.mix_ffn import mix_ffn
+from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 
 class FastSegformerLayer(NotScriptable, SegformerLayer):

@@ -8,13 +8,13 @@ from segmentation_models_pytorch.base import ClassificationHead, SegmentationHea
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from torch import Tensor, nn
 
-from vitseg_zoo.architectures.model_card import ModelCardMixin
+from vitseg_zoo.architectures.hub import ModelCardMixin
 from vitseg_zoo.architectures.token_encoder import configured_encoder
-from vitseg_zoo.decoders.all_mlp import FusedSegformerDecoder
-from vitseg_zoo.decoders.bilinear import upsample
+from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
-from vitseg_zoo.encoders.mix_ops import is_plain
-from vitseg_zoo.not_scriptable import NotScriptable
+from vitseg_zoo.ops.bilinear import upsample
+from vitseg_zoo.ops.dispatch import is_plain
+from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 
 class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from timm.models import create_model
 from torch import nn
 
+from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn
+from vitseg_zoo.encoders.pretrained import fetch_pointed
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
-from vitseg_zoo.encoders.timm_weights import fetch_pointed
-from vitseg_zoo.weights.segformer import checkpoint_filter_fn
 from vitseg_zoo.weights.smp_pointer import read_pointer
 
 

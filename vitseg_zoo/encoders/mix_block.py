@@ -14,10 +14,10 @@ from timm.layers import DropPath, LayerNorm
 from timm.models import checkpoint
 from torch import nn
 
-from vitseg_zoo.encoders.mix_attention import attention, mix_attention
-from vitseg_zoo.encoders.mix_conv import dense_conv
-from vitseg_zoo.encoders.mix_ffn import mix_ffn
-from vitseg_zoo.encoders.mix_ops import add_branch, conv_nhwc, image_scale, is_plain, linear
+from vitseg_zoo.ops.dense_conv import dense_conv
+from vitseg_zoo.ops.dispatch import add_branch, conv_nhwc, image_scale, is_plain, linear
+from vitseg_zoo.ops.mix_attention import attention, mix_attention
+from vitseg_zoo.ops.mix_ffn import mix_ffn
 
 
 class EfficientAttention(nn.Module):

@@ -28,9 +28,9 @@ from torch import nn
 
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 from vitseg_zoo.encoders.mix_block import EfficientAttention, MixFFN, OverlapPatchEmbed, Stage
-from vitseg_zoo.encoders.timm_weights import TimmWeights, with_checked_weights
-from vitseg_zoo.not_scriptable import NotScriptable
-from vitseg_zoo.weights.segformer import checkpoint_filter_fn
+from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn
+from vitseg_zoo.encoders.pretrained import TimmWeights, with_checked_weights
+from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 __all__ = ["MixTransformer"]  # timm's register_model adds the models' names
 

@@ -17,8 +17,8 @@ from timm.models import create_model, list_models, list_modules
 from torch import nn
 
 from vitseg_zoo.encoders.fixed_grid import FixedGridRunner
+from vitseg_zoo.encoders.pretrained import convert_while_loading, with_checked_weights
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
-from vitseg_zoo.encoders.timm_weights import convert_while_loading, with_checked_weights
 
 
 def is_plain_vit_class(cls: type) -> bool:

@@ -25,7 +25,7 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 from vitseg_zoo.encoders.plain_vit import TimmViT
-from vitseg_zoo.encoders.timm_weights import TimmWeights
+from vitseg_zoo.encoders.pretrained import TimmWeights
 
 _MIN_CHANNELS = 8  # of a level that unfolds channels: Linknet divides them by four
 

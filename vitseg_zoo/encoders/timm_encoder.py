@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from vitseg_zoo.encoders.timm_weights import adapt_in_channels, timm_filter
-from vitseg_zoo.not_scriptable import NotScriptable
+from vitseg_zoo.encoders.pretrained import adapt_in_channels, timm_filter
+from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 
 class TimmEncoder(NotScriptable, nn.Module):

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitseg_zoo.inference.predict import predict_image
-from vitseg_zoo.training.metrics import SegmentationMetrics
+from vitseg_zoo.cli.predict import predict_image
+from vitseg_zoo.metrics import SegmentationMetrics
 
 
 def evaluate(

@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 from torch import Tensor, nn
 
+from vitseg_zoo.metrics import SegmentationMetrics
 from vitseg_zoo.training.memory import keep_freed_memory
-from vitseg_zoo.training.metrics import SegmentationMetrics
 
 
 class SegmentationModule(LightningModule):

@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
+from vitseg_zoo.losses import QueryLoss
 from vitseg_zoo.training.finetuning import FineTuningModule
-from vitseg_zoo.training.query_loss import QueryLoss
 
 
 class QueryModule(FineTuningModule):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vitseg_zoo.weights.segformer import checkpoint_filter_fn, convert_segformer
+from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn, convert_segformer
 
 StateDict = dict[str, torch.Tensor]
 

@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import nn
 
-from vitseg_zoo.weights.build import build_model, describe_checkpoint
 from vitseg_zoo.weights.card import make_model_card
 from vitseg_zoo.weights.checkpoint import read_checkpoint
-from vitseg_zoo.weights.conversion import LoadReport, load_checkpoint
-from vitseg_zoo.weights.description import METADATA, describe_model, metadata_of
 from vitseg_zoo.weights.download import fetch, find_entry
 from vitseg_zoo.weights.download_errors import explained_upload
-from vitseg_zoo.weights.notices import say_license
+from vitseg_zoo.weights.identify import build_model, describe_checkpoint
+from vitseg_zoo.weights.license import say_license
+from vitseg_zoo.weights.loading import LoadReport, load_checkpoint
+from vitseg_zoo.weights.metadata import METADATA, describe_model, metadata_of
 
 _LARGEST_HALF = torch.finfo(torch.float16).max
 

@@ -1,0 +1,107 @@
+"""`vitseg quickstart` from end to end, in a process that may not use the network."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from vitseg_zoo.cli import main
+
+SMALL = """
+import sys
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request"):
+        raise OSError(f"network used: {event} {arguments}")
+
+sys.addaudithook(refuse)
+
+import vitseg_zoo.cli.quickstart
+from vitseg_zoo.cli import main
+
+vitseg_zoo.cli.quickstart.COUNTS = {"train": 16, "val": 8, "test": 4}
+vitseg_zoo.cli.quickstart.BATCH_SIZE = 8
+sys.exit(main(["quickstart", "--epochs", "2", "--out", sys.argv[1]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    out = tmp_path_factory.mktemp("quickstart")
+    done = subprocess.run([sys.executable, "-c", SMALL, out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(out=out, printed=done.stdout, html=(out / "report.html").read_text())
+
+
+@pytest.mark.slow  # the quickstart itself
+def test_prints_the_comparison_and_the_path_of_the_report(quickstart):
+    lines = quickstart.printed.strip().splitlines()
+    assert Path(lines[-1].split("Report: ")[1]) == quickstart.out / "report.html"
+    head = next(line for line in lines if "mIoU" in line)
+    for column in ("pixel accuracy", "IoU pet", "IoU background", "IoU border", "parameters", "seconds"):
+        assert column in head
+    for name in ("ViT-seg", "U-Net"):
+        row = lines[lines.index(head) + 2 :]
+        assert any(re.match(rf"{name}( +[\d.]+ %){{5}} +[\d.]+ M +\d+$", line) for line in row)
+
+
+@pytest.mark.slow  # the quickstart itself
+def test_writes_a_row_for_each_epoch_and_scores_of_each_model(quickstart):
+    for name in ("vit-seg", "u-net"):
+        rows = (quickstart.out / name / "metrics.csv").read_text().strip().splitlines()
+        assert len(rows) == 1 + 2
+        scores = json.loads((quickstart.out / name / "results.json").read_text())["test_last"]
+        assert {"pixel_accuracy", "miou", "iou_pet", "iou_background", "iou_border"} <= scores.keys()
+        assert 0 < scores["miou"] < 1
+
+
+class _References(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "poster")]
+
+
+@pytest.mark.slow  # the quickstart itself
+def test_the_report_refers_to_nothing_outside_itself(quickstart):
+    references = _References()
+    references.feed(quickstart.html)
+    assert not references.tags & {"script", "link", "iframe", "object"}
+    assert len(references.found) == 2 and all(uri.startswith("data:image/") for uri in references.found)
+    assert not re.search(r"url\(|@import|https?://", quickstart.html)
+
+
+@pytest.mark.slow  # the quickstart itself
+def test_the_report_holds_the_picture_and_the_gif(quickstart):
+    png, gif = (
+        Image.open(io.BytesIO(base64.b64decode(data)))
+        for data in re.findall(r'src="data:image/\w+;base64,([^"]+)"', quickstart.html)
+    )
+    assert png.format == "PNG" and png.height == 4 * 128  # image, truth, and two models
+    assert gif.format == "GIF" and gif.n_frames == 2
+
+
+def test_bad_epochs_end_with_one_sentence(tmp_path, capsys):
+    assert main(["quickstart", "--epochs", "0", "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "vitseg quickstart: --epochs should be 1 or more, got 0.\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_extra_for_training_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)  # importing it fails
+    monkeypatch.delitem(sys.modules, "vitseg_zoo.cli.quickstart", raising=False)
+    assert main(["quickstart"]) == 1
+    error = capsys.readouterr().err
+    assert "lightning.pytorch, which is not installed" in error and '"vitseg-zoo[train]"' in error

@@ -1,0 +1,65 @@
+"""What the zoo's architectures add to SMP's `save_pretrained`, `from_pretrained` and `push_to_hub`."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from segmentation_models_pytorch.base import SegmentationModel
+
+
+class ModelCardMixin:
+    """The zoo's own model card; comes before `SegmentationModel` among the bases of an architecture."""
+
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, encoder_weights: str | None = None, **kwargs: Any
+    ) -> SegmentationModel:
+        """Loads a saved model; the encoder's weights are in its file, so that the encoder's own stay away."""
+        return super().from_pretrained(*args, encoder_weights=encoder_weights, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """SMP's, with a card whose snippet reads what is saved, and what the encoder was configured with."""
+        from vitseg_zoo.weights.metadata import encoder_arguments
+
+        channels, arguments = encoder_arguments(self)
+        self.config.update(channels | arguments)
+        where = kwargs.get("repo_id") or str(save_directory)
+        kwargs["model_card_kwargs"] = {"where": where, **(kwargs.get("model_card_kwargs") or {})}
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """SMP's, with a card whose snippet reads what is published."""
+        from vitseg_zoo.weights.download_errors import explained_upload
+
+        kwargs["model_card_kwargs"] = {"where": repo_id, **(kwargs.get("model_card_kwargs") or {})}
+        with explained_upload(repo_id):
+            return super().push_to_hub(repo_id, *args, **kwargs)
+
+    def generate_model_card(
+        self,
+        *args: Any,
+        where: str = "<this folder or repository>",
+        metrics: Any = None,
+        dataset: str | None = None,
+        **metadata: Any,
+    ) -> ModelCard:
+        """Writes the card; `huggingface_hub` calls this with the `model_card_kwargs` of `save_pretrained`.
+
+        Args:
+            args: There for SMP's interface.
+            where: What `smp.from_pretrained` is to read in the card's snippet.
+            metrics: SMP's word for `metric`.
+            dataset: SMP's word for `training_data`.
+            metadata: What `vitseg_zoo.save_model` takes.
+
+        Returns:
+            The card.
+        """
+        from vitseg_zoo.weights.card import make_model_card
+        from vitseg_zoo.weights.metadata import describe_model
+
+        if metrics is not None:
+            metadata.setdefault("metric", str(metrics))
+        if dataset is not None:
+            metadata.setdefault("training_data", dataset)
+        return make_model_card(describe_model(self, metadata), where, type(self).__name__)

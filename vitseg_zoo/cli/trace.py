@@ -1,0 +1,177 @@
+"""`vitseg trace`: how a tensor's shape changes, step by step, on its way through a model."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch import nn
+
+from vitseg_zoo.architectures import VitSeg
+from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
+from vitseg_zoo.encoders.vit_seg import VitSegTransformer
+
+
+@dataclass
+class Step:
+    """A step of a model: its name, the shapes before and after it, and how many parameters it has."""
+
+    name: str
+    shape_in: tuple[int, ...]
+    shape_out: tuple[int, ...]
+    parameters: int
+
+
+def trace(model: nn.Module, image: torch.Tensor) -> tuple[list[Step], Step]:
+    """Runs a model on an image and records its steps in the order in which they happen.
+
+    Args:
+        model: A model of the zoo, of SMP or of timm. ViT-seg's steps are those that its article follows by
+            hand, where patches are a sequence (B, N, D) and not the grid of N = h * w that is computed with;
+            other models are shown by their stages.
+        image: (B, C, H, W).
+
+    Returns:
+        The steps, and the whole model as one. A step's parameters are those that no earlier step counts.
+
+    Example:
+        >>> import segmentation_models_pytorch as smp, torch
+        >>> steps, _ = trace(smp.create_model("vitseg", classes=3), torch.rand(1, 3, 128, 128))
+        >>> [step.shape_out for step in steps][-3:]
+        [(1, 64, 768), (1, 768, 64), (1, 3, 128, 128)]
+    """
+    is_vit_seg = isinstance(model, VitSeg) and isinstance(model.encoder.model, VitSegTransformer)
+    recorded: list[tuple[Step, set[nn.Parameter]]] = []
+
+    def recorder(
+        name: str, parameters: list[nn.Parameter], show: Callable[..., tuple[int, ...]]
+    ) -> Callable[..., None]:
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            shape_in, shape_out = _last_shape(inputs), _last_shape(output)
+            if shape_in is not None and shape_out is not None:
+                step = Step(name, shape_in, show(*shape_out), 0)
+                recorded.append((step, {*module.parameters(), *parameters}))
+
+        return record
+
+    hooks = [
+        module.register_forward_hook(recorder(name, *how))
+        for name, module, *how in (_vit_seg_steps(model) if is_vit_seg else _modules(model))
+    ]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            output = model.eval()(image)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+
+    steps: list[Step] = []
+    counted: set[nn.Parameter] = set()
+    called = {step.name for step, _ in recorded}
+    for step, parameters in recorded:
+        parents = step.name.split(".")[:-1]
+        if any(".".join(parents[:end]) in called for end in range(1, len(parents) + 1)):
+            continue  # a part of a stage that is shown whole
+        step.parameters = sum(p.numel() for p in parameters - counted)
+        counted |= parameters
+        if is_vit_seg and steps:  # a step without a module of its own starts where the one before it ended
+            step.shape_in = steps[-1].shape_out
+        steps.append(step)
+    parameters = sum(p.numel() for p in model.parameters())
+    return steps, Step("whole model", tuple(image.shape), _last_shape(output) or (), parameters)
+
+
+# A step's name, the module with which it ends, parameters besides the module's, and how to show its shape.
+_Traced = tuple[str, nn.Module, list[nn.Parameter], Callable[..., tuple[int, ...]]]
+
+
+def _as_it_is(*shape: int) -> tuple[int, ...]:
+    return shape
+
+
+def _vit_seg_steps(model: VitSeg) -> Iterator[_Traced]:
+    vit, head = model.encoder.model, model.segmentation_head
+
+    def sequence(batch: int, height: int, width: int, channels: int) -> tuple[int, ...]:
+        return batch, height * width, channels
+
+    yield "batch norm", vit.patch_embed.input_norm, [], _as_it_is
+    yield "patches, channel first", vit.patch_embed.patchify, [], lambda b, c, h, w: (b, h * w, c)
+    yield "linear patch embedding", vit.patch_embed, [], sequence
+    yield "position embedding", vit.pos_drop, [vit.pos_embed], _as_it_is
+    yield f"{len(vit.blocks)} transformer blocks", vit.blocks[-1], list(vit.blocks.parameters()), _as_it_is
+    yield "linear projection", head[0], [], sequence
+    yield "channels first", head[1], [], lambda b, c, h, w: (b, c, h * w)
+    yield "fold", head[2], [], _as_it_is
+
+
+def _modules(model: nn.Module) -> Iterator[_Traced]:
+    """All modules below a timm model, or below the encoder, the decoder and the heads of an SMP model."""
+    whole = {"", "encoder", "decoder", "segmentation_head", "classification_head"}
+    for name, module in model.named_modules():
+        # The fused decoder computes from its layers' weights, without calling them.
+        shown = name not in whole or isinstance(module, FusedSegformerDecoder)
+        if shown and not isinstance(module, nn.Identity):
+            yield name, module, [], _as_it_is
+
+
+def _last_shape(value: Any) -> tuple[int, ...] | None:
+    """Shape of the last tensor in what a module takes or gives; None if there is none."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return next((shape for item in reversed(value) if (shape := _last_shape(item))), None)
+    return None
+
+
+def format_steps(steps: list[Step], whole: Step) -> str:
+    """The steps as a text table that closes with the whole model."""
+    rows = [("step", "shape in", "shape out", "parameters")]
+    rows += [(s.name, str(s.shape_in), str(s.shape_out), f"{s.parameters:,}") for s in [*steps, whole]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `vitseg trace`."""
+    parser.add_argument("model", nargs="?", default="vitseg", help="SMP architecture or timm model [vitseg]")
+    parser.add_argument("--encoder-name", help="encoder of the architecture [the architecture's own]")
+    parser.add_argument("--image-size", nargs=2, type=int, default=(128, 128), metavar=("H", "W"))
+    parser.add_argument("--in-channels", type=int, default=3)
+    parser.add_argument("--classes", type=int, default=3)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table of `vitseg trace`."""
+    if min(*args.image_size, args.in_channels, args.classes) < 1:
+        raise ValueError("--image-size, --in-channels and --classes take positive numbers.")
+    architecture = smp.MODEL_ARCHITECTURES_MAPPING.get(args.model.lower())
+    if architecture is not None:  # not by `smp.create_model`, which has default encoders of its own
+        options = {"encoder_name": args.encoder_name} if args.encoder_name else {}
+        model = architecture(
+            encoder_weights=None, in_channels=args.in_channels, classes=args.classes, **options
+        )
+    elif timm.is_model(args.model):
+        model = timm.create_model(args.model, in_chans=args.in_channels, num_classes=args.classes)
+    else:
+        raise ValueError(
+            f"There is no architecture or timm model {args.model!r}: `vitseg list` shows the zoo's, "
+            f"SMP's architectures are {', '.join(smp.MODEL_ARCHITECTURES_MAPPING)}."
+        )
+    try:
+        steps, whole = trace(model, torch.rand(1, args.in_channels, *args.image_size))
+    except AssertionError as error:  # how timm refuses a size
+        raise ValueError(
+            f"{args.model} does not take such an image, choose another --image-size: {error}"
+        ) from error
+    print(format_steps(steps, whole))
+    return 0

@@ -1,0 +1,297 @@
+"""Labels without logits: the arg-max over classes at the image's size, a strip of rows at a time.
+
+The logits of many classes at full size are often larger than all else: 150 classes at 2048 x 2048 are 2.5 GB.
+Labels need no more than a strip of them at once.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from segmentation_models_pytorch.base.modules import Activation
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
+from vitseg_zoo.decoders.vit_seg import PatchHead
+from vitseg_zoo.ops.bilinear import is_bilinear
+from vitseg_zoo.ops.dispatch import is_plain
+from vitseg_zoo.ops.segformer_head import HeadRows
+
+# Logits that are held at once, in elements: 8 MB in fp32, small enough to stay in a processor's cache.
+_STRIP_ELEMENTS = 2**21
+
+# Rows of a head's input that are classified at once, before they are upsampled.
+_LOW_ROWS = 16
+
+# From here on it pays to look which classes can win in a strip, and to interpolate only those.
+_MANY_CLASSES = 8
+
+# Activations that do not change which class is largest.
+_MONOTONE = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)
+
+
+@torch.inference_mode()
+def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | None = None) -> torch.Tensor:
+    """Predicts the class of every pixel without holding (classes, H, W) logits.
+
+    The result is `model(image).argmax(1)` but for pixels where two classes are equal up to rounding. Heads
+    that work row by row (SMP's `SegmentationHead`, the heads of `vitseg` and `segmenter`) are applied in
+    strips; a model with another head, with hooks on its head, or with an activation that is not monotone, is
+    run as it is. Models of Hugging Face give logits that are smaller than the image: those are resampled to
+    its size in strips, bilinearly with `align_corners=False`, as Hugging Face does.
+
+    Args:
+        model: An SMP segmentation model, a Hugging Face model whose output has `logits`, or any module that
+            maps images to logits (B, classes, H, W). It is switched to evaluation mode, as SMP's own
+            `predict` does. What `DataParallel` and `DistributedDataParallel` wrap is run by itself.
+        image: (B, C, H, W), normalised as the model expects.
+        size: Height and width of the labels, for example those of a photograph before it was resized for the
+            model. Logits are resampled to it bilinearly, a strip at a time.
+
+    Returns:
+        (B, H, W) int64 class indices, of `size` or as large as the model's output, of Hugging Face as large
+        as the image.
+        For a model of one class 1 where its logit is positive, else 0. The activation is seen if it belongs
+        to a `segmentation_head`, also of a model inside another module; any other output of one class is
+        taken for logits, and 1 where it is positive.
+
+    Raises:
+        ValueError: If the model's output holds no logits (B, classes, H, W).
+
+    Example:
+        >>> import segmentation_models_pytorch as smp
+        >>> model = smp.create_model("fpn", "resnet18", encoder_weights=None, classes=150)
+        >>> predict_labels(model, torch.rand(1, 3, 64, 96)).shape
+        torch.Size([1, 64, 96])
+    """
+    if model.training:
+        model.eval()
+    while isinstance(model, (nn.DataParallel, DistributedDataParallel)):
+        model = model.module
+        image = image.to(next(model.parameters()).device)  # as the wrapper would
+    height, width = image.shape[2:]
+    head, decoder = getattr(model, "segmentation_head", None), getattr(model, "decoder", None)
+    layers = _row_layers(head)
+    if layers is None:
+        return _labels_of(model(image), model, (height, width), size)
+    upsample = layers[-1] if isinstance(layers[-1], nn.Upsample) else None
+    fused = upsample is not None and isinstance(decoder, FusedSegformerDecoder) and is_plain((), [decoder])
+    reached, x = _run_to(decoder if fused else head, model, image)
+    if not reached:
+        return _labels_of(x, model, (height, width), size)
+    if upsample is None:
+        is_patches = isinstance(head, PatchHead)
+        strips = _patch_strips(layers, x) if is_patches else _convolved_strips(layers[0], x)
+        if size is not None:
+            logits = torch.cat(list(strips), dim=2)[:, :, :height, :width]
+            return _labels_of(logits, nn.Identity(), (height, width), size)
+        labels = [_largest(strip) for strip in strips]
+    else:
+        rows = decoder.rows(x) if fused else None
+        if rows is None:
+            rows = _MapRows(decoder(x) if fused else x)
+        conv = layers[0] if len(layers) == 2 else nn.Identity()
+        if size is None:
+            size = [int(side * upsample.scale_factor) for side in (rows.height, rows.width)]
+        else:
+            height, width = size
+        labels = list(_upsampled_labels(conv, rows, size, bool(upsample.align_corners)))
+    return torch.cat(labels, dim=1)[:, :height, :width]
+
+
+class _MapRows:
+    """The rows of a map that is there, in the form of `HeadRows`."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x = x
+        self.height, self.width = x.shape[2:]
+
+    def __call__(self, first: int, last: int) -> torch.Tensor:
+        return self.x[:, :, first:last]
+
+
+class _Reached(Exception):
+    """Ends a forward pass where a part of the model would begin; carries the part's input."""
+
+
+def _run_to(part: nn.Module, model: nn.Module, image: torch.Tensor) -> tuple[bool, Any]:
+    """Runs a model up to one of its parts: True and the part's input, or False and the model's output."""
+
+    def stop(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        raise _Reached(inputs[0])
+
+    hook = part.register_forward_pre_hook(stop)
+    try:
+        return False, model(image)
+    except _Reached as reached:
+        return True, reached.args[0]
+    finally:
+        hook.remove()
+
+
+def _row_layers(head: Any) -> list[nn.Module] | None:
+    """The layers before the activation of a head that works row by row; None of any other head.
+
+    Those of a `PatchHead`, or a convolution, or a bilinear upsampling, or one and then the other.
+    """
+    if (
+        not isinstance(head, nn.Sequential)
+        or type(head).forward is not nn.Sequential.forward
+        or not is_plain((), head.modules())
+    ):
+        return None
+    *layers, activation = [layer for layer in head if type(layer) is not nn.Identity] or [None]
+    if not layers or not isinstance(getattr(activation, "activation", activation), _MONOTONE):
+        return None
+    if isinstance(head, PatchHead):
+        return layers if isinstance(layers[0], nn.Linear) else None
+    behind = layers[1:] if _keeps_size(layers[0]) else layers
+    return layers if not behind or (len(behind) == 1 and is_bilinear(behind[0])) else None
+
+
+def _keeps_size(layer: nn.Module) -> bool:
+    """Whether a layer is a convolution with an output as large as its input, made so by zeros around it."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.stride == (1, 1)
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and all(
+            2 * padding == dilation * (kernel - 1)
+            for padding, dilation, kernel in zip(
+                layer.padding, layer.dilation, layer.kernel_size, strict=True
+            )
+        )
+    )
+
+
+def _labels_of(
+    output: Any, model: nn.Module, image_size: Sequence[int], size: Sequence[int] | None
+) -> torch.Tensor:
+    """Labels of what a model gave for images; what is labels already stays."""
+    from_transformers = hasattr(output, "logits")
+    logits = output.logits if from_transformers else output[0] if isinstance(output, tuple) else output
+    if isinstance(logits, torch.Tensor) and logits.ndim == 3 and not logits.is_floating_point():
+        return logits.long() if size is None else F.interpolate(logits[:, None].double(), size)[:, 0].long()
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 4:
+        what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"{type(model).__name__} should give logits (B, classes, H, W), but gives {what}.")
+    if logits.shape[1] == 1:
+        logits = logits - _zero_logit(model, logits)
+    if from_transformers and size is None:
+        size = image_size
+    if size is None or logits.shape[2:] == tuple(size):
+        return _largest(logits)
+    return torch.cat(list(_upsampled_labels(nn.Identity(), _MapRows(logits), size, False)), dim=1)
+
+
+def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:
+    """What a logit of zero becomes in a model, by the activation of the segmentation head that is in it."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "segmentation_head":
+            parts = list(module.modules())
+            # A head of the user's own may end in an activation of PyTorch.
+            last = ([part for part in parts if isinstance(part, Activation)] or parts)[-1]
+            if isinstance(last, (Activation, *_MONOTONE)):
+                return last(logits.new_zeros(1, 1, 1, 1))
+    return 0.0
+
+
+def _largest(logits: torch.Tensor) -> torch.Tensor:
+    """(B, K, H, W) -> (B, H, W); one class is there or not."""
+    return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.max(1).indices  # sooner than argmax
+
+
+def _rows(classes: int, width: int, batch: int) -> int:
+    return max(1, _STRIP_ELEMENTS // (classes * width * batch))
+
+
+def _patch_strips(layers: list[nn.Module], tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logits of rows of patches; `tokens` is (B, h, w, D)."""
+    batch, height, width = tokens.shape[:3]
+    rows = _rows(layers[0].out_features, width, batch)
+    for start in range(0, height, rows):
+        yield nn.Sequential(*layers)(tokens[:, start : start + rows])
+
+
+def _convolve_rows(layer: nn.Module, rows: "_MapRows | HeadRows", start: int, stop: int) -> torch.Tensor:
+    """Rows `start` to `stop` of a convolution's output, from the rows that they depend on."""
+    halo = layer.padding[0] if isinstance(layer, nn.Conv2d) else 0
+    first, last = max(start - halo, 0), min(stop + halo, rows.height)
+    return layer(rows(first, last))[:, :, start - first : stop - first]
+
+
+def _convolved_strips(conv: nn.Conv2d, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logits of a head that is a convolution at the image's size; `x` is (B, C, H, W)."""
+    batch, _, height, width = x.shape
+    rows = _rows(conv.out_channels, width, batch)
+    for start in range(0, height, rows):
+        yield _convolve_rows(conv, _MapRows(x), start, min(start + rows, height))
+
+
+def _upsampled_labels(
+    conv: nn.Module, source: "_MapRows | HeadRows", size: Sequence[int], align_corners: bool
+) -> Iterator[torch.Tensor]:
+    """Labels in strips (B, rows, W) of what `conv` makes of the rows of `source`, upsampled to a size."""
+    height, width = size
+
+    # Row r of the output lies between the rows `above[r]` and `above[r] + 1` of the input.
+    position = torch.arange(height, dtype=torch.float32)
+    if align_corners:
+        position = position * ((source.height - 1) / max(height - 1, 1))
+    else:
+        position = ((position + 0.5) * (source.height / height) - 0.5).clamp(0, source.height - 1)
+    above = position.long().clamp(max=max(source.height - 2, 0))
+    weights = (position - above).view(1, -1, 1, 1)
+    bounds = above.tolist()
+
+    low, low_start, start = None, 0, 0
+    for first in range(0, source.height, _LOW_ROWS):
+        last = min(first + _LOW_ROWS, source.height)
+        new = _convolve_rows(conv, source, first, last)
+        # The row before is needed once more, to interpolate between the two.
+        low = new if low is None else torch.cat([low[:, :, -1:], new], dim=2)
+        low_start = max(first - 1, 0)
+        end = height if last == source.height else bisect_left(bounds, last - 1)
+        classes = _contenders(low)
+        if len(classes) == 1 < low.shape[1]:
+            yield classes.expand(len(low), end - start, width)
+        else:
+            # (B, h, w, K): beside each other in memory, classes are compared several times as fast.
+            part = low.permute(0, 2, 3, 1)[..., classes]
+            rows = _rows(len(classes), width, len(part))
+            for top in range(start, end, rows):
+                bottom = min(top + rows, end)
+                upper = (above[top:bottom] - low_start).to(low.device)
+                lower = (upper + 1).clamp(max=low.shape[2] - 1)
+                strip = torch.lerp(part[:, upper], part[:, lower], weights[:, top:bottom].to(low))
+                strip = F.interpolate(
+                    strip.permute(0, 3, 1, 2),
+                    size=(bottom - top, width),
+                    mode="bilinear",
+                    align_corners=align_corners,
+                )
+                yield _largest(strip) if len(classes) == 1 else classes[_largest(strip)]
+        start = end
+
+
+def _contenders(low: torch.Tensor) -> torch.Tensor:
+    """Classes that can be the largest between the positions of (B, K, h, w) logits.
+
+    Interpolation stays between the smallest and the largest of the four logits around a place. A class whose
+    largest is below another's smallest loses everywhere between the four.
+    """
+    if low.shape[1] < _MANY_CLASSES:
+        return torch.arange(low.shape[1], device=low.device)
+    largest, smallest = low, low
+    for dim in (2, 3):
+        if low.shape[dim] > 1:
+            n = low.shape[dim] - 1
+            largest = torch.maximum(largest.narrow(dim, 0, n), largest.narrow(dim, 1, n))
+            smallest = torch.minimum(smallest.narrow(dim, 0, n), smallest.narrow(dim, 1, n))
+    # (B, K, h - 1, w - 1); no comparison with NaN is true, so that nobody loses there.
+    loses = largest < smallest.amax(1, keepdim=True)
+    return (~loses.permute(0, 2, 3, 1).flatten(0, 2).all(0)).nonzero().flatten()

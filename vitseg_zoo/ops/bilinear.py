@@ -1,0 +1,132 @@
+"""Bilinear resampling of maps, and the form of its gradient that is fast on a CPU.
+
+Resampling is linear and works on each side by itself: it is a product with a matrix along the height and one
+along the width. The matrix products make the gradient, twice as fast as that of `F.interpolate` in fp32 and
+four times in bf16.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitseg_zoo.ops import memory
+from vitseg_zoo.ops.dispatch import Layer, is_plain, runs_eagerly_on_cpu
+
+# Columns of a matrix whose zeros are left out together.
+_BAND_COLUMNS = 16
+
+
+def resample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Resamples a map (B, C, h, w) bilinearly to (B, C, *size).
+
+    Args:
+        x: The map.
+        size: Height and width of the output.
+        align_corners: Whether the centres of the corners' pixels stay where they are, as in `F.interpolate`.
+
+    Example:
+        >>> resample(torch.tensor([[[[0.0, 1.0]]]]), (1, 4))
+        tensor([[[[0.0000, 0.2500, 0.7500, 1.0000]]]])
+    """
+    size = tuple(size)
+    if tuple(x.shape[2:]) == size:
+        return x
+    on_cpu = runs_eagerly_on_cpu(x)
+    if on_cpu and not torch.is_grad_enabled():
+        return _resampled(x, size, align_corners)
+    if on_cpu and x.requires_grad:
+        return _Resample.apply(x, size, align_corners)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
+
+
+def _resampled(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """`resample` without gradients on a CPU."""
+    is_nhwc = x.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if is_nhwc else torch.contiguous_format
+    output = memory.empty((*x.shape[:2], *size), x.dtype, memory_format)
+    return torch.ops.aten.upsample_bilinear2d.out(x, size, align_corners, out=output)
+
+
+def is_bilinear(layer: Layer) -> bool:
+    """Whether a layer is an `nn.Upsample` that upsamples bilinearly by a whole number."""
+    return (
+        isinstance(layer, nn.Upsample)
+        and layer.mode == "bilinear"
+        and isinstance(layer.scale_factor, float)
+        and layer.scale_factor.is_integer()
+    )
+
+
+def upsample(layer: Layer, x: Tensor) -> Tensor:
+    """Applies a layer to a map (B, C, h, w): one that `is_bilinear` by `resample`."""
+    if runs_eagerly_on_cpu(x) and is_bilinear(layer) and is_plain((), around=(layer,)):
+        size = [int(layer.scale_factor) * side for side in x.shape[2:]]
+        return resample(x, size, bool(layer.align_corners))
+    return layer(x)
+
+
+def resampling_matrix(size_in: int, size_out: int, like: Tensor, align_corners: bool = False) -> Tensor:
+    """The matrix (size_out, size_in) of `resample` along one side, of the device and dtype of `like`."""
+    identity = torch.eye(size_in, dtype=like.dtype, device=like.device)  # what is done to unit vectors
+    return resample(identity[None, None], (size_out, size_in), align_corners)[0, 0]
+
+
+def add_doubled(output: Tensor, x: Tensor) -> None:
+    """Adds to rows (..., 2 w, C) rows (..., w, C) that `resample` would double, in place.
+
+    The centres of the doubled columns lie a quarter beside those of the columns they are made of.
+    """
+    pairs = output.unflatten(-2, (-1, 2))
+    left, right = pairs.unbind(-2)
+    pairs.add_(x[..., None, :], alpha=0.75)
+    left[..., 1:, :].add_(x[..., :-1, :], alpha=0.25)
+    right[..., :-1, :].add_(x[..., 1:, :], alpha=0.25)
+    for column, end in ((left, 0), (right, -1)):  # which have no neighbour there
+        column[..., end, :].add_(x[..., end, :], alpha=0.25)
+
+
+def gradient_of_doubled(gradient: Tensor) -> Tensor:
+    """The gradient (..., w, C) of `x` in `add_doubled` from that of its output."""
+    left, right = gradient.unflatten(-2, (-1, 2)).unbind(-2)
+    to_x = torch.add(left, right).mul_(0.75)
+    to_x[..., :-1, :].add_(left[..., 1:, :], alpha=0.25)
+    to_x[..., 1:, :].add_(right[..., :-1, :], alpha=0.25)
+    for column, end in ((left, 0), (right, -1)):
+        to_x[..., end, :].add_(column[..., end, :], alpha=0.25)
+    return to_x
+
+
+class _Resample(torch.autograd.Function):
+    """`F.interpolate` forwards, and matrix products backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+        ctx.sides = list(zip(x.shape[2:], size, strict=True))
+        ctx.align_corners = align_corners
+        return _resampled(x, size, align_corners)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = (resampling_matrix(*side, gradient, ctx.align_corners) for side in ctx.sides)
+        nchw = gradient.is_contiguous()
+        # Rows are the second of three dimensions.
+        gradient_rows = gradient.flatten(0, 1) if nchw else gradient.permute(0, 2, 3, 1).flatten(2)
+        bands = []
+        with torch.autocast("cpu", enabled=False):
+            for used, to_rows in _bands(rows):
+                band = to_rows.T @ gradient_rows[:, used]
+                band = band @ columns if nchw else columns.T @ band.unflatten(2, (len(columns), -1))
+                bands.append(band)
+        to_x = torch.cat(bands, 1)
+        return to_x.unflatten(0, gradient.shape[:2]) if nchw else to_x.permute(0, 3, 1, 2), None, None
+
+
+def _bands(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """A `resampling_matrix` without most of its zeros: of a few columns at a time, the rows that are used."""
+    for columns in matrix.split(_BAND_COLUMNS, 1):
+        used = columns.any(1).nonzero().flatten().tolist() or [0]
+        rows = slice(used[0], used[-1] + 1)
+        yield rows, columns[rows]
