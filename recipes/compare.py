@@ -14,7 +14,7 @@ from vitseg_zoo import load_model
 from vitseg_zoo.cli.predict import predict_image
 from vitseg_zoo.data.oxford_pets import PALETTE, OxfordPets
 from vitseg_zoo.data.transforms import resize
-from vitseg_zoo.training.pictures import colour, comparison, save_curves, save_png
+from vitseg_zoo.training.pictures import color, comparison, save_curves, save_png
 from vitseg_zoo.training.results import comparison_table, final_scores, percent, read_results
 
 COUNT = 7  # images in the picture
@@ -64,8 +64,8 @@ def main() -> None:
     for name, run in runs.items():
         model, metadata = load_model(run / "checkpoints" / "best.ckpt")
         labels = np.stack([predict_image(model, image, metadata) for image in images])
-        predictions[name] = colour(labels, PALETTE)
-    save_png(comparison(images, colour(masks, PALETTE), predictions), args.out / "predictions.png")
+        predictions[name] = color(labels, PALETTE)
+    save_png(comparison(images, color(masks, PALETTE), predictions), args.out / "predictions.png")
 
 
 if __name__ == "__main__":

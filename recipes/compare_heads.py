@@ -25,7 +25,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
 
-from vitseg_zoo.cli.predict import distinct_colours
+from vitseg_zoo.cli.predict import distinct_colors
 from vitseg_zoo.data import oxford_pets
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.folders import ImageFolders
@@ -86,14 +86,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def datasets(args: argparse.Namespace) -> tuple[list[SegmentationDataset], list[str], list]:
-    """Images to train and to test on, names of the classes, and their colours."""
+    """Images to train and to test on, names of the classes, and their colors."""
     if args.dataset == "pets":
         sources = [oxford_pets.OxfordPets(args.data, split) for split in ("train", "test")]
         class_names, palette = oxford_pets.CLASS_NAMES, oxford_pets.PALETTE
     else:
         sources = [ImageFolders(args.data / "clothing", split) for split in ("train", "val")]
         class_names = sources[0].class_names
-        palette = distinct_colours(len(class_names))
+        palette = distinct_colors(len(class_names))
     kept = torch.randperm(len(sources[0]), generator=torch.Generator().manual_seed(0)).tolist()
     sources[0] = torch.utils.data.Subset(sources[0], kept[: round(args.fraction * len(kept))])
     return (
@@ -164,7 +164,7 @@ def train(args: argparse.Namespace) -> None:
         labels = module.eval()(images.to(module.device)).argmax(1).cpu()
     tiles = {"image": (255 * images).byte().permute(0, 2, 3, 1).numpy()}
     for name, values in (("truth", masks), (run_name(results), labels)):
-        tiles[name] = pictures.colour(values.numpy(), palette)
+        tiles[name] = pictures.color(values.numpy(), palette)
     for name, row in tiles.items():
         pictures.save_png(Image.fromarray(np.concatenate(row, axis=1)), args.out / f"{name}.png")
     save_results(results, args.out / f"{run_name(results)}.json")

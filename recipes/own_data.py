@@ -23,7 +23,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vitseg_zoo import load_model, save_model
-from vitseg_zoo.cli.predict import distinct_colours
+from vitseg_zoo.cli.predict import distinct_colors
 from vitseg_zoo.data import oxford_pets
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.folders import ImageFolders
@@ -72,7 +72,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--encoder-name", default=ENCODER_NAME, help="any encoder of the zoo that fits (%(default)s)")
     add("--encoder-weights", help="pretrained weights, as imagenet; by default random ones")
     add("--model-args", type=json.loads, default={}, help="further arguments of the architecture, as JSON")
-    add("--init", help="start from this model: a file or a name of the catalogue; its classes may be others")
+    add("--init", help="start from this model: a file or a name of the catalog; its classes may be others")
     add("--epochs", type=positive_int, default=EPOCHS, help="(%(default)s)")
     add("--batch-size", type=positive_int, default=BATCH_SIZE, help="at most (%(default)s)")
     add(
@@ -118,7 +118,7 @@ def prepare(args: argparse.Namespace) -> tuple[ImageFolders, SegmentationDataMod
     else:
         sources = [ImageFolders(args.data, split, args.ignore_index).check() for split in args.splits]
         class_names = sources[0].class_names
-        palette = distinct_colours(len(class_names))
+        palette = distinct_colors(len(class_names))
     options = {"classes": len(class_names), "ignore_index": args.ignore_index, "seed": args.seed}
     train = SegmentationDataset(
         sources[0], args.image_size, augment=crop_flip_jitter(args.crop_size), **options
@@ -152,7 +152,7 @@ def prepare(args: argparse.Namespace) -> tuple[ImageFolders, SegmentationDataMod
         module.model.encoder.set_grad_checkpointing()
     about = {
         "class_names": list(class_names),
-        "palette": [list(colour) for colour in palette],
+        "palette": [list(color) for color in palette],
         "mean": module.mean.expand(1, 3, 1, 1).flatten().tolist(),
         "std": module.std.expand(1, 3, 1, 1).flatten().tolist(),
         "input_size": [args.image_size, args.image_size],

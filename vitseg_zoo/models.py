@@ -18,7 +18,7 @@ from vitseg_zoo.weights.metadata import metadata_of
 def create_model(
     name: str, pretrained: bool = False, classes: int | None = None, in_channels: int = 3, **kwargs: Any
 ) -> SegmentationModel:
-    """Builds a complete segmentation model of the catalogue.
+    """Builds a complete segmentation model of the catalog.
 
     Args:
         name: Name of the model, such as `"segformer_b2.nv_ade20k_512"`;

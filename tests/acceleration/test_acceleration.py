@@ -39,7 +39,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def randomized(model: nn.Module) -> nn.Module:
     """Statistics and biases that a mistake would show; no dropout, whose draws depend on the layout."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -66,7 +66,7 @@ def tensor(output: torch.Tensor | dict) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_outputs_and_state_dict_stay(name: str, capsys: pytest.CaptureFixture) -> None:
-    model = randomised(MODELS[name]())
+    model = randomized(MODELS[name]())
     fast = vitseg_zoo.accelerate(copy.deepcopy(model))
     assert capsys.readouterr().out.startswith("accelerate: replaced ")
     image = image_for(model)
@@ -83,7 +83,7 @@ def test_outputs_and_state_dict_stay(name: str, capsys: pytest.CaptureFixture) -
     "name", ["smp.Segformer", "smp.Segformer resnet", "transformers segmentation", "timm", "timm linear"]
 )
 def test_gradients_and_batch_statistics_stay(name: str) -> None:
-    model = randomised(MODELS[name]()).double().train()
+    model = randomized(MODELS[name]()).double().train()
     fast = vitseg_zoo.accelerate(copy.deepcopy(model))
     image = image_for(model).double()
     gradients = []
@@ -108,7 +108,7 @@ def test_smp_levels_stay(depth: int) -> None:
 
 @pytest.mark.parametrize("options", [{"output_hidden_states": True}, {"return_dict": False}])
 def test_transformers_outputs_stay(options: dict) -> None:
-    model = randomised(transformers.SegformerModel(hf_config()))
+    model = randomized(transformers.SegformerModel(hf_config()))
     fast = vitseg_zoo.accelerate(copy.deepcopy(model))
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
@@ -117,7 +117,7 @@ def test_transformers_outputs_stay(options: dict) -> None:
 
 
 def test_transformers_attentions_are_there() -> None:
-    model = randomised(transformers.SegformerForSemanticSegmentation(hf_config(attn_implementation="eager")))
+    model = randomized(transformers.SegformerForSemanticSegmentation(hf_config(attn_implementation="eager")))
     fast = vitseg_zoo.accelerate(copy.deepcopy(model))
     with torch.no_grad():
         expected, actual = (m(torch.ones(1, 3, 64, 64), output_attentions=True) for m in (model, fast))
@@ -126,7 +126,7 @@ def test_transformers_attentions_are_there() -> None:
 
 
 def test_transformers_last_stage_as_tokens() -> None:
-    model = randomised(transformers.SegformerModel(hf_config(reshape_last_stage=False)))
+    model = randomized(transformers.SegformerModel(hf_config(reshape_last_stage=False)))
     fast = vitseg_zoo.accelerate(copy.deepcopy(model))
     with torch.no_grad():
         expected, actual = (m(torch.ones(1, 3, 64, 96)).last_hidden_state for m in (model, fast))
@@ -135,7 +135,7 @@ def test_transformers_last_stage_as_tokens() -> None:
 
 
 def test_model_is_copied_pickled_and_saved(tmp_path) -> None:
-    model = vitseg_zoo.accelerate(randomised(MODELS["smp.Segformer"]()))
+    model = vitseg_zoo.accelerate(randomized(MODELS["smp.Segformer"]()))
     image = torch.rand(1, 3, 64, 64)
     model.save_pretrained(tmp_path / "smp")
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_model_is_copied_pickled_and_saved(tmp_path) -> None:
 
 
 def test_transformers_model_is_saved(tmp_path) -> None:
-    model = vitseg_zoo.accelerate(randomised(MODELS["transformers segmentation"]()))
+    model = vitseg_zoo.accelerate(randomized(MODELS["transformers segmentation"]()))
     model.save_pretrained(tmp_path)
     again = transformers.SegformerForSemanticSegmentation.from_pretrained(tmp_path).eval()
     image = torch.rand(1, 3, 64, 64)
@@ -158,8 +158,8 @@ def test_transformers_model_is_saved(tmp_path) -> None:
 
 
 def test_new_weights_are_used_at_once() -> None:
-    model = vitseg_zoo.accelerate(randomised(MODELS["smp.Segformer"]()))
-    other = randomised(MODELS["smp.Segformer"]())
+    model = vitseg_zoo.accelerate(randomized(MODELS["smp.Segformer"]()))
+    other = randomized(MODELS["smp.Segformer"]())
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         model(image)
@@ -182,7 +182,7 @@ class Adapter(nn.Module):
 
 
 def test_adapters_and_hooks_on_layers_are_respected() -> None:
-    model = randomised(MODELS["smp.Segformer"]())
+    model = randomized(MODELS["smp.Segformer"]())
     block = model.encoder.block1[0]
     block.attn.q, block.mlp.fc1 = Adapter(block.attn.q), Adapter(block.mlp.fc1)
     model.decoder.mlp_stage[0].linear = Adapter(model.decoder.mlp_stage[0].linear)
@@ -207,7 +207,7 @@ def test_adapters_and_hooks_on_layers_are_respected() -> None:
     ],
 )
 def test_hooks_on_the_halves_of_a_block_are_called(name: str, attention: str, mlp: str) -> None:
-    model = randomised(MODELS[name]())
+    model = randomized(MODELS[name]())
     image, calls = torch.rand(1, 3, 64, 96), []
     expected = tensor(model(image))
     for part in (attention, mlp):
@@ -224,7 +224,7 @@ def test_layers_stay_what_quantization_looks_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["smp.Segformer", "timm", "transformers segmentation"])
 def test_function_transforms_and_forward_mode(name: str) -> None:
-    model = vitseg_zoo.accelerate(randomised(MODELS[name]()).double())
+    model = vitseg_zoo.accelerate(randomized(MODELS[name]()).double())
     image, direction = torch.rand(2, 3, 64, 96).double(), torch.randn(2, 3, 64, 96).double()
     parameters = {key: value.detach() for key, value in model.named_parameters()}
     buffers = {key: value.clone() for key, value in model.named_buffers()}
@@ -257,7 +257,7 @@ def test_autocast_trains(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["smp.Segformer", "timm"])
 def test_graph_has_no_breaks(name: str) -> None:
-    model = vitseg_zoo.accelerate(randomised(MODELS[name]()))
+    model = vitseg_zoo.accelerate(randomized(MODELS[name]()))
     image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         compiled = torch.compile(model, fullgraph=True, backend="eager")

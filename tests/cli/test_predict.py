@@ -17,7 +17,7 @@ from PIL import Image
 
 from vitseg_zoo import save_model
 from vitseg_zoo.cli import main
-from vitseg_zoo.cli.predict import distinct_colours, predict_image
+from vitseg_zoo.cli.predict import distinct_colors, predict_image
 from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.training.module import SegmentationModule
@@ -59,9 +59,9 @@ def test_palette_mask_and_overlay_at_the_images_own_size(weights, photograph, tm
     assert mask.mode == "P" and mask.size == overlay.size == (70, 50)
     labels = np.asarray(mask)
     assert len(np.unique(labels)) > 1 and labels.max() <= 2
-    colours = np.asarray(PALETTE)[labels]
-    np.testing.assert_array_equal(np.asarray(mask.convert("RGB")), colours)
-    half = (np.asarray(photograph, float) + colours) / 2
+    colors = np.asarray(PALETTE)[labels]
+    np.testing.assert_array_equal(np.asarray(mask.convert("RGB")), colors)
+    half = (np.asarray(photograph, float) + colors) / 2
     assert np.abs(np.asarray(overlay, float) - half).mean() < 12  # JPEG's own losses
     printed = capsys.readouterr().out
     shares = dict(re.findall(r"(pet|background|border) ([\d.]+)%", printed))
@@ -97,7 +97,7 @@ def test_checkpoint_of_a_training(photograph, tmp_path):
     assert (_mask(tmp_path / "cat_mask.png") == expected).mean() > 0.999
 
 
-def test_exif_orientation_is_honoured(weights, photograph, tmp_path):
+def test_exif_orientation_is_honored(weights, photograph, tmp_path):
     photograph.save(tmp_path / "upright.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying: to be turned by 90 degrees clockwise
@@ -211,9 +211,9 @@ def test_classes_that_a_mask_cannot_hold_are_refused():
         predict_image(model, np.zeros((32, 32, 3), np.uint8), {})
 
 
-def test_colours_of_many_classes_differ():
-    colours = distinct_colours(150)
-    assert len(set(colours)) == 150 and all(0 <= part <= 255 for colour in colours for part in colour)
+def test_colors_of_many_classes_differ():
+    colors = distinct_colors(150)
+    assert len(set(colors)) == 150 and all(0 <= part <= 255 for color in colors for part in color)
 
 
 @pytest.mark.parametrize(

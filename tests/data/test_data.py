@@ -47,7 +47,7 @@ def test_flips_turn_image_and_mask_together():
         out = augment(image=image, mask=mask)
         is_flipped = np.array_equal(out["mask"], mask[:, ::-1])
         assert is_flipped or np.array_equal(out["mask"], mask)
-        # Jitter moves colours but not places: what is black stays darkest.
+        # Jitter moves colors but not places: what is black stays darkest.
         red = out["image"][..., 0].astype(float)
         assert red[out["mask"] == 0].mean() < red[out["mask"] == 2].mean()
         flipped += is_flipped

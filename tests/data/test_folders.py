@@ -39,18 +39,18 @@ def test_pairs_are_read_in_the_order_of_their_names(root: Path):
         np.testing.assert_array_equal(mask, np.asarray(Image.open(_mask(root, name))))
 
 
-def test_masks_with_a_palette_and_grey_images_turned_by_exif(root: Path):
+def test_masks_with_a_palette_and_gray_images_turned_by_exif(root: Path):
     mask = Image.fromarray(np.asarray(Image.open(_mask(root, "a")))).convert("P")
     mask.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
     labels = np.asarray(mask)
     mask.save(_mask(root, "a"))
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying
-    grey = Image.open(_image(root, "a")).convert("L")
-    grey.transpose(Image.Transpose.ROTATE_90).save(_image(root, "a"), exif=exif)
+    gray = Image.open(_image(root, "a")).convert("L")
+    gray.transpose(Image.Transpose.ROTATE_90).save(_image(root, "a"), exif=exif)
     image, read = ImageFolders(root, "train").check()[0]
     np.testing.assert_array_equal(read, labels)
-    np.testing.assert_array_equal(image, np.asarray(grey.convert("RGB")))
+    np.testing.assert_array_equal(image, np.asarray(gray.convert("RGB")))
 
 
 def test_undeclared_values_are_named_with_their_masks(root: Path):

@@ -1,4 +1,4 @@
-"""The drawn data set: reproducible, complete, and not to be solved by colour."""
+"""The drawn data set: reproducible, complete, and not to be solved by color."""
 
 import numpy as np
 import pytest
@@ -48,8 +48,8 @@ def test_bad_arguments():
         SyntheticPets(3)[3]
 
 
-def test_colour_alone_does_not_solve_it():
-    """A network that sees a pixel and the mean colour around it stays far below a segmentation model."""
+def test_color_alone_does_not_solve_it():
+    """A network that sees a pixel and the mean color around it stays far below a segmentation model."""
     splits = {}
     for split, count in {"train": 80, "val": 40}.items():
         dataset = SegmentationDataset(SyntheticPets(count, split), 128, classes=3)
@@ -57,14 +57,14 @@ def test_colour_alone_does_not_solve_it():
             torch.stack(part) for part in zip(*map(dataset.__getitem__, range(count)), strict=True)
         )
         around = nn.functional.avg_pool2d(images, 15, stride=1, padding=7, count_include_pad=False)
-        colours = torch.cat([images, around], dim=1)[:, :, 2::4, 2::4]  # (N, 6, 32, 32)
-        splits[split] = colours.movedim(1, -1).flatten(0, 2), masks[:, 2::4, 2::4].flatten()
-    colours, labels = splits["train"]
+        colors = torch.cat([images, around], dim=1)[:, :, 2::4, 2::4]  # (N, 6, 32, 32)
+        splits[split] = colors.movedim(1, -1).flatten(0, 2), masks[:, 2::4, 2::4].flatten()
+    colors, labels = splits["train"]
     model = nn.Sequential(nn.Linear(6, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 3))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(300):
         chosen = torch.randint(len(labels), (1024,))
-        loss = nn.functional.cross_entropy(model(colours[chosen]), labels[chosen])
+        loss = nn.functional.cross_entropy(model(colors[chosen]), labels[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -76,12 +76,12 @@ def test_loads_smp_names_at_every_depth_and_goes_back() -> None:
 @pytest.mark.parametrize("in_channels", [1, 6])
 def test_weights_follow_the_number_of_channels(in_channels: int) -> None:
     encoder = smp.encoders.get_encoder("vz-mit_b0", weights=None).eval()
-    grey = torch.randn(1, 1, 64, 64)
-    expected = encoder(grey.expand(-1, 3, -1, -1))[2:]
+    gray = torch.randn(1, 1, 64, 64)
+    expected = encoder(gray.expand(-1, 3, -1, -1))[2:]
     encoder.set_in_channels(in_channels, pretrained=True)
     encoder.eval()
-    # Summed over the colours, or repeated and scaled: a grey image gives what it gave.
-    for a, b in zip(encoder(grey.expand(-1, in_channels, -1, -1))[2:], expected, strict=True):
+    # Summed over the colors, or repeated and scaled: a gray image gives what it gave.
+    for a, b in zip(encoder(gray.expand(-1, in_channels, -1, -1))[2:], expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     assert encoder.out_channels[:2] == [in_channels, 4 * in_channels]
 

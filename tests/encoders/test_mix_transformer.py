@@ -92,7 +92,7 @@ def test_pretrained_goes_through_the_converter(kwargs: dict, tmp_path: Path) -> 
     model = timm.create_model(
         "mit_b0", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "mit_b0.pth")}, **kwargs
     )
-    x = torch.rand(1, 1, 64, 32)  # grey, for which the weights of colours are added up
+    x = torch.rand(1, 1, 64, 32)  # gray, for which the weights of colors are added up
     images = [x.expand(-1, channels, -1, -1) for channels in (kwargs.get("in_chans", 3), 3)]
     with torch.no_grad():
         expected = peer.eval()(images[1])[2:]

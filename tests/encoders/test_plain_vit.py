@@ -133,13 +133,13 @@ def test_copies_and_pickles_after_another_size() -> None:
             assert torch.equal(copied(image)[-1], expected)
 
 
-def test_grey_images_give_what_three_equal_channels_gave() -> None:
+def test_gray_images_give_what_three_equal_channels_gave() -> None:
     encoder = PlainViTEncoder("tiny_vit").eval()
-    grey = torch.randn(1, 1, 64, 64)
-    expected = encoder(grey.expand(-1, 3, -1, -1))[-1]
+    gray = torch.randn(1, 1, 64, 64)
+    expected = encoder(gray.expand(-1, 3, -1, -1))[-1]
     encoder.set_in_channels(1)
     assert encoder.out_channels == [1, 64]
-    torch.testing.assert_close(encoder.eval()(grey)[-1], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoder.eval()(gray)[-1], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -204,9 +204,9 @@ def test_smp_takes_the_weights_of_timms_tags(weights: str, monkeypatch: pytest.M
     torch.save(trained, WEIGHTS_FILE)
     unet = smp.Unet("vz-tiny_vit", encoder_weights=weights)
     assert torch.equal(unet.encoder.model.blocks[0].attn.qkv.weight, trained["blocks.0.attn.qkv.weight"])
-    grey = smp.FPN("vz-tiny_vit", encoder_weights=weights, in_channels=1)
+    gray = smp.FPN("vz-tiny_vit", encoder_weights=weights, in_channels=1)
     torch.testing.assert_close(
-        grey.encoder.model.patch_embed.proj.weight, trained["patch_embed.proj.weight"].sum(1, keepdim=True)
+        gray.encoder.model.patch_embed.proj.weight, trained["patch_embed.proj.weight"].sum(1, keepdim=True)
     )
     vitseg = smp.create_model("vitseg", "vz-tiny_vit", encoder_weights=weights)
     assert torch.equal(vitseg.encoder.model.norm.weight, trained["norm.weight"])

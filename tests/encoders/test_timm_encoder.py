@@ -70,11 +70,11 @@ def test_dilation_stays() -> None:
 def test_channels_may_change_again_and_again() -> None:
     for name in ENCODERS:
         encoder = build(name).eval()
-        grey = torch.rand(1, 1, 64, 64)
-        expected = encoder(grey.expand(-1, 3, -1, -1))[-1]
+        gray = torch.rand(1, 1, 64, 64)
+        expected = encoder(gray.expand(-1, 3, -1, -1))[-1]
         for channels in (6, 3, 1, 3):
             encoder.set_in_channels(channels)
-            output = encoder(grey.expand(-1, channels, -1, -1))[-1]
+            output = encoder(gray.expand(-1, channels, -1, -1))[-1]
             torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
 
 

@@ -83,7 +83,7 @@ def test_crops_move_image_and_mask_together():
         assert out["image"].shape == (32, 32, 3) and out["mask"].shape == (32, 32)
         seen = np.unique(out["mask"])
         means = [out["image"][out["mask"] == value].mean() for value in seen if value]
-        assert means == sorted(means)  # brighter, class by class, whatever the jitter does to colours
+        assert means == sorted(means)  # brighter, class by class, whatever the jitter does to colors
         places.add(tuple(seen))
     assert len(places) > 3
 
@@ -163,7 +163,7 @@ def test_recipe_writes_a_file_that_says_all(tmp_path: Path, monkeypatch: pytest.
         ("--about absent.json", 1, "No such file.*absent.json"),
         ("--about broken.json", 1, "broken.json is not JSON"),
         ("--about list.json", 1, "list.json should hold a JSON object"),
-        ("--about unknown.json", 1, "Unknown metadata licence"),
+        ("--about unknown.json", 1, "Unknown metadata license"),
         ("--arch nonsense", 1, "Wrong architecture type `nonsense`"),
         ("--encoder-name nonsense", 1, "Wrong encoder name `nonsense`$"),
         ("--model-args [1]", 1, "must be a mapping, not list"),
@@ -192,7 +192,7 @@ def test_recipe_says_what_is_wrong_before_it_trains(
         raise AssertionError("a training was started")
 
     _write_data(tmp_path)
-    for name, text in {"broken": "{", "list": "[]", "unknown": '{"licence": "mit"}'}.items():
+    for name, text in {"broken": "{", "list": "[]", "unknown": '{"license": "mit"}'}.items():
         (tmp_path / f"{name}.json").write_text(text)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "classes.txt").touch()

@@ -29,7 +29,7 @@ from vitseg_zoo.training import pictures
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO
 from vitseg_zoo.training.data_module import SegmentationDataModule
-from vitseg_zoo.training.module import SegmentationModule, _normalisation
+from vitseg_zoo.training.module import SegmentationModule, _normalization
 from vitseg_zoo.training.moved_checkpoint import ModelCheckpoint as MovedCheckpoint
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import training_seconds
@@ -170,7 +170,7 @@ def test_the_picture_at_the_end_shows_the_averaged_weights(tmp_path: Path):
     with torch.no_grad():  # the average of these weights is what the first step gave
         expected = module.eval()(torch.stack([image for image, _ in val])).argmax(1)
     picture = np.asarray(Image.open(tmp_path / "predictions.png"))[-32:, -4 * 32 :]
-    tiles = pictures.colour(expected.byte().numpy(), PALETTE)
+    tiles = pictures.color(expected.byte().numpy(), PALETTE)
     np.testing.assert_array_equal(picture, np.concatenate(tiles, axis=1))
 
 
@@ -249,11 +249,11 @@ def test_ignored_pixels_have_no_part_in_the_loss():
     assert module.val_metrics.confusion.sum() == 16 * 32
 
 
-def test_images_are_normalised_as_their_weights_expect():
-    assert _normalisation("resnet18", None) == ([0.0], [1.0])
-    assert _normalisation("tu-resnet18", "imagenet")[0] == [0.485, 0.456, 0.406]
-    assert _normalisation("vz-vit_base_patch16_224", "imagenet")[0] == [0.5, 0.5, 0.5]
-    assert _normalisation("vz-vit_base_patch16_224", "dino")[0] == [0.485, 0.456, 0.406]
+def test_images_are_normalized_as_their_weights_expect():
+    assert _normalization("resnet18", None) == ([0.0], [1.0])
+    assert _normalization("tu-resnet18", "imagenet")[0] == [0.485, 0.456, 0.406]
+    assert _normalization("vz-vit_base_patch16_224", "imagenet")[0] == [0.5, 0.5, 0.5]
+    assert _normalization("vz-vit_base_patch16_224", "dino")[0] == [0.485, 0.456, 0.406]
 
 
 def test_batches_larger_than_the_training_part_are_refused():

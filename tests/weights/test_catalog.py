@@ -1,4 +1,4 @@
-"""The catalogue, models by name, and the commands that show them."""
+"""The catalog, models by name, and the commands that show them."""
 
 import argparse
 import hashlib
@@ -100,7 +100,7 @@ def test_create_model_with_weights(offline_weights, caplog):
         with torch.inference_mode():
             torch.testing.assert_close(model.eval()(image), offline_weights(image), atol=1e-4, rtol=1e-4)
     assert len(model.pretrained_cfg["class_names"]) == 150
-    # The licence is said once, though weights were loaded twice.
+    # The license is said once, though weights were loaded twice.
     assert [message for message in caplog.messages if "commercially" in message] == caplog.messages
     assert len(caplog.messages) == 1
 
@@ -143,13 +143,13 @@ def test_sizes_are_those_of_the_models():
 def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
     model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=3).eval()
-    names, colours = ("pet", "background", "border"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
+    names, colors = ("pet", "background", "border"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
     vitseg_zoo.save_model(
         model,
         tmp_path / "vitseg_tiny.drawn.safetensors",
         half=True,
         class_names=names,
-        palette=colours,
+        palette=colors,
         mean=(0, 0, 0),
         std=(1, 1, 1),
         license="cc-by-sa-4.0",
@@ -157,7 +157,7 @@ def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsy
         source="drawn for this test",
     )
     entry = get_entry("vitseg_tiny")
-    assert (entry.name, entry.class_names, entry.palette) == ("vitseg_tiny.drawn", names, colours)
+    assert (entry.name, entry.class_names, entry.palette) == ("vitseg_tiny.drawn", names, colors)
     assert entry.source == "in the package"
     assert main(["info", str(tmp_path / "vitseg_tiny.drawn.safetensors")]) == 0
     shown = capsys.readouterr().out

@@ -226,7 +226,7 @@ def test_notebook_of_the_article(tmp_path):
     assert torch.equal(logits(model, image), logits(source, image))
     rebuilt, metadata = load_model(path)
     assert torch.equal(logits(rebuilt, image), logits(source, image))
-    assert metadata["mean"] == [0.0, 0.0, 0.0]  # the model normalises by itself
+    assert metadata["mean"] == [0.0, 0.0, 0.0]  # the model normalizes by itself
 
 
 @pytest.mark.parametrize("head", ["mask", "linear"])
@@ -422,14 +422,14 @@ def test_checkpoint_of_a_module_like_that_of_smps_examples(tmp_path):
         load_model(save(content, tmp_path / "last.ckpt"))
 
 
-def test_licence_in_a_file_is_said(tmp_path, caplog):
+def test_license_in_a_file_is_said(tmp_path, caplog):
     path = tmp_path / "a.safetensors"
     vitseg_zoo.save_model(unet(), path, license="Research only", commercial_use=False)
     for _ in range(2):
         load_model(path)
         vitseg_zoo.load_weights(unet(), path)
     (said,) = caplog.messages
-    assert said == f"{path}: the weights must not be used commercially. Licence: Research only."
+    assert said == f"{path}: the weights must not be used commercially. License: Research only."
 
 
 def test_command(tmp_path, capsys):

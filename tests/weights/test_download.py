@@ -414,7 +414,7 @@ def test_encoders_are_fetched_checked_and_carried_like_models(hub, environment, 
         output, errors = process.communicate(timeout=600)
         assert output.splitlines() == lines
         assert [line for line in errors.splitlines() if "commercially" in line] == [
-            f"{name}: the weights must not be used commercially. Licence: {NVIDIA_LICENSE}."
+            f"{name}: the weights must not be used commercially. License: {NVIDIA_LICENSE}."
             for name in ("mit_b0.imagenet", "mit_b0.nv_in1k")
         ]
 

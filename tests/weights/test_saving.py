@@ -96,7 +96,7 @@ def test_card_says_all_and_its_snippet_runs(method, tmp_path):
     assert namespace["labels"].shape == (1, 64, 96)
 
 
-def test_card_of_another_licence(tmp_path):
+def test_card_of_another_license(tmp_path):
     vitseg_zoo.save_pretrained(build(), tmp_path, license="Research only", commercial_use=False)
     card = ModelCard.load(tmp_path / "README.md")
     assert (card.data.license, card.data.license_name) == ("other", "Research only")
@@ -152,8 +152,8 @@ def test_saved_and_pushed_and_read_back_by_smp_alone(tmp_path):
 def test_wrong_metadata(tmp_path):
     with pytest.raises(ValueError, match="class_names has 3 values, but the model has 2 classes"):
         vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", class_names=["a", "b", "c"])
-    with pytest.raises(ValueError, match="Unknown metadata licence"):
-        vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", licence="mit")
+    with pytest.raises(ValueError, match="Unknown metadata license"):
+        vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", license="mit")
     assert not list(tmp_path.iterdir())
 
 
@@ -167,9 +167,9 @@ def test_wrong_metadata(tmp_path):
         ("mean", (0.5, 0.5), "mean should be 3 finite numbers"),
         ("std", (0.2, 0.2, 0), "std should be 3 finite numbers above 0, .* got"),
         ("std", (0.2, 0.2, float("nan")), "std should be 3 finite numbers"),
-        ("palette", [(0.0, 0.5, 1.0)] * 2, "palette should hold RGB colours of whole numbers from 0 to 255"),
-        ("palette", [(0, 0, 256)] * 2, "palette should hold RGB colours"),
-        ("palette", [(0, 0, 0, 255)] * 2, "palette should hold RGB colours"),
+        ("palette", [(0.0, 0.5, 1.0)] * 2, "palette should hold RGB colors of whole numbers from 0 to 255"),
+        ("palette", [(0, 0, 256)] * 2, "palette should hold RGB colors"),
+        ("palette", [(0, 0, 0, 255)] * 2, "palette should hold RGB colors"),
         ("class_names", "ab", "class_names should be a list, one entry for each class, got 'ab'"),
     ],
 )

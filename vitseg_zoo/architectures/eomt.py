@@ -20,7 +20,7 @@ _DEFAULT_ENCODER = "vz-vit_base_patch14_reg4_dinov2"
 class Eomt(TokenModel):
     """EoMT (Kerssies et al. 2025): queries in a plain ViT's last blocks, each giving a mask and a class.
 
-    Paper: https://arxiv.org/abs/2503.19108. Images may have any size, and are normalised by the user with
+    Paper: https://arxiv.org/abs/2503.19108. Images may have any size, and are normalized by the user with
     what `smp.encoders.get_preprocessing_params(encoder_name, encoder_weights)` gives.
 
     The output is logits of each pixel, for any loop, loss and metric. The paper trains the queries

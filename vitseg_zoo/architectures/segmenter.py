@@ -17,7 +17,7 @@ _DEFAULT_ENCODER = "vz-vit_small_patch16_384"
 class Segmenter(TokenModel):
     """Segmenter (Strudel et al. 2021): a ViT whose patches are scored against learned class tokens.
 
-    Paper: https://arxiv.org/abs/2105.05633. Images may have any size, and are normalised by the user with
+    Paper: https://arxiv.org/abs/2105.05633. Images may have any size, and are normalized by the user with
     what `smp.encoders.get_preprocessing_params(encoder_name, encoder_weights)` gives.
 
     Args:

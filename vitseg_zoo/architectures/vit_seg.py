@@ -18,8 +18,8 @@ class VitSeg(TokenModel):
     As described in the article series "Efficient Image Segmentation Using PyTorch"; the defaults are the
     article's model of 86,284,806 parameters for three classes at 128 x 128. Images may have any size.
 
-    With an encoder of the article's, `vz-vitseg_*`, images hold values in [0, 1] and need no normalisation:
-    the model's first layer is a batch norm. With any other encoder the user normalises, as everywhere in SMP:
+    With an encoder of the article's, `vz-vitseg_*`, images hold values in [0, 1] and need no normalization:
+    the model's first layer is a batch norm. With any other encoder the user normalizes, as everywhere in SMP:
     with the mean and deviation that `smp.encoders.get_preprocessing_params(encoder_name, encoder_weights)`
     gives.
 

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts; prints what was recognised and what was left over."""
+    """Converts; prints what was recognized and what was left over."""
     from pathlib import Path
 
     from vitseg_zoo.weights.metadata import METADATA

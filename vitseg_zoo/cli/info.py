@@ -17,11 +17,11 @@ _LABELS = {
     "megabytes": "size (MB, about)",
     "sha256": "SHA-256",
     "class_names": "classes",
-    "palette": "colours",
+    "palette": "colors",
     "mean": "mean",
     "std": "std",
     "input_size": "trained at",
-    "license": "licence",
+    "license": "license",
     "commercial_use": "commercial use",
     "training_data": "trained on",
     "recipe": "recipe",
@@ -96,9 +96,9 @@ def _print_entry(entry: Any) -> int:
 
 def _text(key: str, value: Any) -> str:
     if key == "palette":
-        return " ".join("#{:02x}{:02x}{:02x}".format(*colour) for colour in value)
+        return " ".join("#{:02x}{:02x}{:02x}".format(*color) for color in value)
     if key == "commercial_use":
-        return {True: "yes", False: "NOT ALLOWED", None: "read the licence"}[value]
+        return {True: "yes", False: "NOT ALLOWED", None: "read the license"}[value]
     if key == "filenames":
         return " or ".join(value)
     if key == "arguments":

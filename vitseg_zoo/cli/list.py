@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         rows += _encoder_rows(names["encoder"], counted)
     if not rows:
         raise ValueError(f"No name matches {args.filter!r}; wildcards stand for a part, as in '*mit*'.")
-    _print_table([("name", "kind", "parameters", "stride", "licence of the weights", "weights"), *rows])
+    _print_table([("name", "kind", "parameters", "stride", "license of the weights", "weights"), *rows])
     if not counted and args.kind in (None, "encoder"):
         print(
             f"Parameters of encoders are counted where at most {_MOST_COUNTED} match: vitseg list 'vz-mit*'"

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"the model takes {channels} channels, but photographs have 3 or 1.")
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     names = metadata.get("class_names") or [f"class {index}" for index in range(classes)]
-    palette = metadata.get("palette") or distinct_colours(len(names))
+    palette = metadata.get("palette") or distinct_colors(len(names))
     if len(names) == 1:  # 0 is its absence
         names, palette = ["background", *names], [(0, 0, 0), *palette]
     if len(names) > 256:
@@ -162,22 +162,22 @@ def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, An
 
 
 def palette_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
-    """A picture whose pixels are class indices, which viewers show in the palette's colours.
+    """A picture whose pixels are class indices, which viewers show in the palette's colors.
 
     Args:
         labels: (H, W) uint8.
-        palette: one RGB colour (0 to 255) for each class.
+        palette: one RGB color (0 to 255) for each class.
     """
     picture = Image.fromarray(labels).convert("P")
     picture.putpalette(np.asarray(palette, np.uint8).tobytes())
     return picture
 
 
-def distinct_colours(count: int) -> list[tuple[int, int, int]]:
-    """Colours for classes that have none: the first black, then hues a golden angle apart.
+def distinct_colors(count: int) -> list[tuple[int, int, int]]:
+    """Colors for classes that have none: the first black, then hues a golden angle apart.
 
     Example:
-        >>> distinct_colours(2)
+        >>> distinct_colors(2)
         [(0, 0, 0), (230, 57, 57)]
     """
     hues = [(index * 0.618034) % 1 for index in range(count - 1)]

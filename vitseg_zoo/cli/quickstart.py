@@ -212,10 +212,10 @@ def save_pictures(
         folder: where to write.
     """
     tiles = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
-    truth = pictures.colour(masks.numpy(), PALETTE)
+    truth = pictures.color(masks.numpy(), PALETTE)
     epochs = [
         pictures.comparison(
-            tiles, truth, {name: pictures.colour(labels[epoch], PALETTE) for name, labels in history.items()}
+            tiles, truth, {name: pictures.color(labels[epoch], PALETTE) for name, labels in history.items()}
         )
         for epoch in range(min(map(len, history.values())))
     ]

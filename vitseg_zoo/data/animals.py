@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.random import Generator
 
-# A chain of circles (x, y, radius): neighbours are joined by their common hull. All shapes are made of them.
+# A chain of circles (x, y, radius): neighbors are joined by their common hull. All shapes are made of them.
 Chain = list[tuple[float, float, float]]
 # Pairs of a part's name and its chain; later parts are drawn over earlier ones.
 Parts = list[tuple[str, Chain]]

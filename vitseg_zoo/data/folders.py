@@ -51,16 +51,16 @@ class ImageFolders(Sequence):
                 )
         self.class_names = _read_class_names(classes)
         self.ignore_index = ignore_index
-        found, labelled = _by_name(images, IMAGE_SUFFIXES), _by_name(masks, (".png",))
+        found, labeled = _by_name(images, IMAGE_SUFFIXES), _by_name(masks, (".png",))
         if not found:
             raise FileNotFoundError(f"{images} has no images ({', '.join(IMAGE_SUFFIXES)}).")
-        for kind, lacking in (("masks", found.keys() - labelled), ("images", labelled.keys() - found)):
+        for kind, lacking in (("masks", found.keys() - labeled), ("images", labeled.keys() - found)):
             if lacking:
                 raise FileNotFoundError(
-                    f"{len(lacking)} of {len(found | labelled)} pairs in {root / split} have no file in "
+                    f"{len(lacking)} of {len(found | labeled)} pairs in {root / split} have no file in "
                     f"{kind}: {_few(sorted(lacking))}."
                 )
-        self.pairs = [(found[name], labelled[name]) for name in sorted(found)]
+        self.pairs = [(found[name], labeled[name]) for name in sorted(found)]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -76,7 +76,7 @@ class ImageFolders(Sequence):
         if mask.ndim != 2:
             raise ValueError(
                 f"{mask_path} has {mask.shape[2]} channels: a mask has one, with the number of a class "
-                "in each pixel, not its colour."
+                "in each pixel, not its color."
             )
         if mask.shape != image.shape[:2]:
             raise ValueError(

@@ -13,7 +13,7 @@ def read_image(path: Path, channels: int = 3) -> np.ndarray:
 
     Args:
         path: file of any format that Pillow reads; transparency is dropped.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
 
     Returns:
         (H, W, 3) or (H, W) uint8.

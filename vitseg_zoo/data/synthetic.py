@@ -1,7 +1,7 @@
 """Drawn cats and dogs: a data set that the package makes itself, for a first training without any download.
 
-Each picture is an animal in one of five poses over a cluttered scene. The scene shares colours and textures
-with the animal's coat, and holds balls, cushions, posts and plants of that very coat, so that colour tells
+Each picture is an animal in one of five poses over a cluttered scene. The scene shares colors and textures
+with the animal's coat, and holds balls, cushions, posts and plants of that very coat, so that color tells
 little and shape decides. Masks have the three classes of the Oxford-IIIT Pet trimaps.
 """
 
@@ -18,7 +18,7 @@ from vitseg_zoo.data.animals import Chain, Parts, draw_pose
 PET, BACKGROUND, BORDER = range(3)  # as vitseg_zoo.data.oxford_pets
 _SPLITS = ("train", "val", "test")
 
-# RGB colours of coats, and of what else a scene may hold.
+# RGB colors of coats, and of what else a scene may hold.
 _COATS = np.array(
     [
         (35, 32, 34),  # black
@@ -26,7 +26,7 @@ _COATS = np.array(
         (190, 120, 60),  # ginger
         (110, 75, 50),  # brown
         (212, 180, 140),  # cream
-        (128, 128, 132),  # grey
+        (128, 128, 132),  # gray
         (80, 58, 46),  # chocolate
         (92, 100, 114),  # blue
     ]
@@ -85,7 +85,7 @@ class SyntheticPets(Sequence):
 
 def _draw(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """One picture (S, S, 3) and its mask (S, S), both uint8."""
-    coat = [_colour(rng, _COATS) for _ in range(2)]
+    coat = [_color(rng, _COATS) for _ in range(2)]
     scene = _scene(rng, size)
     for _ in range(rng.integers(3, 8)):
         _draw_thing(scene, rng, coat)
@@ -109,9 +109,9 @@ def _draw(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
 # Textures: coats, walls, floors and things are all made by `_texture`.
 
 
-def _colour(rng: Generator, palette: np.ndarray) -> np.ndarray:
-    colour = palette[rng.integers(len(palette))] * rng.uniform(0.75, 1.2) + rng.normal(0, 6, 3)
-    return np.clip(colour, 8, 247).astype(np.float32)
+def _color(rng: Generator, palette: np.ndarray) -> np.ndarray:
+    color = palette[rng.integers(len(palette))] * rng.uniform(0.75, 1.2) + rng.normal(0, 6, 3)
+    return np.clip(color, 8, 247).astype(np.float32)
 
 
 def _noise(rng: Generator, size: int, cells: float, stretch: float = 1.0, angle: float = 0.0) -> np.ndarray:
@@ -128,7 +128,7 @@ def _noise(rng: Generator, size: int, cells: float, stretch: float = 1.0, angle:
 
 
 def _texture(rng: Generator, size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """A surface (S, S, 3) of two colours: stripes, patches or nearly one colour, with hair or grain on it."""
+    """A surface (S, S, 3) of two colors: stripes, patches or nearly one color, with hair or grain on it."""
     kind, angle = rng.integers(4), rng.uniform(1, 180)
     if kind == 0:  # stripes that bend
         ramp = np.linspace(0, 2 * np.pi * rng.uniform(4, 12), size, dtype=np.float32)
@@ -172,7 +172,7 @@ def _depth(coverage: np.ndarray, deepest: float) -> np.ndarray:
 
 
 def _light(coverage: np.ndarray) -> np.ndarray:
-    """Light on a rounded body (S, S): darker towards its outline and its underside."""
+    """Light on a rounded body (S, S): darker toward its outline and its underside."""
     rows = np.flatnonzero(coverage.max(axis=1) > 0)
     down = np.arange(len(coverage), dtype=np.float32)[:, None] - np.float32(rows[0])
     down = np.clip(down / np.float32(len(rows) + 1), 0, 1)
@@ -189,7 +189,7 @@ def _paint(scene: np.ndarray, coverage: np.ndarray, surface: np.ndarray) -> None
 def _scene(rng: Generator, size: int) -> np.ndarray:
     """Wall and floor, or one ground, as (S, S, 3) float32."""
     palettes = [_COATS if rng.random() < 0.5 else _THINGS for _ in range(2)]
-    floor, wall = (_texture(rng, size, _colour(rng, colours), _colour(rng, colours)) for colours in palettes)
+    floor, wall = (_texture(rng, size, _color(rng, colors), _color(rng, colors)) for colors in palettes)
     if rng.random() < 0.7:
         horizon = int(size * rng.uniform(0.2, 0.75))
         floor[:horizon] = wall[:horizon]
@@ -199,16 +199,16 @@ def _scene(rng: Generator, size: int) -> np.ndarray:
 def _draw_thing(
     scene: np.ndarray, rng: Generator, coat: list[np.ndarray], largest: float = 0.28
 ) -> np.ndarray:
-    """Draws a ball, cushion, post or plant, mostly in colours of the animal, and returns its coverage."""
+    """Draws a ball, cushion, post or plant, mostly in colors of the animal, and returns its coverage."""
     size = len(scene)
-    centre, radius = rng.uniform(-0.05, 1.05, 2) * size, rng.uniform(0.04, largest) * size
+    center, radius = rng.uniform(-0.05, 1.05, 2) * size, rng.uniform(0.04, largest) * size
     turn, kind = rng.uniform(0, 2 * np.pi), rng.integers(4)
 
     def at(angle: float, reach: float) -> np.ndarray:
-        return centre + reach * radius * np.array([np.cos(angle), np.sin(angle)])
+        return center + reach * radius * np.array([np.cos(angle), np.sin(angle)])
 
     if kind == 0:  # ball
-        chains = [[(*centre, radius)]]
+        chains = [[(*center, radius)]]
     elif kind == 1:  # cushion or box
         half, soft = rng.uniform(0.3, 0.8), rng.uniform(0.02, 0.3) * radius
         corners = (half, np.pi - half, np.pi + half, -half)
@@ -221,15 +221,13 @@ def _draw_thing(
         for angle in turn + rng.uniform(-1.3, 1.3, rng.integers(3, 7)):
             reach = rng.uniform(0.8, 1.8)
             middle, tip = (*at(angle, reach / 2), 0.2 * radius), (*at(angle, reach), 0.02 * radius)
-            chains.append([(*centre, 0.1 * radius), middle, tip])
+            chains.append([(*center, 0.1 * radius), middle, tip])
     coverage = np.max([_fill(chain, size, solid=kind == 1) for chain in chains], axis=0)
     if coverage.any():
-        colours = (
-            coat
-            if rng.random() < 0.6
-            else [_colour(rng, np.concatenate([_COATS, _THINGS])) for _ in range(2)]
+        colors = (
+            coat if rng.random() < 0.6 else [_color(rng, np.concatenate([_COATS, _THINGS])) for _ in range(2)]
         )
-        _paint(scene, coverage, _texture(rng, size, *colours) * _light(coverage)[..., None])
+        _paint(scene, coverage, _texture(rng, size, *colors) * _light(coverage)[..., None])
     return coverage
 
 

@@ -13,7 +13,7 @@ import cv2
 
 
 def resize(image_size: int | tuple[int, int]) -> A.Compose:
-    """Resizing to a fixed size, aspect ratio not kept: images by area, masks by nearest neighbour.
+    """Resizing to a fixed size, aspect ratio not kept: images by area, masks by nearest neighbor.
 
     Args:
         image_size: side of the square, or (height, width), in pixels.
@@ -42,7 +42,7 @@ def flip() -> A.Compose:
 
 
 def flip_and_jitter() -> A.Compose:
-    """The augmentation of the ViT-seg article: horizontal flip and colour jitter.
+    """The augmentation of the ViT-seg article: horizontal flip and color jitter.
 
     Returns:
         Pipeline for uint8 images (H, W, 3) and integer masks (H, W); sizes do not change.

@@ -114,7 +114,7 @@ class SemanticHead(nn.Module):
     """Turns a prediction of queries into logits of classes for each pixel.
 
     A pixel's score for a class is the sum over queries of class probability times mask probability; its
-    logarithm serves as logit (the log-odds, where there is one class), so that softmax gives the normalised
+    logarithm serves as logit (the log-odds, where there is one class), so that softmax gives the normalized
     scores.
     """
 

@@ -2,7 +2,7 @@
 
 Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
 https://arxiv.org/abs/2105.15203, section 3.2. The parameters of `FusedSegformerDecoder` are those of SMP's
-`SegformerDecoder` (MIT licence), which it extends, so that state dicts fit in both directions.
+`SegformerDecoder` (MIT license), which it extends, so that state dicts fit in both directions.
 
 Difference from the original, which projects each level to E channels (W_i, b_i), resamples all to a quarter
 of the image, concatenates, and fuses them by a 1 x 1 convolution F, a batch norm and a ReLU: bilinear weights
@@ -56,7 +56,7 @@ def fuse_head(
 
 
 def uses_batch_statistics(norm: nn.BatchNorm2d) -> bool:
-    """Whether a batch norm normalises by the batch at hand, as in training, so that it cannot be folded."""
+    """Whether a batch norm normalizes by the batch at hand, as in training, so that it cannot be folded."""
     return norm.training or norm.running_mean is None
 
 
@@ -68,7 +68,7 @@ def fused_head(
     size: Sequence[int],
     classify: Layer = nn.Identity(),  # noqa: B008
 ) -> torch.Tensor:
-    """Projects levels, resamples them to one size, fuses, normalises and classifies them.
+    """Projects levels, resamples them to one size, fuses, normalizes and classifies them.
 
     Args:
         maps: One (B, C_i, H_i, W_i) a level, coarse to fine.

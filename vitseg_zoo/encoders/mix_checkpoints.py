@@ -1,7 +1,7 @@
 """Weights of MiT and SegFormer, however their names are spelled, under the zoo's names.
 
 The zoo's names for the encoder are those of timm's PVTv2; for a whole SegFormer they are SMP's, with the
-timm model under `encoder.model`. Recognised by their keys:
+timm model under `encoder.model`. Recognized by their keys:
 
 * NVIDIA's repository and SMP: `patch_embed1`, `block1.0`, `norm1`; `decode_head.linear_c4` or
   `decoder.mlp_stage`;

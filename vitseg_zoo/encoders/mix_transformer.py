@@ -11,7 +11,7 @@ Differences from timm's PVTv2:
   network is found unchanged among those of the dilated one;
 * maps smaller than the spatial reduction are padded to it, so that images of any size are taken.
 
-The code is Apache-2.0. The weights that NVIDIA trained (tag `nv_in1k`) are not: its licence allows research
+The code is Apache-2.0. The weights that NVIDIA trained (tag `nv_in1k`) are not: its license allows research
 and evaluation only. Those of PVTv2 (`mit_pvt_*`, tag `in1k`) are Apache-2.0.
 """
 

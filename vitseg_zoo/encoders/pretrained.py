@@ -30,7 +30,7 @@ class TimmWeights(dict):
 
     Args:
         name: Name of the timm model, with the tag of its weights, or without for the default tag; or a name
-            of the catalogue that ends in `.imagenet`.
+            of the catalog that ends in `.imagenet`.
     """
 
     def __init__(self, name: str) -> None:

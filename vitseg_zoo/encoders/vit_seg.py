@@ -5,7 +5,7 @@ in the form that the article series "Efficient Image Segmentation Using PyTorch"
 `VisionTransformer` (Apache-2.0).
 
 Differences from timm's ViT, all of them the article's:
-* the images, values in [0, 1], are normalised by a `BatchNorm2d` and by nothing else;
+* the images, values in [0, 1], are normalized by a `BatchNorm2d` and by nothing else;
 * position embeddings are drawn from N(0, 1), linear layers start as PyTorch makes them, query, key and value
   as `nn.MultiheadAttention` does, LayerNorm has PyTorch's eps 1e-5;
 * dropout 0.2 on the attention weights and on the output of each MLP, nowhere else;
@@ -154,7 +154,7 @@ def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "fixed_input_size": False,
-        # The model normalises its input itself.
+        # The model normalizes its input itself.
         "mean": (0.0, 0.0, 0.0),
         "std": (1.0, 1.0, 1.0),
         "first_conv": "patch_embed.proj",

@@ -47,7 +47,7 @@ def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | 
         model: An SMP segmentation model, a Hugging Face model whose output has `logits`, or any module that
             maps images to logits (B, classes, H, W). It is switched to evaluation mode, as SMP's own
             `predict` does. What `DataParallel` and `DistributedDataParallel` wrap is run by itself.
-        image: (B, C, H, W), normalised as the model expects.
+        image: (B, C, H, W), normalized as the model expects.
         size: Height and width of the labels, for example those of a photograph before it was resized for the
             model. Logits are resampled to it bilinearly, a strip at a time.
 

@@ -25,7 +25,7 @@ def resample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Ten
     Args:
         x: The map.
         size: Height and width of the output.
-        align_corners: Whether the centres of the corners' pixels stay where they are, as in `F.interpolate`.
+        align_corners: Whether the centers of the corners' pixels stay where they are, as in `F.interpolate`.
 
     Example:
         >>> resample(torch.tensor([[[[0.0, 1.0]]]]), (1, 4))
@@ -77,14 +77,14 @@ def resampling_matrix(size_in: int, size_out: int, like: Tensor, align_corners: 
 def add_doubled(output: Tensor, x: Tensor) -> None:
     """Adds to rows (..., 2 w, C) rows (..., w, C) that `resample` would double, in place.
 
-    The centres of the doubled columns lie a quarter beside those of the columns they are made of.
+    The centers of the doubled columns lie a quarter beside those of the columns they are made of.
     """
     pairs = output.unflatten(-2, (-1, 2))
     left, right = pairs.unbind(-2)
     pairs.add_(x[..., None, :], alpha=0.75)
     left[..., 1:, :].add_(x[..., :-1, :], alpha=0.25)
     right[..., :-1, :].add_(x[..., 1:, :], alpha=0.25)
-    for column, end in ((left, 0), (right, -1)):  # which have no neighbour there
+    for column, end in ((left, 0), (right, -1)):  # which have no neighbor there
         column[..., end, :].add_(x[..., end, :], alpha=0.25)
 
 

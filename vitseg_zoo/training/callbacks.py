@@ -102,7 +102,7 @@ class PredictionGallery(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        tiles = pictures.colour(self._predict(module), module.hparams.palette)
+        tiles = pictures.color(self._predict(module), module.hparams.palette)
         target = self.folder / "epochs" / f"{trainer.current_epoch:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         pictures.save_png(pictures.frame(tiles, f"epoch {trainer.current_epoch + 1}"), target)
@@ -121,8 +121,8 @@ class PredictionGallery(Callback):
         pictures.save_png(
             pictures.comparison(
                 images,
-                pictures.colour(self.masks.numpy(), palette),
-                {"prediction": pictures.colour(self._predict(module), palette)},
+                pictures.color(self.masks.numpy(), palette),
+                {"prediction": pictures.color(self._predict(module), palette)},
             ),
             self.folder / "predictions.png",
         )

@@ -61,7 +61,7 @@ class SegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset, trainer = self.datasets["train"].cache(), self.trainer
         sampler = EpochSampler(dataset, trainer.world_size, trainer.global_rank, seed=self.seed)
-        # A last batch of one image would break batch normalisation.
+        # A last batch of one image would break batch normalization.
         return self._loader(dataset, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:

@@ -23,10 +23,10 @@ class SegmentationModule(LightningModule):
     Args:
         arch: architecture, as `smp.create_model` takes it.
         encoder_name: encoder, as `smp.create_model` takes it.
-        encoder_weights: name of pretrained weights, with whose mean and deviation images are normalised;
+        encoder_weights: name of pretrained weights, with whose mean and deviation images are normalized;
             None starts from random weights, and images stay in [0, 1].
         class_names: one name for each class, in order; two or more.
-        palette: one RGB colour (0 to 255) for each class.
+        palette: one RGB color (0 to 255) for each class.
         image_size: side of the square, or (height, width), that images are resized to.
         ignore_index: mask value of pixels that count neither in the loss nor in the metrics; None if there
             are none.
@@ -67,7 +67,7 @@ class SegmentationModule(LightningModule):
         model_args: dict | None = None,
     ) -> None:
         super().__init__()
-        class_names, palette = list(class_names), [list(colour) for colour in palette]
+        class_names, palette = list(class_names), [list(color) for color in palette]
         if len(class_names) < 2:  # the softmax of one class is always 1: nothing would be learned
             raise ValueError(
                 f"a training needs two classes or more, got {class_names}: for one kind of object, "
@@ -83,7 +83,7 @@ class SegmentationModule(LightningModule):
         )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
-        mean, std = _normalisation(encoder_name, encoder_weights)
+        mean, std = _normalization(encoder_name, encoder_weights)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.loss = nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
@@ -155,7 +155,7 @@ class SegmentationModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
 
 
-def _normalisation(encoder_name: str, encoder_weights: str | None) -> tuple[list[float], list[float]]:
+def _normalization(encoder_name: str, encoder_weights: str | None) -> tuple[list[float], list[float]]:
     """Mean and deviation of the images (in [0, 1]) that the weights were trained on."""
     if encoder_weights is None:
         return [0.0], [1.0]

@@ -14,12 +14,12 @@ _MARGIN = 24
 _IGNORED = (255, 255, 255)
 
 
-def colour(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Colours class indices.
+def color(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Colors class indices.
 
     Args:
         labels: (..., H, W) class indices; indices beyond the palette (ignored pixels) become white.
-        palette: one RGB colour (0 to 255) for each class.
+        palette: one RGB color (0 to 255) for each class.
 
     Returns:
         (..., H, W, 3) uint8.
@@ -34,8 +34,8 @@ def comparison(images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, 
 
     Args:
         images: (N, H, W, 3) uint8.
-        truth: (N, H, W, 3) coloured masks.
-        predictions: name -> (N, H, W, 3) coloured masks; one row each.
+        truth: (N, H, W, 3) colored masks.
+        predictions: name -> (N, H, W, 3) colored masks; one row each.
 
     Returns:
         RGB picture with the names of the rows at the left.
@@ -59,7 +59,7 @@ def comparison(images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, 
 
 
 def frame(tiles: np.ndarray, caption: str) -> Image.Image:
-    """One frame of the GIF: coloured masks (N, H, W, 3), seven in a row, under a caption."""
+    """One frame of the GIF: colored masks (N, H, W, 3), seven in a row, under a caption."""
     count, height, width, _ = tiles.shape
     font = ImageFont.load_default(size=16)
     canvas = Image.new("RGB", (COLUMNS * width, _MARGIN + -(-count // COLUMNS) * height), "white")
@@ -97,7 +97,7 @@ def save_curves(runs: Mapping[str, Path], path: Path) -> None:
     """Plots loss, pixel accuracy and mIoU over epochs.
 
     Args:
-        runs: name of a run -> its metrics.csv. Each run has one colour; training is dashed, validation solid.
+        runs: name of a run -> its metrics.csv. Each run has one color; training is dashed, validation solid.
         path: PNG to write.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state

@@ -1,1 +1,1 @@
-"""Weights: the catalogue, checked downloads, conversion of foreign checkpoints, saving and loading."""
+"""Weights: the catalog, checked downloads, conversion of foreign checkpoints, saving and loading."""

@@ -47,10 +47,10 @@ _FACTS = {
     "training_data": "Trained on",
     "recipe": "Recipe",
     "limits": "Limits",
-    "license": "Licence of the weights",
+    "license": "License of the weights",
     "source": "Source",
 }
-# Names of licences that the Hub knows.
+# Names of licenses that the Hub knows.
 _SPDX = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0"}
 
 

@@ -1,4 +1,4 @@
-"""The catalogue: every complete model and every encoder that there are weights for.
+"""The catalog: every complete model and every encoder that there are weights for.
 
 Complete models are listed here. Encoders are listed by timm (`default_cfgs` of the zoo's and of timm's own
 models) and read from there, by `encoder_catalog`. Models that come with the package are described by the
@@ -56,7 +56,7 @@ class WeightsEntry:
     parameters: float | None = None  # of a model, in millions
 
     class_names: tuple[str, ...] = ()  # in the order of the model's outputs
-    palette: Palette = ()  # RGB colour of each class, 0 to 255
+    palette: Palette = ()  # RGB color of each class, 0 to 255
     mean: tuple[float, ...] = IMAGENET_MEAN  # of the images in [0, 1] that the model takes
     std: tuple[float, ...] = IMAGENET_STD  # likewise
     input_size: tuple[int, int] | None = (
@@ -64,7 +64,7 @@ class WeightsEntry:
     )
 
     license: str = "unknown"  # of the weights, not of the code: SPDX identifier or name
-    commercial_use: bool | None = None  # whether it allows it; None: read the licence
+    commercial_use: bool | None = None  # whether it allows it; None: read the license
     training_data: str = ""  # what the weights were trained on
     metric: str = ""  # as published, in one phrase
     metric_source: str = ""  # who published it
@@ -234,7 +234,7 @@ def entry_of_file(path: Path) -> WeightsEntry:
         if known.get(key) is not None:
             known[key] = tuple(known[key])
     known["origin"] = metadata.get("source", "")
-    known["palette"] = tuple(tuple(colour) for colour in metadata.get("palette", ()))
+    known["palette"] = tuple(tuple(color) for color in metadata.get("palette", ()))
     known |= {"name": path.stem, "kind": "model", "url": path.resolve().as_uri()}
     known |= {"megabytes": path.stat().st_size / 1e6, "parameters": sum(map(math.prod, shapes)) / 1e6}
     return WeightsEntry(**known)

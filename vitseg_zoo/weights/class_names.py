@@ -1,8 +1,8 @@
-"""Names and colours of the classes of the data sets that complete models were trained on.
+"""Names and colors of the classes of the data sets that complete models were trained on.
 
 In the order in which the models number them: ADE20K's 150 classes of the scene parsing benchmark (label 0 of
 its files, "other", is left out), https://arxiv.org/abs/1608.05442, and the 19 of Cityscapes,
-https://arxiv.org/abs/1604.01685. The colours are those that mmsegmentation and Hugging Face show.
+https://arxiv.org/abs/1604.01685. The colors are those that mmsegmentation and Hugging Face show.
 """
 
 Palette = tuple[tuple[int, int, int], ...]
@@ -12,8 +12,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(" ".join(name.split()) for name in text.split(","))
 
 
-def _colours(text: str) -> Palette:
-    return tuple(tuple(bytes.fromhex(colour)) for colour in text.split())
+def _colors(text: str) -> Palette:
+    return tuple(tuple(bytes.fromhex(color)) for color in text.split())
 
 
 ADE20K_CLASSES = _names(
@@ -34,7 +34,7 @@ ADE20K_CLASSES = _names(
     """
 )
 
-ADE20K_PALETTE = _colours(
+ADE20K_PALETTE = _colors(
     """
     787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846
     08ff33 ff0652 8fff8c ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc
@@ -57,7 +57,7 @@ CITYSCAPES_CLASSES = _names(
     """
 )
 
-CITYSCAPES_PALETTE = _colours(
+CITYSCAPES_PALETTE = _colors(
     """
     804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c ff0000 00008e
     000046 003c64 005064 0000e6 770b20

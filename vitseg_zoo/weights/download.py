@@ -37,7 +37,7 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
     """Gives a local file with weights, downloaded if need be.
 
     Args:
-        source: An entry of the catalogue or its name, an https: or file: address, or a path.
+        source: An entry of the catalog or its name, an https: or file: address, or a path.
         cache_dir: The Hub's cache to use instead of the user's own.
 
     Returns:
@@ -69,7 +69,7 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
 
 
 def find_entry(source: str | Path | WeightsEntry) -> WeightsEntry | None:
-    """The entry of the catalogue that a source names; None if it is a path or an address.
+    """The entry of the catalog that a source names; None if it is a path or an address.
 
     Raises:
         ValueError: If it looks like a name, and there are no weights of that name.
@@ -87,7 +87,7 @@ def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
     The file is named like the weights, with its SHA-256 beside it in the form of `sha256sum`.
 
     Args:
-        source: An entry of the catalogue, or its name.
+        source: An entry of the catalog, or its name.
         folder: Where to; made if need be.
 
     Returns:

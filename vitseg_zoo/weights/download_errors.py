@@ -125,7 +125,7 @@ def _first_line(error: Exception) -> str:
 
 def _unreachable(name: str, error: Exception, elsewhere: str) -> ConnectionError:
     host = urlsplit(name).hostname or constants.ENDPOINT
-    # Parts are kept of what has a checksum to show that they fit: entries of the catalogue.
+    # Parts are kept of what has a checksum to show that they fit: entries of the catalog.
     again = "run this again" if ":" in name else "run this again to go on where it stopped"
     return ConnectionError(
         f"{name}: no connection, or a broken one, to {host} ({_first_line(error)}): {again}, or {elsewhere}."

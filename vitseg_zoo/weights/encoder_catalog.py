@@ -1,4 +1,4 @@
-"""Encoders that there are weights for: timm's list of them, as entries of the catalogue.
+"""Encoders that there are weights for: timm's list of them, as entries of the catalog.
 
 timm is imported where it is used: importing it registers the zoo's encoders, which import this.
 """
@@ -18,7 +18,7 @@ _PVT_SOURCE = "PVTv2's repository, https://github.com/whai362/PVT"
 _MIT_MEGABYTES = (14, 55, 99, 178, 245, 328)
 _PVT_MEGABYTES = (15, 56, 102, 181, 250, 328)
 
-# Licences in timm's spelling that let anybody use the weights, and those for research alone.
+# Licenses in timm's spelling that let anybody use the weights, and those for research alone.
 _PERMISSIVE = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0"}
 _FOR_RESEARCH = ("-nc", "noncommercial", "amlr")
 
@@ -110,7 +110,7 @@ def _filenames(filename: str | None) -> tuple[str, ...]:
 
 
 def _allows_commercial_use(license: str) -> bool | None:
-    """What a licence in timm's spelling says; None where it has to be read."""
+    """What a license in timm's spelling says; None where it has to be read."""
     if any(part in license for part in _FOR_RESEARCH):
         return False
     return True if license in _PERMISSIVE else None

@@ -1,4 +1,4 @@
-"""The formats of weights that are recognised by their keys, and converted to the zoo's names."""
+"""The formats of weights that are recognized by their keys, and converted to the zoo's names."""
 
 import re
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Format:
     unused: str = "$."  # pattern of what models of the format have and do not compute with
 
 
-def recognise(weights: StateDict) -> Format | None:
+def recognize(weights: StateDict) -> Format | None:
     """Finds the format of a state dict; None if it is not known."""
     return next((known for known in FORMATS if known.matches(weights)), None)
 

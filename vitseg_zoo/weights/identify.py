@@ -10,7 +10,7 @@ from segmentation_models_pytorch.base import SegmentationModel
 
 from vitseg_zoo.weights.catalog import IMAGENET_MEAN, IMAGENET_STD
 from vitseg_zoo.weights.checkpoint import Checkpoint
-from vitseg_zoo.weights.formats import StateDict, recognise
+from vitseg_zoo.weights.formats import StateDict, recognize
 
 # Blocks of MiT's stages -> size, for stages of 64, 128, 320 and 512 channels; B0 has half of them.
 _MIT_SIZES = {(2, 2, 2, 2): 1, (3, 4, 6, 3): 2, (3, 4, 18, 3): 3, (3, 8, 27, 3): 4, (3, 6, 40, 3): 5}
@@ -71,7 +71,7 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         }
     else:
         described = _from_shapes(checkpoint.weights, path)
-    described |= _segmenter_normalisation(path) if described["architecture"] == "segmenter" else {}
+    described |= _segmenter_normalization(path) if described["architecture"] == "segmenter" else {}
     usual = {
         "mean": preprocessing.get("image_mean", IMAGENET_MEAN),
         "std": preprocessing.get("image_std", IMAGENET_STD),
@@ -104,7 +104,7 @@ def _json_beside(path: Path, name: str) -> dict[str, Any]:
         raise ValueError(f"{beside} is not JSON: {error}.") from error
 
 
-def _segmenter_normalisation(path: Path) -> dict[str, Any]:
+def _segmenter_normalization(path: Path) -> dict[str, Any]:
     """What the `variant.yml` says that Segmenter's authors put beside a checkpoint."""
     beside = path.with_name("variant.yml")
     if not beside.is_file():
@@ -146,14 +146,14 @@ def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint, 
 
 
 def _class_names(notes: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Names and colours of the classes, from mmsegmentation's notes or Hugging Face's configuration."""
+    """Names and colors of the classes, from mmsegmentation's notes or Hugging Face's configuration."""
     meta = notes.get("meta")
     found = {}
     if isinstance(meta, Mapping):
         if meta.get("CLASSES"):
             found["class_names"] = list(meta["CLASSES"])
         if meta.get("PALETTE") is not None:
-            found["palette"] = [[int(value) for value in colour] for colour in meta["PALETTE"]]
+            found["palette"] = [[int(value) for value in color] for color in meta["PALETTE"]]
     elif config.get("id2label"):
         labels = {int(index): name for index, name in config["id2label"].items()}
         found["class_names"] = [labels[index] for index in sorted(labels)]
@@ -161,7 +161,7 @@ def _class_names(notes: Mapping[str, Any], config: Mapping[str, Any]) -> dict[st
 
 
 def _from_shapes(weights: StateDict, path: Path) -> dict[str, Any]:
-    known = recognise(weights)
+    known = recognize(weights)
     if known is not None and known.is_model:
         converted = known.convert(weights)
         if "SegFormer" in known.name:
@@ -224,7 +224,7 @@ def _vitseg(weights: StateDict) -> dict[str, Any]:
             "classes": weights["segmentation_head.0.weight"].shape[0] // side**2,
             "img_size": round(patches**0.5) * side,
         },
-        "mean": [0.0] * channels,  # the model's first layer normalises
+        "mean": [0.0] * channels,  # the model's first layer normalizes
         "std": [1.0] * channels,
     }
 

@@ -7,10 +7,10 @@ _logger = logging.getLogger("vitseg_zoo")
 
 
 def license_notice(name: str, commercial_use: bool | None, license: str | None) -> str:
-    """The sentence about a licence that forbids commercial use; empty for others."""
+    """The sentence about a license that forbids commercial use; empty for others."""
     if commercial_use is not False:
         return ""
-    return f"{name}: the weights must not be used commercially. Licence: {license or 'not stated'}."
+    return f"{name}: the weights must not be used commercially. License: {license or 'not stated'}."
 
 
 def say_license(name: str, commercial_use: bool | None, license: str | None) -> None:

@@ -14,7 +14,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn, convert_to_smp
 from vitseg_zoo.weights.checkpoint import Checkpoint, read_checkpoint
 from vitseg_zoo.weights.download import fetch, find_entry
-from vitseg_zoo.weights.formats import StateDict, recognise
+from vitseg_zoo.weights.formats import StateDict, recognize
 from vitseg_zoo.weights.license import say_license
 
 _logger = logging.getLogger("vitseg_zoo")
@@ -24,7 +24,7 @@ _logger = logging.getLogger("vitseg_zoo")
 class LoadReport:
     """What became of a file's weights."""
 
-    format: str  # the format that was recognised
+    format: str  # the format that was recognized
     loaded: int  # number of the model's tensors that were set
     missing: tuple[str, ...]  # the model's tensors that the file does not have; they keep their values
     unexpected: tuple[str, ...]  # the file's tensors that the model does not have
@@ -47,14 +47,14 @@ class LoadReport:
 def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> LoadReport:
     """Loads weights into a model, whatever program wrote them.
 
-    Recognised by their keys: SegFormer of NVIDIA, Hugging Face and SMP, MiT, any SMP model, timm's ViTs and
+    Recognized by their keys: SegFormer of NVIDIA, Hugging Face and SMP, MiT, any SMP model, timm's ViTs and
     PVTv2, Segmenter, the notebook of the article; bare, in a Lightning checkpoint, with averaged weights
     (EMA), or with what `torch.compile` and DistributedDataParallel put before the names. No code from the
     file is run.
 
     Args:
         model: A model of `smp.create_model`, one of its encoders, or a timm model.
-        path: The file, an https: or file: address, or a name of the catalogue.
+        path: The file, an https: or file: address, or a name of the catalog.
         strict: All of the model's tensors have to be in the file, and all of the file's in the model.
             Without, what fits is loaded, and what does not is reported in one line.
 
@@ -157,7 +157,7 @@ def _load(model: nn.Module, weights: StateDict) -> tuple[_IncompatibleKeys, list
 
 def _left_out(weights: StateDict, own: StateDict) -> list[str]:
     """What the model has no use for, by the format; a classifier is used where the model has one."""
-    known = recognise(weights)
+    known = recognize(weights)
     if known is None or any(key.startswith("head.") for key in own):
         return []
     return [key for key in weights if re.match(known.unused, key)]
@@ -166,7 +166,7 @@ def _left_out(weights: StateDict, own: StateDict) -> list[str]:
 def _best_fit(model: nn.Module, weights: StateDict) -> tuple[str, StateDict | None]:
     """The spelling of the weights with most of the model's names and shapes; None if none has any."""
     own = model.state_dict()
-    known = recognise(weights)
+    known = recognize(weights)
     name = known.name if known else "unknown format"
     best, most = None, 0
     for spelling in _spellings(model, weights):
@@ -181,7 +181,7 @@ def _best_fit(model: nn.Module, weights: StateDict) -> tuple[str, StateDict | No
 
 def _spellings(model: nn.Module, weights: StateDict) -> Iterator[StateDict]:
     """The weights under the names of each library that the model could be of; their own first."""
-    known = recognise(weights)
+    known = recognize(weights)
     if known is None:
         yield weights
         return

@@ -12,7 +12,7 @@ from vitseg_zoo.architectures.hub import ModelCardMixin
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
 from vitseg_zoo.weights.catalog import WeightsEntry
 
-# What may be said of a model; the meaning is that of the catalogue's fields.
+# What may be said of a model; the meaning is that of the catalog's fields.
 METADATA = (
     *("class_names", "palette", "mean", "std", "input_size"),
     *("license", "commercial_use", "training_data", "metric", "metric_source", "source", "recipe", "limits"),
@@ -20,7 +20,7 @@ METADATA = (
 
 
 def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
-    """A catalogue entry's part that is said of a model."""
+    """A catalog entry's part that is said of a model."""
     described = {key: getattr(entry, key) for key in METADATA if hasattr(entry, key)}
     return described | {"source": entry.origin or entry.source}
 
@@ -95,11 +95,9 @@ def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
     size = described.get("input_size", (1, 1))
     if not (_are(size, (2,), int) and min(size) > 0):
         raise ValueError(f"input_size should be (height, width) in pixels, got {size!r}.")
-    for colour in described.get("palette", ()):
-        if not (_are(colour, (3,), int) and min(colour) >= 0 and max(colour) <= 255):
-            raise ValueError(
-                f"palette should hold RGB colours of whole numbers from 0 to 255, got {colour!r}."
-            )
+    for color in described.get("palette", ()):
+        if not (_are(color, (3,), int) and min(color) >= 0 and max(color) <= 255):
+            raise ValueError(f"palette should hold RGB colors of whole numbers from 0 to 255, got {color!r}.")
 
 
 def _are(values: Any, lengths: Sequence[int], kind: type) -> bool:

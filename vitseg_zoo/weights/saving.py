@@ -167,7 +167,7 @@ def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
 
     Args:
         source: A file of `save_model`, a folder of `save_pretrained`, a checkpoint of this package's
-            training, a foreign checkpoint that is recognised by its keys, or a name of the catalogue.
+            training, a foreign checkpoint that is recognized by its keys, or a name of the catalog.
 
     Returns:
         The model in evaluation mode, and what is known of it: `architecture`, `arguments`, `mean` and `std`
@@ -193,8 +193,8 @@ def convert_file(
         metadata: See `save_model`; comes before what the source says.
 
     Returns:
-        What was recognised and left over, and what the new file says. If the source states
-        neither origin nor licence, `source` is the file's name and format, and the licence is unknown.
+        What was recognized and left over, and what the new file says. If the source states
+        neither origin nor license, `source` is the file's name and format, and the license is unknown.
 
     Raises:
         ValueError, RuntimeError, OSError: See `load_model`.

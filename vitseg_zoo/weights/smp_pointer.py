@@ -1,9 +1,9 @@
 """Two small files in the Hub's local cache that lead SMP to weights it cannot load by itself.
 
-SMP takes an encoder's weights and normalisation from a repository of the Hugging Face Hub: a `config.json`
+SMP takes an encoder's weights and normalization from a repository of the Hugging Face Hub: a `config.json`
 with `mean` and `std` at its top, and a `model.safetensors` of the encoder's own keys. timm's repositories
 have another form, and not all have that file. So SMP is pointed to a repository that exists only in the local
-cache, `vitseg-zoo/timm`. Its `config.json` holds the normalisation, its `model.safetensors` only the name of
+cache, `vitseg-zoo/timm`. Its `config.json` holds the normalization, its `model.safetensors` only the name of
 the weights. The encoder reads the name, and the weights are fetched like all others.
 
 A revision is the hash of the contents: the files are written where they are absent, are never changed, and
@@ -29,7 +29,7 @@ def write_pointer(name: str, mean: Sequence[float], std: Sequence[float]) -> str
     """Puts the files into the Hub's cache, where they are not there.
 
     Args:
-        name: Name of the weights, as timm or the catalogue have it.
+        name: Name of the weights, as timm or the catalog have it.
         mean: Of images in [0, 1], for each channel.
         std: Likewise.
 
