@@ -1,0 +1,46 @@
+"""Files that are whole or not there."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, which takes its name when the block ends without an error.
+
+    Whoever reads `path` sees the old file or the new one, never a part of it. After an error the temporary
+    file is gone and `path` is as it was.
+
+    Args:
+        path: Where the file shall be; its folder is made if need be.
+
+    Yields:
+        A path in the same folder, with the same suffix, for one file that the block writes.
+
+    Raises:
+        OSError: If the folder or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "scores.txt"
+        >>> with atomic_path(target) as partial:
+        ...     _ = partial.write_text("0.9")
+        >>> target.read_text()
+        '0.9'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A folder of its own: no name is taken, two writers do not meet, and one file is all that may be left.
+    folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+    partial = folder / f"file{path.suffix}"
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
