@@ -17,9 +17,10 @@ from PIL import Image
 
 from vitseg_zoo import save_model
 from vitseg_zoo.cli import main
-from vitseg_zoo.cli.predict import distinct_colors, predict_image
 from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE
 from vitseg_zoo.data.transforms import resize
+from vitseg_zoo.inference.predictor import predict_image
+from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.weights import catalog
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL

@@ -170,6 +170,8 @@ def _from_shapes(weights: StateDict, path: Path) -> dict[str, Any]:
             return _vitseg(converted)
         if "Segmenter" in known.name:
             return _segmenter(converted)
+        if "SegNet" in known.name:
+            return _segnet(converted)
     if known is None:
         raise ValueError(
             f"{path}: weights of an unknown format, that begin with {', '.join(list(weights)[:3])}."
@@ -249,4 +251,18 @@ def _segmenter(weights: StateDict) -> dict[str, Any]:
         },
         "mean": [0.5] * channels,  # of the ViTs that the authors begin with
         "std": [0.5] * channels,
+    }
+
+
+def _segnet(weights: StateDict) -> dict[str, Any]:
+    channels = len(weights["encoder.input_norm.weight"])
+    classes = len(list(weights.values())[-1])
+    first = weights["encoder.blocks.0.0.weight"]
+    return {
+        "architecture": "segnet"
+        if first.shape[1] == channels and first.shape[0] != channels
+        else "segnetdsc",
+        "arguments": {"in_channels": channels, "classes": classes},
+        "mean": [0.0] * channels,  # the model's first layer normalizes
+        "std": [1.0] * channels,
     }
