@@ -9,8 +9,7 @@ from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vitseg_zoo.architectures.base import TokenModel
-from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
+from vitseg_zoo.architectures.base import TokenModel, plain_vit_encoder
 from vitseg_zoo.decoders.eomt import QueryDecoder, QueryPrediction, SemanticHead, query_attention_mask
 from vitseg_zoo.encoders.token_blocks import embed_tokens, takes_tokens
 

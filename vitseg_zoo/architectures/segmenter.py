@@ -7,8 +7,7 @@ from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
-from vitseg_zoo.architectures.base import TokenModel
-from vitseg_zoo.architectures.token_encoder import token_encoder
+from vitseg_zoo.architectures.base import TokenModel, token_encoder
 from vitseg_zoo.decoders.segmenter import LinearDecoder, MaskTransformerDecoder
 
 _DEFAULT_ENCODER = "vz-vit_small_patch16_384"

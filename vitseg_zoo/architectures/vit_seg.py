@@ -5,8 +5,7 @@ from typing import Any
 
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 
-from vitseg_zoo.architectures.base import TokenModel
-from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
+from vitseg_zoo.architectures.base import TokenModel, plain_vit_encoder
 from vitseg_zoo.decoders.vit_seg import PatchDecoder, PatchHead
 
 _ARTICLE_ENCODER = "vz-vitseg_base_patch16_128"
