@@ -5,7 +5,6 @@ import segmentation_models_pytorch as smp
 import torch
 from small_vit_seg import SMALL_ARGS, small
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from vit_seg_reference import ReferenceViTSeg
 
 
@@ -79,29 +78,3 @@ def test_attention_is_torchs_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
     model(torch.rand(2, 3, 32, 32))
     model.predict(torch.rand(2, 3, 32, 32))
     assert dropouts == [0.2] * 3 + [0.0] * 3
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_in_one_graph(dynamic: bool) -> None:
-    model = small(depth=2).eval()
-    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="eager")
-    with torch.inference_mode():
-        for size in [(64, 64), (96, 48)] if dynamic else [(50, 70)]:
-            image = torch.rand(1, 3, *size)
-            torch.testing.assert_close(compiled(image), model(image))
-
-
-def test_export() -> None:
-    model = small(depth=2).eval()
-    image = torch.rand(1, 3, 64, 96)
-    exported = torch.export.export(model, (image,))
-    torch.testing.assert_close(exported.module()(image), model(image))
-
-
-def test_forward_creates_no_tensor_off_the_inputs_device() -> None:
-    model = small(depth=1, img_size=64, classes=3)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        state = {key: torch.empty_like(t, device="cuda") for key, t in model.state_dict().items()}
-        # Another size than the model's, so that position embeddings are resampled too.
-        output = torch.func.functional_call(model, state, torch.rand(2, 3, 50, 90, device="cuda"))
-    assert output.device.type == "cuda" and output.shape == (2, 3, 50, 90)
