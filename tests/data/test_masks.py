@@ -77,7 +77,7 @@ def test_colors_with_and_without_names(classes: np.ndarray):
 
 
 def test_smoothed_and_jpeg_masks_are_snapped_and_counted(classes: np.ndarray, tmp_path: Path):
-    binary = np.roll(np.kron((classes > 0).astype(np.uint8), np.ones((4, 4), np.uint8)), 3, (0, 1))
+    binary = np.roll(np.kron((classes > 0).astype(np.uint8), np.ones((16, 16), np.uint8)), 3, (0, 1))
     Image.fromarray(binary * 255).save(tmp_path / "m.jpg", quality=80)
     pixels = read_mask(tmp_path / "m.jpg")
     assert len(np.unique(pixels)) > 8

@@ -340,7 +340,7 @@ def _propose_colors(
         else:
             notes.append("no file names the colors (class_dict.csv with name,r,g,b would)")
     rest = {value: count for value, count in counts.items() if value not in set(keys)}
-    if len(rest) > 8 and sum(rest.values()) < 0.2 * sum(counts.values()):
+    if len(counts) > 32 and rest and sum(rest.values()) < 0.3 * sum(counts.values()):
         snap = True
         notes.append(
             f"{sum(rest.values())} pixels ({_percent(sum(rest.values()), counts)}) have one of {len(rest)} "
@@ -367,7 +367,7 @@ def _peaks(counts: Mapping[int, int], levels: int, limit: int | None) -> list[in
         )
 
     for value, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if count < 0.002 * total or len(peaks) == (limit or 64):
+        if count < 0.005 * total or len(peaks) == (limit or 64):
             break
         if not near(value, 40):
             peaks.append(value)
