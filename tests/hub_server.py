@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ class HostedFile:
     on_other_host: bool = False  # redirect to another host name, as the Hub does to its CDN
     refusal: tuple[int, str] | None = None  # status and the Hub's code for the reason, instead of the file
     refuses_contents_only: bool = False  # and answers what the file is
+    etag: str | None = None  # to state instead of the SHA-256
+    commit: str | None = None  # to state instead of the one that was asked for
+    location: str | None = None  # where to redirect to
 
 
 @dataclass
@@ -33,10 +37,14 @@ class HubServer:
     """Serves `files` by path, `<repository>/<file name>`, at all revisions; use it as a context manager.
 
     Takes commits to repositories, too, and serves as an HTTP proxy to itself.
+
+    Args:
+        certificate: File with a key and a certificate of 127.0.0.1; the server then speaks https.
     """
 
     files: dict[str, HostedFile] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)  # method, path, headers
+    certificate: str | None = None
 
     def __enter__(self) -> "HubServer":
         hub = self
@@ -58,7 +66,12 @@ class HubServer:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+        scheme = "http"
+        if self.certificate is not None:
+            scheme, context = "https", ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.endpoint = f"{scheme}://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         return self
 
@@ -90,13 +103,15 @@ class HubServer:
             return self.send(handler, status, headers, b"No" if with_body else b"")
 
         announced = hosted.content if hosted.announced is None else hosted.announced
-        digest = hashlib.sha256(announced).hexdigest()
+        digest = hosted.etag or hashlib.sha256(announced).hexdigest()
         headers = {
-            "X-Repo-Commit": commit,
+            "X-Repo-Commit": hosted.commit or commit,
             "X-Linked-Etag": f'"{digest}"',
             "X-Linked-Size": str(len(announced)),
             "ETag": f'"{digest}"',
         }
+        if hosted.location is not None:
+            return self.send(handler, 302, headers | {"Location": hosted.location}, b"")
         if hosted.on_other_host and not is_cdn:
             port = self.server.server_port
             headers["Location"] = f"http://localhost:{port}/cdn/{repository}/resolve/{rest}"

@@ -1,16 +1,20 @@
 """Downloads from a server on this machine that speaks the Hub's routes, each in a process of its own."""
 
+import base64
 import contextlib
 import fcntl
+import hashlib
 import os
 import pickle
 import pty
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import termios
 import textwrap
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,8 @@ from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
 from vitseg_zoo.weights.catalog import NVIDIA_LICENSE
+from vitseg_zoo.weights.check import read_sha256
+from vitseg_zoo.weights.checkpoint import read_checkpoint
 
 NAME = "segformer_b0.smp_ade20k_512"
 REPO = "smp-hub/segformer-b0-512x512-ade-160k"
@@ -46,6 +52,7 @@ def environment(hub, tmp_path):
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "5",
         "NO_PROXY": "*",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # may have another huggingface_hub
     }
 
 
@@ -457,3 +464,180 @@ def test_encoder_of_a_plain_vit(hub, environment):
     value = str(weights["blocks.0.attn.qkv.bias"][:3].tolist())
     assert output.splitlines() == [value, value, "[0.5, 0.5, 0.5]"], errors
     assert hub.count("GET") == 1
+
+
+FETCH_ALL = """
+    import os, sys
+    from vitseg_zoo.weights.download import fetch
+    for source in sys.argv[1].split("\\n"):
+        try:
+            print(fetch(source))
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+"""
+
+
+def fetch_all(environment, *sources):
+    """As `fetch`, of several sources in one process, with what was logged."""
+    output, errors = start(environment, "\n".join(sources), FETCH_ALL).communicate(timeout=600)
+    lines = output.splitlines()
+    assert len(lines) == len(sources), output + errors
+    return lines, errors
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "../../../../thesis.txt"])
+def test_a_path_for_an_etag_reaches_no_file_of_the_user(hub, environment, tmp_path, name):
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("years of work")
+    etag = str(thesis) if name == "thesis.txt" else name
+    hub.files[FILE].etag = etag
+    for _ in range(2):
+        assert_one_sentence(fetch(environment), "ConnectionError", "HF_ENDPOINT", etag)
+    hub.files[FILE] = HostedFile(WEIGHTS, commit="../../../../elsewhere")
+    assert_one_sentence(fetch(environment), "ConnectionError", "HF_ENDPOINT", "elsewhere")
+    assert thesis.read_text() == "years of work" and not list(Path(environment["HF_HOME"]).rglob("thesis*"))
+
+
+def test_a_snapshot_that_links_to_a_file_of_the_user_s_deletes_nothing(hub, environment, tmp_path):
+    path = Path(fetch(environment))
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(WEIGHTS[:-4] + b"mine")
+    path.unlink()
+    path.symlink_to(own)
+    assert_one_sentence(fetch(environment), "OSError", str(path), "altered", "replace it")
+    assert own.exists() and path.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "etag", [None, "d41d8cd98f00b204e9800998ecf8427e", "d41d8cd98f00b204e9800998ecf8427e-3"]
+)
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_flipped_byte_is_found_however_the_cache_holds_the_file(hub, environment, etag, copied, tmp_path):
+    hub.files[FILE].etag = etag
+    path = Path(fetch(environment))
+    if copied:  # as `cp -rL`, docker and Windows do
+        shutil.copytree(environment["HF_HOME"], tmp_path / "copy")
+        environment["HF_HOME"] = str(tmp_path / "copy")
+        path = tmp_path / "copy" / path.relative_to(tmp_path / "home")
+    assert path.is_symlink() != copied and fetch(environment) == str(path)
+    path.write_bytes(WEIGHTS[:-4] + b"oops")
+    assert_one_sentence(fetch(environment), "OSError", "altered", "deleted")
+    assert Path(fetch(environment)).read_bytes() == WEIGHTS
+
+
+def test_an_etag_in_upper_case_is_a_checksum(hub, environment):
+    digest = hashlib.sha256(WEIGHTS).hexdigest().upper()
+    hub.files[FILE] = HostedFile(WEIGHTS[:-4] + b"oops", etag=digest)
+    assert_one_sentence(fetch(environment), "OSError", "altered", "deleted")
+    hub.files[FILE] = HostedFile(WEIGHTS, etag=digest)
+    assert Path(fetch(environment)).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param(lambda digest: digest.upper().encode(), id="upper case"),
+        pytest.param(lambda digest: f"{digest}\tfile\r\n".encode(), id="tab"),
+        pytest.param(lambda digest: f"{digest}  file".encode("utf-8-sig"), id="BOM"),
+        pytest.param(lambda digest: f"{digest}  file\r\n".encode("utf-16"), id="UTF-16"),
+        pytest.param(lambda digest: f"SHA256 (file) = {digest}".encode(), id="BSD"),
+    ],
+)
+def test_checksums_as_other_programs_write_them(tmp_path, written):
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    (tmp_path / "x.sha256").write_bytes(written(digest))
+    assert read_sha256(tmp_path / "x.sha256") == digest
+    (tmp_path / "x.sha256").write_text("none")
+    with pytest.raises(OSError, match=r"x.sha256 holds no SHA-256 of 64"):
+        read_sha256(tmp_path / "x.sha256")
+
+
+def test_https_is_not_left_for_http(hub, environment, tmp_path):
+    certificate = tmp_path / "key.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {certificate} -out {tmp_path}/c.pem"
+    command = [*command.split(), "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    if not shutil.which("openssl") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a certificate needs openssl")
+    with certificate.open("a") as file:
+        file.write((tmp_path / "c.pem").read_text())
+    hub.files["weights/model.safetensors"] = HostedFile(WEIGHTS)
+    plain = f"{hub.endpoint}/weights/model.safetensors"
+    environment |= {key: str(tmp_path / "c.pem") for key in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")}
+    with HubServer(certificate=str(certificate)) as secure:
+        address = f"{secure.endpoint}/weights"
+        secure.files["weights/model.safetensors"] = HostedFile(WEIGHTS)
+        secure.files["weights/http.safetensors"] = HostedFile(b"", location=plain)
+        secure.files["weights/twice.safetensors"] = HostedFile(b"", location="/weights/http.safetensors")
+        secure.files["weights/https.safetensors"] = HostedFile(b"", location="/weights/model.safetensors")
+        secure.files[FILE] = HostedFile(WEIGHTS, etag="0" * 32, location=f"{hub.endpoint}/cdn/{FILE}")
+        names = [f"{address}/{name}.safetensors" for name in ("http", "twice", "https")]
+        (once, twice, https), _ = fetch_all(environment | {"HF_ENDPOINT": secure.endpoint}, *names)
+        mirrored = fetch(environment | {"HF_ENDPOINT": secure.endpoint})
+    assert Path(https).read_bytes() == WEIGHTS
+    for message in (once, twice, mirrored):
+        assert_one_sentence(message, "ConnectionError", "redirects to", hub.endpoint, "not followed")
+    assert not hub.requests
+
+
+def test_passwords_of_addresses_are_sent_and_never_repeated(hub, environment):
+    hub.files["weights/model.safetensors"] = HostedFile(WEIGHTS)
+    hub.files["weights/cut.safetensors"] = HostedFile(WEIGHTS, cut_after=1000)
+    hub.files["weights/failing.pth"] = HostedFile(WEIGHTS, refusal=(500, ""))
+    hub.files["weights/wrong.safetensors"] = HostedFile(b"<html>" * 500)
+    host = hub.endpoint.removeprefix("http://")
+    names = ["cut.safetensors", "failing.pth", "wrong.safetensors", "absent.pth", "model.safetensors"]
+    addresses = [f"http://me:s%40cret@{host}/weights/{name}" for name in names]
+    addresses += ["http://me:s%40cret@example.org/x.pth", f"https://me:s%40cret@{host}:1/x.pth"]
+    lines, logged = fetch_all(environment, *addresses)
+    assert Path(lines[4]).read_bytes() == WEIGHTS
+    assert "cret" not in "".join(lines) + logged
+    sent = [{key.lower(): value for key, value in headers.items()} for _, _, headers in hub.requests]
+    assert all(base64.b64decode(headers["authorization"][6:]) == b"me:s@cret" for headers in sent)
+    environment["HF_ENDPOINT"] = f"http://me:secret@{host}"
+    hub.files[FILE].etag = "?"
+    assert "secret" not in fetch(environment)
+
+
+def test_a_zip_that_would_fill_the_memory_is_not_inflated(hub, environment, tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/data.pkl", "w") as file:
+        for _ in range(200):
+            file.write(bytes(2**20))
+    hub.files["weights/bomb.pth"] = HostedFile(path.read_bytes())
+    message = fetch(environment, f"{hub.endpoint}/weights/bomb.pth")
+    assert_one_sentence(message, "OSError", "bomb.pth", "would be inflated to 210 MB", "deleted")
+    with pytest.raises(ValueError, match=r"bomb.pth has 0 MB and would be inflated to 210 MB: get it again"):
+        read_checkpoint(path)
+
+
+def test_odd_addresses_and_folders_where_files_should_be_are_named(hub, environment, tmp_path):
+    addresses = ["https://example.org:99999/a.pth", "https://[::1/b.pth", f"https://{'x' * 70}.org/c.pth"]
+    addresses += ["https://exa mple.org/d.pth", f"https://é{'x' * 70}.org/e.pth", f"{hub.endpoint}/.."]
+    addresses += [tmp_path.as_uri(), f"{hub.endpoint}/{'n' * 300}.pth"]
+    lines, errors = fetch_all(environment, *addresses)
+    assert "Traceback" not in errors
+    for line, address in zip(lines, addresses, strict=True):
+        assert_one_sentence(line, line.partition(":")[0], address.removeprefix("file://"))
+        assert line.partition(":")[0] in ("ValueError", "ConnectionError", "FileNotFoundError"), line
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    blobs = Path(environment["HF_HOME"], "hub", f"models--{REPO.replace('/', '--')}", "blobs")
+    (blobs / digest).mkdir(parents=True)
+    assert_one_sentence(fetch(environment), "FileExistsError", digest, "is a folder where a file should be")
+    (blobs / digest).rmdir()
+    (blobs / f"{digest}.incomplete").mkdir()
+    assert_one_sentence(fetch(environment), "OSError", NAME, "Is a directory", f"{digest}.incomplete")
+    (tmp_path / "stick" / f"{NAME}.safetensors").mkdir(parents=True)
+    result = vitseg(environment, "download", NAME, "--to", str(tmp_path / "stick"))
+    assert (
+        result.returncode == 1 and f"{NAME}.safetensors is a folder where a file should be" in result.stderr
+    )
+
+
+def test_a_file_larger_than_the_file_system_takes(hub, environment):
+    code = """
+        import resource, signal
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))
+    """
+    output, _ = start(environment, code=textwrap.dedent(code) + textwrap.dedent(FETCH)).communicate()
+    assert_one_sentence(output.strip(), "OSError", NAME, "File too large", "HF_HOME")

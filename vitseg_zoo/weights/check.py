@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import re
+import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -24,6 +26,41 @@ def _sha256(file) -> str:  # Python 3.10 has no `file_digest`
     return digest.hexdigest()
 
 
+_SHA256 = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64}(?![0-9A-Fa-f])")
+
+
+def read_sha256(path: Path) -> str:
+    """The SHA-256 that a file beside weights states, as `sha256sum` writes it, or an editor of any system.
+
+    Raises:
+        OSError: If there is no SHA-256 in it, or it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(1 << 16)
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    found = _SHA256.search(content.decode(encoding, "replace"))
+    if found is None:
+        raise OSError(f"{path} holds no SHA-256 of 64 hexadecimal digits: write it again, or delete it.")
+    return found[0].lower()
+
+
+# PyTorch stores tensors as they are; what it does compress, the code of TorchScript, is small.
+_INFLATED_BESIDES = 64 * 2**20
+
+
+def archive_fault(path: Path) -> str:
+    """Says what is wrong with a zip archive, as the end of a sentence, before anything in it is inflated."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inflated = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # damaged, of another kind, odd names
+        return "is no complete PyTorch checkpoint"
+    size = path.stat().st_size
+    if inflated > size + _INFLATED_BESIDES:
+        return f"has {size / 1e6:.0f} MB and would be inflated to {inflated / 1e6:.0f} MB"
+    return ""
+
+
 def find_fault(path: Path, sha256: str | None, size: int | None, filename: str) -> str:
     """Says what is wrong with a file, as the end of a sentence; empty if nothing is.
 
@@ -43,7 +80,9 @@ def find_fault(path: Path, sha256: str | None, size: int | None, filename: str) 
     with path.open("rb") as file:
         start = file.read(2)
     # PyTorch's files are zip archives, before 1.6 bare pickles.
-    return "" if start == b"PK" or start[:1] == b"\x80" else "is no PyTorch checkpoint"
+    if start == b"PK":
+        return archive_fault(path)
+    return "" if start[:1] == b"\x80" else "is no PyTorch checkpoint"
 
 
 def _safetensors_fault(path: Path) -> str:
@@ -73,6 +112,7 @@ def check_file(path: Path, sha256: str | None = None, delete: bool = False) -> N
         with contextlib.suppress(OSError):  # a cache that cannot be written
             path.resolve().unlink()
             path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
     ending = (
         "it was deleted, so that running this again downloads it anew" if not path.exists() else "replace it"
     )

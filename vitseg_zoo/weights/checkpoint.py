@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from vitseg_zoo.weights.check import archive_fault
+
 StateDict = dict[str, torch.Tensor]
 
 # Where training programs put the weights, averaged ones (EMA) first.
@@ -98,6 +100,10 @@ def _read_safetensors(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
 
 
 def _read_pickle(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    with path.open("rb") as file:
+        is_archive = file.read(2) == b"PK"
+    if is_archive and (fault := archive_fault(path)):
+        raise ValueError(f"{path} {fault}: get it again.")
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -9,27 +9,35 @@ A file in the folder that the variable VITSEG_ZOO_WEIGHTS names, filled by `vits
 comes first.
 """
 
+import base64
+import contextlib
 import hashlib
 import os
 import re
 import shutil
-from pathlib import Path
-from urllib.parse import urlsplit
+import time
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import url2pathname
 
 from huggingface_hub import cached_assets_path, constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.file_download import get_hf_file_metadata, http_get, repo_folder_name
-from huggingface_hub.utils import WeakFileLock, build_hf_headers
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session
 
 from vitseg_zoo import __version__
 from vitseg_zoo.weights.catalog import WeightsEntry, get_entry
-from vitseg_zoo.weights.check import check_file, find_fault, sha256_of
-from vitseg_zoo.weights.download_errors import explained
+from vitseg_zoo.weights.check import check_file, find_fault, read_sha256, sha256_of
+from vitseg_zoo.weights.download_errors import explained, without_password
 
 FOLDER_VARIABLE = "VITSEG_ZOO_WEIGHTS"
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{7,127}")  # a hash, with the number of parts behind an S3's md5
+_MOST_REDIRECTS = 10
+_MOST_ATTEMPTS = 5
 _ADDRESS = re.compile(r"(https?|file):|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -49,7 +57,8 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
         PermissionError: If a repository needs a login, or the cache cannot be written.
         OSError: If the disk is full, or the file is not the one that it should be; such a download is
             deleted.
-        ValueError: If there are no weights of that name, or the address is neither https: nor file:.
+        ValueError: If there are no weights of that name, or the address is malformed or neither https: nor
+            file:.
 
     Example:
         >>> from vitseg_zoo.weights.download import fetch
@@ -108,12 +117,14 @@ def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
             present = cached
         if present:
             target = folder / f"{entry.name}{_suffix(present.name)}"
+            _refuse_folder(target)
             _copy(present, target)
         else:
             filename, metadata = _hub_metadata(entry)
             target = folder / f"{entry.name}{_suffix(filename)}"
+            _refuse_folder(target)
             with WeakFileLock(f"{target}.lock"):
-                if not target.exists() or sha256_of(target) != metadata.etag:
+                if not target.exists() or sha256_of(target) != _expected(entry, metadata.etag):
                     _download_hub_file(entry, metadata, target, filename)
             Path(f"{target}.lock").unlink(missing_ok=True)
         _write_atomically(Path(f"{target}.sha256"), f"{sha256_of(target)}  {target.name}\n")
@@ -135,13 +146,15 @@ def _provided_file(entry: WeightsEntry) -> Path | None:
         path = Path(folder) / f"{entry.name}{suffix}"
         if path.is_file():
             beside = Path(f"{path}.sha256")
-            sha256 = beside.read_text().partition(" ")[0].strip() if beside.is_file() else entry.sha256
+            sha256 = read_sha256(beside) if beside.is_file() else entry.sha256
             check_file(path, sha256=sha256)
             return path
     return None
 
 
 def _local_file(path: Path) -> Path:
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is a folder, not a file with weights.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     return path
@@ -157,21 +170,54 @@ def _fetch_from_hub(entry: WeightsEntry, cache_dir: Path) -> Path:
     blob.parent.mkdir(parents=True, exist_ok=True)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
+        _refuse_folder(blob)
         if not blob.exists():
             _download_hub_file(entry, metadata, blob, filename)
     # The contents are there: this only gives them their name.
-    return Path(hf_hub_download(entry.repo_id, filename, revision=entry.revision, cache_dir=cache_dir))
+    path = Path(hf_hub_download(entry.repo_id, filename, revision=entry.revision, cache_dir=cache_dir))
+    sha256 = _expected(entry, metadata.etag) or sha256_of(path)
+    check_file(path, sha256=sha256, delete=_lies_in(path, cache_dir / storage))
+    with contextlib.suppress(OSError):  # a cache that cannot be written
+        _write_atomically(_sha256_beside(path), f"{sha256}  {path.name}\n")
+    return path
 
 
 def _cached_file(entry: WeightsEntry, cache_dir: Path) -> Path | None:
-    """The entry's file in the Hub's cache, where contents are named by SHA-256: compared at every use."""
+    """The entry's file in the Hub's cache, compared at every use with the SHA-256 that is known of it.
+
+    That is the catalog's, or the name of the contents that the file links to; where it is a copy, or the
+    server names contents otherwise, the one that was written beside it after the download.
+    """
+    storage = cache_dir / repo_folder_name(repo_id=entry.repo_id, repo_type="model")
     for filename in entry.filenames:
         found = try_to_load_from_cache(entry.repo_id, filename, cache_dir=cache_dir, revision=entry.revision)
         if isinstance(found, str):
-            blob = Path(found).resolve().name
-            check_file(Path(found), sha256=blob if _SHA256.fullmatch(blob) else None, delete=True)
-            return Path(found)
+            path = Path(found)
+            sha256 = _expected(entry, path.resolve().name)
+            if sha256 is None and _sha256_beside(path).is_file():
+                sha256 = read_sha256(_sha256_beside(path))
+            check_file(path, sha256=sha256, delete=_lies_in(path, storage))
+            return path
     return None
+
+
+def _expected(entry: WeightsEntry, etag: str) -> str | None:
+    """The SHA-256 of an entry's file: the catalog's, or the one that its ETag is."""
+    return entry.sha256 or (etag.lower() if _SHA256.fullmatch(etag) else None)
+
+
+def _sha256_beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a file, with all links followed, is the folder's and no other file of the user."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder where a file should be: move it away.")
 
 
 def _hub_metadata(entry: WeightsEntry):
@@ -182,9 +228,11 @@ def _hub_metadata(entry: WeightsEntry):
             metadata = get_hf_file_metadata(url, headers=_headers())
         except EntryNotFoundError:
             continue
-        if not metadata.etag or not metadata.commit_hash:
+        # Both become parts of paths, so that they have to be what they should be.
+        if not _ETAG.fullmatch(metadata.etag or "") or not _COMMIT.fullmatch(metadata.commit_hash or ""):
             raise ConnectionError(
-                f"{constants.ENDPOINT} does not answer like the Hugging Face Hub: check HF_ENDPOINT."
+                f"{without_password(constants.ENDPOINT)} does not answer like the Hugging Face Hub (ETag "
+                f"{metadata.etag!r}, commit {metadata.commit_hash!r}): check HF_ENDPOINT."
             )
         return filename, metadata
     raise FileNotFoundError(
@@ -198,7 +246,8 @@ def _download_hub_file(entry: WeightsEntry, metadata, destination: Path, filenam
     headers = _headers()
     if urlsplit(metadata.location).netloc != urlsplit(url).netloc:
         headers.pop("authorization", None)  # contents lie with another host, which the token is not for
-    sha256 = metadata.etag if _SHA256.fullmatch(metadata.etag) else entry.sha256
+    _refuse_downgrade(url, metadata.location)
+    sha256 = _expected(entry, metadata.etag)
     _download(metadata.location, destination, filename, metadata.size, sha256, headers)
 
 
@@ -207,28 +256,84 @@ def _headers() -> dict[str, str]:
 
 
 def _fetch_url(url: str, sha256: str | None = None, name: str | None = None) -> Path:
-    parts = urlsplit(url)
+    parts = _split_address(url)
     if parts.scheme == "file":
         path = _local_file(Path(url2pathname(parts.path)))
         check_file(path, sha256=sha256)
         return path
-    on_this_machine = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    if parts.scheme != "https" and not (parts.scheme == "http" and on_this_machine):
-        raise ValueError(f"Weights come from https: or file: addresses, not from {url!r}.")
-    if not parts.hostname:
-        raise ValueError(f"{url!r} names no host: an address is like https://example.org/model.safetensors.")
-    filename = Path(parts.path).name or "weights"
-    with explained(name or url, constants.HF_ASSETS_CACHE):
+    if parts.scheme != "https" and not _on_this_machine(parts):
+        raise ValueError(f"Weights come from https: or file: addresses, not from {without_password(url)!r}.")
+    # A name of the network's, made one of a file in this folder.
+    filename = re.sub(r"[^\w.-]", "_", PurePosixPath(parts.path).name)[-100:].lstrip(".") or "weights"
+    headers = {}
+    if parts.username is not None:  # as a header, which no message and no log repeats
+        account = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["authorization"] = f"Basic {base64.b64encode(account.encode()).decode()}"
+    shown = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    with explained(name or shown, constants.HF_ASSETS_CACHE):
         # A folder for each address: two addresses may end in the same name.
         folder = cached_assets_path("vitseg_zoo", "weights", hashlib.sha256(url.encode()).hexdigest()[:16])
         path = folder / filename
-        if path.exists():
-            check_file(path, sha256=sha256, delete=True)
-            return path
-        with WeakFileLock(folder / f"{filename}.lock"):
-            if not path.exists():
-                _download(url, path, filename, None, sha256, {})
+        beside = _sha256_beside(path)
+        if not path.exists():
+            with WeakFileLock(folder / f"{filename}.lock"):
+                if not path.exists():
+                    _download(shown, path, filename, None, sha256, headers)
+                    _write_atomically(beside, f"{sha256 or sha256_of(path)}  {filename}\n")
+        _refuse_folder(path)
+        known = sha256 or (read_sha256(beside) if beside.is_file() else None)
+        check_file(path, sha256=known, delete=_lies_in(path, folder))
     return path
+
+
+def _split_address(url: str) -> SplitResult:
+    """The parts of an address whose host and port could exist."""
+    try:
+        parts = urlsplit(url)
+        if parts.port == 0:
+            raise ValueError("Port out of range 0-65535")
+        if parts.hostname and not parts.hostname.isascii():
+            parts.hostname.encode("idna")
+    except ValueError as error:
+        raise ValueError(f"{without_password(url)!r} is no address ({error}): correct it.") from None
+    if parts.scheme in ("http", "https") and not parts.hostname:
+        raise ValueError(
+            f"{without_password(url)!r} names no host: an address is like "
+            "https://example.org/model.safetensors."
+        )
+    return parts
+
+
+def _on_this_machine(parts: SplitResult) -> bool:
+    return parts.scheme == "http" and parts.hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _refuse_downgrade(url: str, target: str) -> None:
+    if urlsplit(url).scheme == "https" and _split_address(target).scheme != "https":
+        raise ConnectionError(
+            f"{without_password(url)} redirects to {without_password(target)}, which anybody on the way "
+            "could alter: it was not followed; ask its owner for an address with https."
+        )
+
+
+def _follow(url: str, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
+    """Where an address redirects to in the end, and the headers that are for it; https stays https."""
+    session: Any = get_session()
+    for _ in range(_MOST_REDIRECTS):
+        if hasattr(session, "stream"):
+            with session.stream("GET", url, headers=headers, follow_redirects=False) as response:
+                location = response.headers.get("location")
+        else:  # huggingface_hub before 1.0
+            with session.get(url, headers=headers, allow_redirects=False, stream=True) as response:
+                location = response.headers.get("location")
+        if not 300 <= response.status_code < 400 or not location:
+            break
+        target = urljoin(url, location)
+        _refuse_downgrade(url, target)
+        if urlsplit(target).netloc != urlsplit(url).netloc:
+            headers = {key: value for key, value in headers.items() if key != "authorization"}
+        url = target
+    return url, headers
 
 
 def _download(
@@ -243,16 +348,15 @@ def _download(
     free = shutil.disk_usage(destination.parent).free
     if size is not None and size - start > free:
         raise OSError(28, f"{(size - start) / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
+    if size is not None and size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        raise OSError(
+            f"{filename} is announced with {size / 1e9:.1f} GB, more than weights have: not downloaded."
+        )
     try:
+        if sha256 is None:  # nothing would show what somebody on the way has altered
+            url, headers = _follow(url, headers)
         with partial.open("ab") as file:
-            http_get(
-                url,
-                file,
-                resume_size=start,
-                headers=headers,
-                expected_size=size,
-                displayed_filename=filename,
-            )
+            _get(url, file, filename, size, headers, resumes=sha256 is not None)
     except HfHubHTTPError as error:
         # A refusal says nothing of what has been received, except that there is no more of it.
         if error.response is None or error.response.status_code != 416:
@@ -276,6 +380,36 @@ def _download(
         # What cannot be gone on with is not kept.
         if partial.exists() and (sha256 is None or not partial.stat().st_size):
             partial.unlink()
+
+
+def _get(
+    url: str, file: BinaryIO, filename: str, size: int | None, headers: dict[str, Any], resumes: bool
+) -> None:
+    """Downloads to the end of a file, and takes a cut connection up again.
+
+    `http_get` of huggingface_hub 1.0 and newer does; older ones give up where a response is shorter than it
+    said, and append the whole file where a server ignores which part was asked for.
+    """
+    for left in reversed(range(_MOST_ATTEMPTS)):
+        start = file.tell()
+        try:
+            return http_get(
+                url,
+                file,
+                resume_size=start,
+                headers=headers,
+                expected_size=size,
+                displayed_filename=filename,
+            )
+        except OSError as error:
+            cut = type(error).__name__ == "ChunkedEncodingError"
+            too_long = type(error) is OSError and error.errno is None and size is not None and start > 0
+            if not left or not (cut or (too_long and file.tell() == start + size)):
+                raise
+            if too_long or not resumes:
+                file.seek(0)
+                file.truncate()
+            time.sleep(1)
 
 
 def _wrong_length(url: str, filename: str, partial: Path, size: int | None) -> OSError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -16,6 +17,16 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+
+def without_password(text: str) -> str:
+    """Leaves out the user and the password of addresses, which no message should repeat.
+
+    Example:
+        >>> without_password("https://me:secret@example.org/model.safetensors")
+        'https://example.org/model.safetensors'
+    """
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
 @contextlib.contextmanager
@@ -73,6 +84,20 @@ def explained(
                 f"{name} could not be stored, {folder} cannot be written ({error.strerror}): {instead}, or "
                 f"{elsewhere}."
             ) from error
+        if error.errno is not None and error.strerror:  # too large for the disk, a folder in a file's place
+            where = f" of {error.filename}" if error.filename else ""
+            raise OSError(
+                error.errno,
+                f"{name} could not be stored in {folder} ({error.strerror}{where}): {instead}, or "
+                f"{elsewhere}.",
+            ) from error
+        raise
+    except Exception as error:  # an address or a header that the HTTP client cannot take
+        if isinstance(error, ValueError) or type(error).__name__ == "InvalidURL":
+            raise ConnectionError(
+                f"{name}: no answer that could be used ({_first_line(error)}): check the address"
+                f"{'' if ':' in name else ' in HF_ENDPOINT'}, or {elsewhere}."
+            ) from error
         raise
 
 
@@ -93,11 +118,11 @@ def explained_upload(repo_id: str) -> Iterator[None]:
         status = error.response.status_code
         if status in (401, 403):
             raise PermissionError(
-                f"{repo_id}: {constants.ENDPOINT} does not let you write there ({status}): log in with "
+                f"{repo_id}: {_endpoint()} does not let you write there ({status}): log in with "
                 "`hf auth login`, or set HF_TOKEN to a token that may write."
             ) from error
         raise ConnectionError(
-            f"{repo_id} was not published, {constants.ENDPOINT} answers with an error ({status}): "
+            f"{repo_id} was not published, {_endpoint()} answers with an error ({status}): "
             f"{_first_line(error)}."
         ) from error
     except HTTPError as error:
@@ -110,21 +135,25 @@ def explained_upload(repo_id: str) -> Iterator[None]:
 
 def _unpublished(repo_id: str, error: Exception) -> ConnectionError:
     return ConnectionError(
-        f"{repo_id} was not published: no connection, or a broken one, to {constants.ENDPOINT} "
+        f"{repo_id} was not published: no connection, or a broken one, to {_endpoint()} "
         f"({_first_line(error)}): run this again where there is a network."
     )
 
 
+def _endpoint() -> str:
+    return without_password(constants.ENDPOINT)
+
+
 def _page(error: HfHubHTTPError) -> str:
-    return str(error.response.url).partition("/resolve/")[0]
+    return without_password(str(error.response.url)).partition("/resolve/")[0]
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return without_password((str(error) or type(error).__name__).splitlines()[0]).rstrip(".")
 
 
 def _unreachable(name: str, error: Exception, elsewhere: str) -> ConnectionError:
-    host = urlsplit(name).hostname or constants.ENDPOINT
+    host = urlsplit(name).hostname or _endpoint()
     # Parts are kept of what has a checksum to show that they fit: entries of the catalog.
     again = "run this again" if ":" in name else "run this again to go on where it stopped"
     return ConnectionError(
@@ -133,7 +162,7 @@ def _unreachable(name: str, error: Exception, elsewhere: str) -> ConnectionError
 
 
 def _refused(name: str, error: HfHubHTTPError, elsewhere: str) -> OSError:
-    status, url = error.response.status_code, error.response.url
+    status, url = error.response.status_code, without_password(str(error.response.url))
     if status == 404:
         return FileNotFoundError(f"{name}: there is no such file (404, {url}).")
     if status in (401, 403):
