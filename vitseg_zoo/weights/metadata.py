@@ -10,7 +10,7 @@ from segmentation_models_pytorch.base import SegmentationModel
 from vitseg_zoo import __version__
 from vitseg_zoo.architectures.hub import ModelCardMixin
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
-from vitseg_zoo.weights.catalog import WeightsEntry
+from vitseg_zoo.weights.entry import WeightsEntry
 
 # What may be said of a model; the meaning is that of the catalog's fields.
 METADATA = (
