@@ -18,7 +18,7 @@ from vitseg_zoo.data.images import MODES, read_image
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.predict_labels import predict_labels
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
-from vitseg_zoo.weights.saving import load_model
+from vitseg_zoo.weights.loading import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
