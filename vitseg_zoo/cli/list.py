@@ -58,7 +58,7 @@ def _encoder_rows(names: list[str], counted: bool) -> list[tuple[str, ...]]:
     entries: dict[str, list[Any]] = {}
     for entry in list_entries(kind="encoder"):
         entries.setdefault(entry.architecture, []).append(entry)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in names:
         weights = entries.get(timm_name(name), [])
         tags = ", ".join(entry.name.partition(".")[2] for entry in weights) or "none"
