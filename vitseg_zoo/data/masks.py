@@ -25,7 +25,7 @@ def read_mask(path: Path, colors: bool = False) -> np.ndarray:
     """Read a mask's pixels as they are stored, turned as its EXIF orientation says; transparency is dropped.
 
     Args:
-        path: File of any format that Pillow reads, or `.npy`.
+        path: File in one of `data.images.FORMATS`, or `.npy`.
         colors: Whether a palette's colors are wanted and not its numbers.
 
     Returns:
