@@ -31,7 +31,7 @@ class Record:
         digest: Hash of the image file's content.
         difference_hash: 64 bits, of which near duplicates share nearly all (D. Krawetz' dHash).
         brightness: Mean gray level, in range [0, 1].
-        sharpness: Variance of the Laplacian at a width of at most 256 pixels, in gray levels squared.
+        sharpness: Variance of the Laplacian over that of the gray levels, at a side of 256 to 511 pixels.
         specks: Single pixels whose four neighbors agree with each other and not with them.
     """
 
@@ -147,7 +147,7 @@ def _measure_image(record: Record, path: Path) -> None:
     record.brightness = float(small.mean()) / 255
     if min(small.shape) > 2:
         around = small[:-2, 1:-1] + small[2:, 1:-1] + small[1:-1, :-2] + small[1:-1, 2:]
-        record.sharpness = float((around - 4 * small[1:-1, 1:-1]).var())
+        record.sharpness = float((around - 4 * small[1:-1, 1:-1]).var() / max(small.var(), 1e-3))
     tiny = Image.fromarray(small).resize((9, 8), Image.Resampling.BOX)
     columns = np.asarray(tiny)
     bits = np.packbits(columns[:, 1:] > columns[:, :-1])
