@@ -1,19 +1,25 @@
 """Labels in strips against the arg-max of full logits."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
+import tiny_vits  # noqa: F401  registers models
 import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vitseg_zoo.inference import predict_labels as labels_module
 from vitseg_zoo.inference.predict_labels import predict_labels
 
 ARCHITECTURES = sorted({*smp.MODEL_ARCHITECTURES_MAPPING} - {"dpt", "eomt"})
 ENCODERS = {"vitseg": "vz-vitseg_tiny_patch16_128", "segmenter": "vz-vitseg_tiny_patch16_128"}
+ENCODERS |= {"segnet": "resnet34", "segnetdsc": "resnet34"}  # SMP's default stands for their own
 
 
 def assert_same_labels(model: nn.Module, image: torch.Tensor) -> None:
@@ -189,11 +195,14 @@ def test_any_other_module() -> None:
         predict_labels(nn.Flatten(), torch.rand(1, 3, 2, 2))
 
 
-def test_the_whole_logits_are_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["on a CPU", "plain"])
+def test_the_whole_logits_are_never_made(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labels_module, "_STRIP_ELEMENTS", 150 * 128 * 8)
+    monkeypatch.setattr(labels_module, "_CHUNK_ELEMENTS", 150 * 128 * 8)
+    monkeypatch.setattr(labels_module, "runs_eagerly_on_cpu", lambda x: form == "on a CPU")
     largest = 0
 
-    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+    class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal largest
             output = func(*args, **(kwargs or {}))
@@ -205,3 +214,137 @@ def test_the_whole_logits_are_never_made(monkeypatch: pytest.MonkeyPatch) -> Non
     with Sizes():
         predict_labels(model, torch.rand(1, 3, 128, 128))
     assert largest <= max(150 * 128 * 8, 64 * 64 * 64)  # a strip, or the encoder's first map
+
+
+@pytest.mark.parametrize("name", ["vitseg", "unet", "segformer", "fusedsegformer", "fpn"])
+def test_the_plain_form_is_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of GPUs and of graphs."""
+    model = smp.create_model(name, ENCODERS.get(name, "resnet18"), None, classes=11).eval()
+    image = torch.rand(2, 3, 64, 96)
+    on_cpu = [predict_labels(model, image, size) for size in (None, (41, 130))]
+    monkeypatch.setattr(labels_module, "runs_eagerly_on_cpu", lambda x: False)
+    monkeypatch.setattr(labels_module, "_CHUNK_ELEMENTS", 2 * 64 * 96 * 3)  # of 11 classes
+    assert_same_labels(model, image)
+    for size, expected in zip((None, (41, 130)), on_cpu, strict=True):
+        assert (predict_labels(model, image, size) == expected).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("first", [0, 3, 8])
+def test_chunks_of_classes_are_arg_max_with_nan_and_equal_values(first: int, monkeypatch) -> None:
+    monkeypatch.setattr(labels_module, "_CHUNK_ELEMENTS", 9 * 12 * 3)
+    low = torch.randint(0, 3, (1, 11, 9, 12)).float()
+    low[:, first, 2:5] = torch.nan
+    low[:, 6, 4:7] = torch.nan
+    assert torch.equal(labels_module._labels_in_chunks(low, (9, 12), True), low.argmax(1))
+
+
+def test_kernels_and_synchronizations_of_the_plain_form() -> None:
+    """At most 40 operations over the model's own for 150 classes at 512 x 512, and none that waits."""
+
+    class Counts(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.names: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            output = func(*args, **(kwargs or {}))
+            if not func.is_view and func.namespace == "aten":  # not `prim.device`
+                self.names.append(func.overloadpacket.__name__)
+            return output
+
+    with FakeTensorMode():
+        model = smp.create_model("fusedsegformer", "resnet18", encoder_weights=None, classes=150).eval()
+        image = torch.rand(1, 3, 512, 512)
+        with torch.inference_mode(), Counts() as whole:
+            model(image)
+        with Counts() as labels:
+            predict_labels(model, image)
+    assert len(labels.names) <= len(whole.names) + 40, labels.names
+    assert not {"nonzero", "_local_scalar_dense", "index", "arange"} & set(labels.names)
+
+
+@pytest.mark.parametrize(
+    "image, size, error, message",
+    [
+        (
+            torch.rand(0, 3, 32, 32),
+            None,
+            ValueError,
+            r"image should be .* no side of 0, got \(0, 3, 32, 32\)",
+        ),
+        (torch.rand(1, 3, 0, 32), None, ValueError, r"got \(1, 3, 0, 32\)"),
+        (torch.rand(3, 32, 32), None, ValueError, r"image should be \(B, C, H, W\)"),
+        ([[1.0]], None, TypeError, r"image should be a tensor \(B, C, H, W\), got list"),
+        (torch.rand(1, 3, 32, 32), (0, 5), ValueError, r"size should be at least 1 x 1, got 0 x 5"),
+        (
+            torch.rand(1, 3, 32, 32),
+            (5.0, 5),
+            TypeError,
+            r"size should be two whole numbers, .* got \(5.0, 5\)",
+        ),
+        (torch.rand(1, 3, 32, 32), 64, TypeError, r"size should be two whole numbers, .* got 64"),
+        (torch.rand(1, 3, 32, 32), (64,), TypeError, r"size should be two whole numbers, .* got \(64,\)"),
+    ],
+)
+def test_what_is_no_image_or_no_size(image, size, error, message: str) -> None:
+    for model in (smp.FPN("resnet18", encoder_weights=None), nn.Conv2d(3, 4, 1)):
+        with pytest.raises(error, match=message):
+            predict_labels(model, image, size)
+
+
+def test_size_of_numpy_and_torch() -> None:
+    model, image = smp.FPN("resnet18", encoder_weights=None).eval(), torch.rand(1, 3, 32, 32)
+    assert predict_labels(model, image, torch.Size((5, 7))).shape == (1, 5, 7)
+    assert predict_labels(model, image, np.array([5, 7])).shape == (1, 5, 7)
+
+
+def test_hooks_on_the_model_see_its_output() -> None:
+    model = smp.FPN("resnet18", encoder_weights=None, classes=11)
+    model.register_forward_hook(lambda module, inputs, output: -output)
+    assert_same_labels(model, torch.rand(1, 3, 64, 64))
+    model = smp.FPN("resnet18", encoder_weights=None, classes=11)
+    seen = []
+    for part in (model.encoder, model.decoder):
+        part.register_forward_hook(lambda module, inputs, output: seen.append(type(module).__name__))
+    predict_labels(model, torch.rand(1, 3, 64, 64))
+    assert seen == [type(model.encoder).__name__, "FPNDecoder"]
+
+
+SERVED: dict[str, Callable[[], nn.Module]] = {
+    "unet": lambda: smp.Unet("resnet18", encoder_weights=None, classes=3),
+    "fusedsegformer": lambda: smp.FusedSegformer("vz-mit_b0", encoder_weights=None, classes=19),
+    "vitseg": lambda: smp.VitSeg(ENCODERS["vitseg"], encoder_weights=None, classes=9),
+    "beit": lambda: smp.VitSeg("vz-tiny_beit", encoder_weights=None, classes=9),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_served_model_in_a_thread_pool(name: str) -> None:
+    """Requests of several sizes, for labels and for logits, at once: as one after the other."""
+    torch.manual_seed(0)
+    model = SERVED[name]().eval()
+    images = [torch.rand(1, 3, *size) for size in ((64, 96), (32, 64), (96, 32), (64, 64))]
+
+    def serve(request: int) -> torch.Tensor:
+        image = images[request % len(images)]
+        if request % 3 == 0:
+            return predict_labels(model, image)
+        if request % 3 == 1:
+            return predict_labels(model, image, (40, 50))
+        with torch.inference_mode():
+            return model(image)
+
+    expected = [serve(request) for request in range(12)]
+    with ThreadPoolExecutor(16) as pool:
+        for request, answer in enumerate(pool.map(serve, range(60))):
+            torch.testing.assert_close(answer, expected[request % 12], rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_after_labels() -> None:
+    """What an encoder keeps from one call to the next can be differentiated."""
+    model = smp.VitSeg("vz-tiny_beit", encoder_weights=None, classes=3).eval()
+    image = torch.rand(1, 3, 48, 96)
+    predict_labels(model, image)
+    model(image).sum().backward()
+    tables = [value for key, value in model.named_parameters() if "relative_position_bias_table" in key]
+    assert tables and all(table.grad is not None and table.grad.abs().sum() > 0 for table in tables)

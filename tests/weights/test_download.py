@@ -625,7 +625,9 @@ def test_odd_addresses_and_folders_where_files_should_be_are_named(hub, environm
     assert_one_sentence(fetch(environment), "FileExistsError", digest, "is a folder where a file should be")
     (blobs / digest).rmdir()
     (blobs / f"{digest}.incomplete").mkdir()
-    assert_one_sentence(fetch(environment), "OSError", NAME, "Is a directory", f"{digest}.incomplete")
+    assert_one_sentence(
+        fetch(environment), "IsADirectoryError", NAME, "Is a directory", f"{digest}.incomplete"
+    )
     (tmp_path / "stick" / f"{NAME}.safetensors").mkdir(parents=True)
     result = vitseg(environment, "download", NAME, "--to", str(tmp_path / "stick"))
     assert (

@@ -16,6 +16,7 @@ from vitseg_zoo.inference.predictor import palette_image, predict_image
 from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.terminal import say
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
+from vitseg_zoo.weights.download_errors import without_password
 from vitseg_zoo.weights.loading import load_model
 
 
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     if len(names) > 256:
         raise ValueError(f"a palette PNG holds 256 classes, but the model has {len(names)}.")
 
-    say(f"{args.checkpoint or args.weights} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
+    knows = f"{', '.join(names[:10])}{', ...' * (len(names) > 10)}"
+    say(f"{without_password(str(args.checkpoint or args.weights))} knows {knows}")
     args.out.mkdir(parents=True, exist_ok=True)
     Image.MAX_IMAGE_PIXELS = None  # the limit of `data.images` holds: photographs have up to 200 million
     failed = 0

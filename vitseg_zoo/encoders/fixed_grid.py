@@ -8,6 +8,7 @@ and where a module was replaced the copy is made anew.
 """
 
 import copy
+import threading
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from torch.func import functional_call
 _REL_POS_TABLE = "relative_position_bias_table"
 
 
-class FixedGridRunner:
-    """Calls `forward_intermediates` of a timm ViT; keeps the copy made for the last size of image."""
+class FixedGridRunner(threading.local):
+    """Calls `forward_intermediates` of a timm ViT; keeps the copy made for the last size of image.
+
+    Each thread keeps its own: `functional_call` changes the copy while it runs.
+    """
 
     def __init__(self) -> None:
         self._key: tuple[Any, ...] | None = None
@@ -54,6 +58,7 @@ class FixedGridRunner:
         return functional_call(self._resized, parameters, (x,), kwargs)
 
     @torch.compiler.disable
+    @torch.inference_mode(False)  # what is kept may be used with gradients later
     def _resize(self, model: nn.Module, img_size: tuple[int, int]) -> None:
         if torch.compiler.is_compiling():  # an export, which would take the copy for a part of the model
             raise RuntimeError(

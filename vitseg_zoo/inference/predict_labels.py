@@ -6,22 +6,30 @@ Labels need no more than a strip of them at once.
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from operator import index
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vitseg_zoo.acceleration.smp_segformer import Segformer as AcceleratedSegformer
+from vitseg_zoo.architectures.base import TokenModel
+from vitseg_zoo.architectures.fused_segformer import FusedSegformer
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.decoders.vit_seg import PatchHead
 from vitseg_zoo.ops.bilinear import is_bilinear
-from vitseg_zoo.ops.dispatch import is_plain
+from vitseg_zoo.ops.dispatch import is_plain, runs_eagerly_on_cpu
 from vitseg_zoo.ops.segformer_head import HeadRows
 
 # Logits that are held at once, in elements: 8 MB in fp32, small enough to stay in a processor's cache.
 _STRIP_ELEMENTS = 2**21
+
+# The same where it is not: on a GPU few large kernels are faster; 32 MB in fp32.
+_CHUNK_ELEMENTS = 2**23
 
 # Rows of a head's input that are classified at once, before they are upsampled.
 _LOW_ROWS = 16
@@ -34,7 +42,12 @@ _MONOTONE = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)
 
 
 @torch.inference_mode()
-def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | None = None) -> torch.Tensor:
+def predict_labels(
+    model: nn.Module,
+    image: torch.Tensor,
+    size: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.int64,
+) -> torch.Tensor:
     """Predicts the class of every pixel without holding (classes, H, W) logits.
 
     The result is `model(image).argmax(1)` but for pixels where two classes are equal up to rounding. Heads
@@ -50,16 +63,19 @@ def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | 
         image: (B, C, H, W), normalized as the model expects.
         size: Height and width of the labels, for example those of a photograph before it was resized for the
             model. Logits are resampled to it bilinearly, a strip at a time.
+        dtype: Of the labels; `torch.uint8` holds 256 classes in an eighth of the memory.
 
     Returns:
-        (B, H, W) int64 class indices, of `size` or as large as the model's output, of Hugging Face as large
+        (B, H, W) class indices, of `size` or as large as the model's output, of Hugging Face as large
         as the image.
         For a model of one class 1 where its logit is positive, else 0. The activation is seen if it belongs
         to a `segmentation_head`, also of a model inside another module; any other output of one class is
         taken for logits, and 1 where it is positive.
 
     Raises:
-        ValueError: If the model's output holds no logits (B, classes, H, W).
+        ValueError: If the model's output holds no logits (B, classes, H, W), or a side of the image or of
+            the size is 0.
+        TypeError: If the image is no tensor, or the size is not two whole numbers.
 
     Example:
         >>> import segmentation_models_pytorch as smp
@@ -67,6 +83,7 @@ def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | 
         >>> predict_labels(model, torch.rand(1, 3, 64, 96)).shape
         torch.Size([1, 64, 96])
     """
+    size = _check(image, size)
     if model.training:
         model.eval()
     while isinstance(model, (nn.DataParallel, DistributedDataParallel)):
@@ -75,30 +92,29 @@ def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | 
     height, width = image.shape[2:]
     head, decoder = getattr(model, "segmentation_head", None), getattr(model, "decoder", None)
     layers = _row_layers(head)
-    if layers is None:
-        return _labels_of(model(image), model, (height, width), size)
+    if layers is None or not _runs_in_parts(model):
+        return _labels_of(model(image), model, (height, width), size, dtype)
     upsample = layers[-1] if isinstance(layers[-1], nn.Upsample) else None
     fused = upsample is not None and isinstance(decoder, FusedSegformerDecoder) and is_plain((), [decoder])
-    reached, x = _run_to(decoder if fused else head, model, image)
-    if not reached:
-        return _labels_of(x, model, (height, width), size)
+    model.check_input_shape(image)
+    features = model.encoder(image)
+    rows = decoder.rows(features) if fused and runs_eagerly_on_cpu(image) else None
+    x = decoder(features) if rows is None else None
     if upsample is None:
         is_patches = isinstance(head, PatchHead)
         strips = _patch_strips(layers, x) if is_patches else _convolved_strips(layers[0], x)
         if size is not None:
             logits = torch.cat(list(strips), dim=2)[:, :, :height, :width]
-            return _labels_of(logits, nn.Identity(), (height, width), size)
-        labels = [_largest(strip) for strip in strips]
+            return _labels_of(logits, nn.Identity(), (height, width), size, dtype)
+        labels = [_largest(strip).to(dtype) for strip in strips]
     else:
-        rows = decoder.rows(x) if fused else None
-        if rows is None:
-            rows = _MapRows(decoder(x) if fused else x)
+        rows = rows or _MapRows(x)
         conv = layers[0] if len(layers) == 2 else nn.Identity()
         if size is None:
             size = [int(side * upsample.scale_factor) for side in (rows.height, rows.width)]
         else:
             height, width = size
-        labels = list(_upsampled_labels(conv, rows, size, bool(upsample.align_corners)))
+        return _upsampled_labels(conv, rows, size, bool(upsample.align_corners), dtype)[:, :height, :width]
     return torch.cat(labels, dim=1)[:, :height, :width]
 
 
@@ -113,23 +129,35 @@ class _MapRows:
         return self.x[:, :, first:last]
 
 
-class _Reached(Exception):
-    """Ends a forward pass where a part of the model would begin; carries the part's input."""
-
-
-def _run_to(part: nn.Module, model: nn.Module, image: torch.Tensor) -> tuple[bool, Any]:
-    """Runs a model up to one of its parts: True and the part's input, or False and the model's output."""
-
-    def stop(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        raise _Reached(inputs[0])
-
-    hook = part.register_forward_pre_hook(stop)
+def _check(image: torch.Tensor, size: Sequence[int] | None) -> tuple[int, int] | None:
+    """Refuse what is no batch of images or no size; return the size as a pair of int."""
+    if not isinstance(image, torch.Tensor):
+        raise TypeError(f"image should be a tensor (B, C, H, W), got {type(image).__name__}.")
+    if image.ndim != 4 or 0 in image.shape:
+        raise ValueError(f"image should be (B, C, H, W) with no side of 0, got {tuple(image.shape)}.")
+    if size is None:
+        return None
     try:
-        return False, model(image)
-    except _Reached as reached:
-        return True, reached.args[0]
-    finally:
-        hook.remove()
+        height, width = (index(side) for side in size)
+    except (TypeError, ValueError):  # not a sequence, not of whole numbers, not two
+        raise TypeError(f"size should be two whole numbers, height and width, got {size!r}.") from None
+    if min(height, width) < 1:
+        raise ValueError(f"size should be at least 1 x 1, got {height} x {width}.")
+    return height, width
+
+
+# Encoder, decoder and head, one after the other; what may follow them does not change labels.
+_FORWARDS = (
+    SegmentationModel.forward,
+    TokenModel.forward,
+    FusedSegformer.forward,
+    AcceleratedSegformer.forward,
+)
+
+
+def _runs_in_parts(model: nn.Module) -> bool:
+    """Whether a model is SMP's or the zoo's and runs as those do, with no hook on it as a whole."""
+    return type(model).forward in _FORWARDS and is_plain((), [model])
 
 
 def _row_layers(head: Any) -> list[nn.Module] | None:
@@ -169,13 +197,18 @@ def _keeps_size(layer: nn.Module) -> bool:
 
 
 def _labels_of(
-    output: Any, model: nn.Module, image_size: Sequence[int], size: Sequence[int] | None
+    output: Any,
+    model: nn.Module,
+    image_size: Sequence[int],
+    size: Sequence[int] | None,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Labels of what a model gave for images; what is labels already stays."""
     from_transformers = hasattr(output, "logits")
     logits = output.logits if from_transformers else output[0] if isinstance(output, tuple) else output
     if isinstance(logits, torch.Tensor) and logits.ndim == 3 and not logits.is_floating_point():
-        return logits.long() if size is None else F.interpolate(logits[:, None].double(), size)[:, 0].long()
+        labels = logits if size is None else F.interpolate(logits[:, None].double(), size)[:, 0]
+        return labels.to(dtype)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 4:
         what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"{type(model).__name__} should give logits (B, classes, H, W), but gives {what}.")
@@ -184,8 +217,8 @@ def _labels_of(
     if from_transformers and size is None:
         size = image_size
     if size is None or logits.shape[2:] == tuple(size):
-        return _largest(logits)
-    return torch.cat(list(_upsampled_labels(nn.Identity(), _MapRows(logits), size, False)), dim=1)
+        return _largest(logits).to(dtype)
+    return _upsampled_labels(nn.Identity(), _MapRows(logits), size, False, dtype)
 
 
 def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:
@@ -205,14 +238,16 @@ def _largest(logits: torch.Tensor) -> torch.Tensor:
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.max(1).indices  # sooner than argmax
 
 
-def _rows(classes: int, width: int, batch: int) -> int:
-    return max(1, _STRIP_ELEMENTS // (classes * width * batch))
+def _rows(x: torch.Tensor, classes: int, width: int) -> int:
+    """Rows of a strip of (B, classes, rows, W) logits that are made of `x`."""
+    elements = _STRIP_ELEMENTS if runs_eagerly_on_cpu(x) else _CHUNK_ELEMENTS
+    return max(1, elements // (classes * width * len(x)))
 
 
 def _patch_strips(layers: list[nn.Module], tokens: torch.Tensor) -> Iterator[torch.Tensor]:
     """Logits of rows of patches; `tokens` is (B, h, w, D)."""
-    batch, height, width = tokens.shape[:3]
-    rows = _rows(layers[0].out_features, width, batch)
+    height, width = tokens.shape[1:3]
+    rows = _rows(tokens, layers[0].out_features, width)
     for start in range(0, height, rows):
         yield nn.Sequential(*layers)(tokens[:, start : start + rows])
 
@@ -226,13 +261,53 @@ def _convolve_rows(layer: nn.Module, rows: "_MapRows | HeadRows", start: int, st
 
 def _convolved_strips(conv: nn.Conv2d, x: torch.Tensor) -> Iterator[torch.Tensor]:
     """Logits of a head that is a convolution at the image's size; `x` is (B, C, H, W)."""
-    batch, _, height, width = x.shape
-    rows = _rows(conv.out_channels, width, batch)
+    height, width = x.shape[2:]
+    rows = _rows(x, conv.out_channels, width)
     for start in range(0, height, rows):
         yield _convolve_rows(conv, _MapRows(x), start, min(start + rows, height))
 
 
 def _upsampled_labels(
+    conv: nn.Module,
+    source: "_MapRows | HeadRows",
+    size: Sequence[int],
+    align_corners: bool,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Labels (B, H, W) of what `conv` makes of `source`, upsampled to a size."""
+    if isinstance(source, _MapRows) and not runs_eagerly_on_cpu(source.x):
+        return _labels_in_chunks(conv(source.x), size, align_corners).to(dtype)
+    strips = _labels_in_strips(conv, source, size, align_corners)
+    return torch.cat([strip.to(dtype) for strip in strips], dim=1)
+
+
+def _labels_in_chunks(low: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
+    """Labels of (B, K, h, w) logits upsampled to a size, some classes at a time: the plain form.
+
+    Nothing depends on data, so that a GPU need not wait and graphs can be recorded.
+    """
+    classes = low.shape[1]
+    count = max(1, _CHUNK_ELEMENTS // (len(low) * size[0] * size[1]))
+    best = labels = None
+    for first in range(0, classes, count):
+        logits = F.interpolate(
+            low[:, first : first + count], size=tuple(size), mode="bilinear", align_corners=align_corners
+        )
+        if classes == 1:
+            return _largest(logits)
+        value, label = logits.max(1)
+        del logits
+        if best is None:
+            best, labels = value, label
+            continue
+        # As in arg-max the first of equals wins, and NaN wins over all.
+        wins = torch.gt(best == best, value <= best)
+        labels = torch.where(wins, label.add_(first), labels)
+        best = torch.maximum(best, value)
+    return labels
+
+
+def _labels_in_strips(
     conv: nn.Module, source: "_MapRows | HeadRows", size: Sequence[int], align_corners: bool
 ) -> Iterator[torch.Tensor]:
     """Labels in strips (B, rows, W) of what `conv` makes of the rows of `source`, upsampled to a size."""
@@ -248,7 +323,7 @@ def _upsampled_labels(
     weights = (position - above).view(1, -1, 1, 1)
     bounds = above.tolist()
 
-    low, low_start, start = None, 0, 0
+    low, low_start, start, prunes = None, 0, 0, True
     for first in range(0, source.height, _LOW_ROWS):
         last = min(first + _LOW_ROWS, source.height)
         new = _convolve_rows(conv, source, first, last)
@@ -256,16 +331,19 @@ def _upsampled_labels(
         low = new if low is None else torch.cat([low[:, :, -1:], new], dim=2)
         low_start = max(first - 1, 0)
         end = height if last == source.height else bisect_left(bounds, last - 1)
-        classes = _contenders(low)
-        if len(classes) == 1 < low.shape[1]:
+        classes = _contenders(low) if prunes and low.shape[1] >= _MANY_CLASSES else None
+        if classes is not None and len(classes) > low.shape[1] // 2:  # as with random weights: never mind
+            classes, prunes = None, False
+        if classes is not None and len(classes) == 1:
             yield classes.expand(len(low), end - start, width)
         else:
             # (B, h, w, K): beside each other in memory, classes are compared several times as fast.
-            part = low.permute(0, 2, 3, 1)[..., classes]
-            rows = _rows(len(classes), width, len(part))
+            part = low.permute(0, 2, 3, 1)
+            part = part.contiguous() if classes is None else part[..., classes]
+            rows = _rows(part, part.shape[3], width)
             for top in range(start, end, rows):
                 bottom = min(top + rows, end)
-                upper = (above[top:bottom] - low_start).to(low.device)
+                upper = above[top:bottom] - low_start
                 lower = (upper + 1).clamp(max=low.shape[2] - 1)
                 strip = torch.lerp(part[:, upper], part[:, lower], weights[:, top:bottom].to(low))
                 strip = F.interpolate(
@@ -274,7 +352,8 @@ def _upsampled_labels(
                     mode="bilinear",
                     align_corners=align_corners,
                 )
-                yield _largest(strip) if len(classes) == 1 else classes[_largest(strip)]
+                labels = _largest(strip)
+                yield labels if classes is None else classes[labels]
         start = end
 
 
@@ -284,8 +363,6 @@ def _contenders(low: torch.Tensor) -> torch.Tensor:
     Interpolation stays between the smallest and the largest of the four logits around a place. A class whose
     largest is below another's smallest loses everywhere between the four.
     """
-    if low.shape[1] < _MANY_CLASSES:
-        return torch.arange(low.shape[1], device=low.device)
     largest, smallest = low, low
     for dim in (2, 3):
         if low.shape[dim] > 1:

@@ -17,6 +17,7 @@ from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn, convert_to
 from vitseg_zoo.terminal import printable
 from vitseg_zoo.weights.checkpoint import Checkpoint, read_checkpoint
 from vitseg_zoo.weights.download import fetch, find_entry
+from vitseg_zoo.weights.download_errors import without_password
 from vitseg_zoo.weights.formats import StateDict, recognize
 from vitseg_zoo.weights.identify import build_model, describe_checkpoint
 from vitseg_zoo.weights.license import say_license
@@ -105,8 +106,9 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
     checkpoint = read_checkpoint(fetch(entry or path))
     about = {} if entry is None else {"commercial_use": entry.commercial_use, "license": entry.license}
     about = about or json.loads(checkpoint.notes.get("metadata", {}).get("vitseg_zoo", "{}"))
-    say_license(str(path), about.get("commercial_use"), about.get("license"))
-    return load_checkpoint(model, checkpoint, strict, str(path))
+    name = without_password(str(path))
+    say_license(name, about.get("commercial_use"), about.get("license"))
+    return load_checkpoint(model, checkpoint, strict, name)
 
 
 def load_with_report(source: str | Path) -> tuple[SegmentationModel, dict[str, Any], LoadReport]:
@@ -127,10 +129,10 @@ def load_with_report(source: str | Path) -> tuple[SegmentationModel, dict[str, A
     else:
         arguments = {"classes": len(entry.class_names), **entry.arguments}
         metadata = {"architecture": entry.architecture, "arguments": arguments, **metadata_of(entry)}
-    name = str(source) if entry is None else entry.name
+    name = without_password(str(source)) if entry is None else entry.name
     say_license(name, metadata.get("commercial_use"), metadata.get("license"))
     model = build_model(metadata)
-    return model, metadata, load_checkpoint(model, checkpoint, strict=True, name=str(source))
+    return model, metadata, load_checkpoint(model, checkpoint, strict=True, name=name)
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name: str) -> LoadReport:
