@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import importlib
 import logging
 import re
 import shlex
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 
 import vitseg_zoo
-from vitseg_zoo.cli import COMMANDS, main
+from vitseg_zoo.cli import COMMANDS, load_command, main
 from vitseg_zoo.weights import catalog
 from vitseg_zoo.weights import license as weights_license
 from vitseg_zoo.weights.catalog import get_entry, list_entries
@@ -231,11 +230,12 @@ _PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
 def test_documentation_names_only_what_there_is(page):
     text = page.read_text()
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
-    assert set(re.findall(r"\bvitseg ([a-z]+)", code)) <= COMMANDS.keys()
+    commands = {name for group in COMMANDS.values() for name in group}
+    assert set(re.findall(r"\bvitseg ([a-z]+)", code)) <= commands
     for line in re.findall(r"^(?:\$ )?vitseg (.*)$", code, re.MULTILINE):
         command, *arguments = shlex.split(line, comments=True)
         parser = argparse.ArgumentParser(exit_on_error=False)
-        importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+        load_command(command).add_arguments(parser)
         parser.parse_args(arguments)
     for name in re.findall(r"\b(?:segformer_b|mit_|vitseg_(?!zoo))\w+\.(?!safetensors|pth|py|md)\w+", code):
         assert get_entry(name).name == name

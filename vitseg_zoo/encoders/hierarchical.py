@@ -76,18 +76,18 @@ class HierarchicalEncoder(TimmEncoder):
         return self.model.feature_info[self._depth - 2]["reduction"]
 
     def make_dilated(self, output_stride: int) -> None:
-        """Replaces the strides of levels coarser than `output_stride`, 8 or 16, by dilation."""
+        """Replace the strides of levels coarser than `output_stride`, 8 or 16, by dilation."""
         if output_stride not in (8, 16):
             raise ValueError(f"Output stride should be 16 or 8, got {output_stride}.")
         self.model.set_output_stride(output_stride)
         self._output_stride = output_stride
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps an image (B, C, H, W) to itself and the levels, (B, C_i, ceil(H / 2**i), ceil(W / 2**i))."""
+        """Map an image (B, C, H, W) to itself and the levels, (B, C_i, ceil(H / 2**i), ceil(W / 2**i))."""
         return [x, self.stride_2(x), *self.model.forward_intermediates(x, intermediates_only=True)]
 
     def stride_2(self, x: torch.Tensor) -> torch.Tensor:
-        """Unfolds 2 x 2 pixels into channels: (B, C, H, W) to (B, 4 C or 0, ceil(H / 2), ceil(W / 2))."""
+        """Unfold 2 x 2 pixels into channels: (B, C, H, W) to (B, 4 C or 0, ceil(H / 2), ceil(W / 2))."""
         height, width = x.shape[2:]
         if not self.unfolds_image:
             return x.new_empty(x.shape[0], 0, -(-height // 2), -(-width // 2))
