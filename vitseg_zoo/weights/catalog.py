@@ -62,6 +62,7 @@ class WeightsEntry:
     input_size: tuple[int, int] | None = (
         None  # height and width of the crops in training; others are taken, too
     )
+    fit: str | None = None  # how an image comes to the model: see `vitseg_zoo.Predictor`
 
     license: str = "unknown"  # of the weights, not of the code: SPDX identifier or name
     commercial_use: bool | None = None  # whether it allows it; None: read the license
@@ -123,6 +124,7 @@ def _segformer(size: int, host: Literal["nv", "smp"], data: Literal["ade20k", "c
         class_names=ADE20K_CLASSES if ade20k else CITYSCAPES_CLASSES,
         palette=ADE20K_PALETTE if ade20k else CITYSCAPES_PALETTE,
         input_size=(side, side),
+        fit="shorter_side" if ade20k else "tiles",  # as it was measured
         license=NVIDIA_LICENSE,
         commercial_use=False,
         training_data=f"ImageNet-1k, then {'ADE20K' if ade20k else 'Cityscapes'}",
