@@ -142,9 +142,8 @@ def test_hugging_face_logits_of_a_quarter(image):
 def test_metadata_of_a_file_and_of_a_pretrained_model(image, tmp_path):
     torch.manual_seed(0)
     model = smp.create_model("unet", "tu-test_resnet", encoder_weights=None, classes=3)
-    path = save_model(
-        model, tmp_path / "model.safetensors", mean=MEAN, std=STD, input_size=(64, 64), fit="tiles"
-    )
+    about = {"mean": MEAN, "std": STD, "input_size": (64, 64), "fit": "tiles"}
+    path = save_model(model, tmp_path / "model.safetensors", **about)
     predictor = Predictor(path, "cpu")
     assert predictor.fit == "tiles" and predictor.size == (64, 64)
     model.pretrained_cfg = about
