@@ -199,7 +199,9 @@ def compare(folder: Path) -> None:
     print(table, end="")
 
     def tiles(name: str) -> np.ndarray:
-        return np.stack(np.split(np.asarray(Image.open(folder / f"{name}.png")), PICTURES, axis=1))
+        return np.stack(
+            np.split(np.asarray(Image.open(folder / f"{name}.png", formats=["PNG"])), PICTURES, axis=1)
+        )
 
     rows = {name: tiles(f"{name}-seed-{min(seeds)}") for name, seeds in runs.items()}
     pictures.save_png(pictures.comparison(tiles("image"), tiles("truth"), rows), folder / "predictions.png")

@@ -54,7 +54,7 @@ def accelerate(model: Model) -> Model:
         **timm_pvt_v2.FAST_CLASSES,
         **_transformers_classes(modules),
     }
-    replaced = Counter()
+    replaced: Counter[str] = Counter()
     for module in modules:
         fast_class = fast_classes.get(type(module))
         if fast_class is not None:

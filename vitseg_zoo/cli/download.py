@@ -2,6 +2,8 @@
 
 import argparse
 
+from vitseg_zoo.terminal import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
@@ -19,8 +21,8 @@ def run(args: argparse.Namespace) -> int:
 
     for entry in [get_entry(name) for name in args.names]:
         if notice := license_notice(entry.name, entry.commercial_use, entry.license):
-            print(notice)
-        print(download_to(entry, args.to) if args.to else fetch(entry))
+            say(notice)
+        say(download_to(entry, args.to) if args.to else fetch(entry))
     if args.to:
-        print(f"On the other machine, set {FOLDER_VARIABLE} to where you copy {args.to}.")
+        say(f"On the other machine, set {FOLDER_VARIABLE} to where you copy {args.to}.")
     return 0

@@ -58,8 +58,8 @@ def trace(model: nn.Module, image: torch.Tensor) -> tuple[list[Step], Step]:
         return record
 
     hooks = [
-        module.register_forward_hook(recorder(name, *how))
-        for name, module, *how in (_vit_seg_steps(model) if is_vit_seg else _modules(model))
+        module.register_forward_hook(recorder(name, parameters, show))
+        for name, module, parameters, show in (_vit_seg_steps(model) if is_vit_seg else _modules(model))
     ]
     was_training = model.training
     try:

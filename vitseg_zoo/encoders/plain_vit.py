@@ -85,7 +85,7 @@ def _init_parameters(cls: type) -> dict[str, inspect.Parameter]:
     parameters: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base) and base is not object:
-            own = inspect.signature(base.__init__).parameters
+            own = inspect.signature(vars(base)["__init__"]).parameters
             parameters = {**own, **parameters}
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
                 break

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn, convert_to_smp
+from vitseg_zoo.terminal import printable
 from vitseg_zoo.weights.checkpoint import Checkpoint, read_checkpoint
 from vitseg_zoo.weights.download import fetch, find_entry
 from vitseg_zoo.weights.formats import StateDict, recognize
@@ -134,7 +135,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
                 f"{name} does not fit {type(model).__name__}: {_without_count(report)}. "
                 "To load the rest, pass strict=False."
             )
-        _logger.warning("%s: %s.", name, report)
+        _logger.warning("%s: %s.", printable(name), printable(report))
     return report
 
 
