@@ -20,6 +20,7 @@ from timm.models import get_pretrained_cfg
 import vitseg_zoo
 from vitseg_zoo.cli import COMMANDS, load_command, main
 from vitseg_zoo.weights import catalog
+from vitseg_zoo.weights import entry as weights_entry
 from vitseg_zoo.weights import license as weights_license
 from vitseg_zoo.weights.catalog import get_entry, list_entries
 
@@ -140,7 +141,8 @@ def test_sizes_are_those_of_the_models():
 
 
 def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
+    for module in (catalog, weights_entry):
+        monkeypatch.setattr(module, "PACKAGED", tmp_path)
     model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=3).eval()
     names, colors = ("pet", "background", "border"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
     vitseg_zoo.save_model(

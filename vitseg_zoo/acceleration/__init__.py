@@ -85,7 +85,7 @@ def _log_what_is_fast(model: nn.Module) -> None:
 
 
 def _transformers_classes(modules: list[nn.Module]) -> dict[type, type]:
-    """The classes of transformers, which is not imported unless the model comes from it."""
+    """Return the classes of transformers, which is not imported unless the model comes from it."""
     if not any(type(module).__module__.startswith("transformers.models.segformer.") for module in modules):
         return {}
     try:

@@ -103,7 +103,7 @@ class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
         self.initialize()
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W)."""
+        """Map images (B, in_channels, H, W) to logits (B, classes, H, W)."""
         if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             self.check_input_shape(x)
         features = self.encoder(x)

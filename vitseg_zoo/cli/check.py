@@ -96,7 +96,7 @@ def _part(part: Part) -> str:
 
 
 def _table(report: Report) -> list[str]:
-    """Classes with their values, shares of pixels, numbers of images, and suggested weights."""
+    """Format the classes with their values, shares of pixels, numbers of images, and suggested weights."""
     encoding, names = report.description.encoding, report.description.class_names
     values: dict[int, list[str]] = {}
     for value, index in encoding.values.items():

@@ -6,7 +6,7 @@ from vitseg_zoo.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "source", metavar="IN", help="checkpoint of any kind, a folder of `save_pretrained`, or a name"
     )
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts; prints what was recognized and what was left over."""
+    """Convert; print what was recognized and what was left over."""
     from pathlib import Path
 
     from vitseg_zoo.weights.metadata import METADATA

@@ -6,7 +6,7 @@ from vitseg_zoo.terminal import say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("names", nargs="+", metavar="NAME", help="name of weights, as `vitseg list` shows it")
     parser.add_argument(
         "--to", metavar="DIR", help="folder to put files into instead of the cache, made if need be"
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Downloads; prints where each file is."""
+    """Download; print where each file is."""
     from vitseg_zoo.weights.catalog import get_entry
     from vitseg_zoo.weights.download import FOLDER_VARIABLE, download_to, fetch
     from vitseg_zoo.weights.license import license_notice

@@ -34,12 +34,12 @@ _LABELS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("name", help="name of a model, an encoder or an architecture, or a .safetensors file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what is known, one fact a line."""
+    """Print what is known, one fact a line."""
     from pathlib import Path
 
     from vitseg_zoo.registry import list_models, timm_name

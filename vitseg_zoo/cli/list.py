@@ -10,7 +10,7 @@ _MOST_COUNTED = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "filter", nargs="?", default="", help="wildcard that names have to match, as '*mit_b*'"
     )
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table."""
+    """Print the table."""
     from vitseg_zoo.registry import list_models
 
     names = {kind: list_models(args.filter, kind) for kind in ("model", "architecture", "encoder")}
@@ -69,7 +69,7 @@ def _encoder_rows(names: list[str], counted: bool) -> list[tuple[str, ...]]:
 
 
 def _measure(name: str) -> tuple[str, str]:
-    """Parameters of an encoder and stride of its coarsest own map, built without memory for its weights."""
+    """Count an encoder's parameters, and give its coarsest stride, without memory for its weights."""
     import torch
     from segmentation_models_pytorch.encoders import get_encoder
 

@@ -1,13 +1,13 @@
 """Encoders that there are weights for: timm's list of them, as entries of the catalog.
 
-timm is imported where it is used: importing it registers the zoo's encoders, which import this.
+timm and SMP are imported where they are used: importing them registers the zoo's encoders, which import this.
 """
 
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from vitseg_zoo.weights.catalog import NVIDIA_LICENSE, WeightsEntry
+from vitseg_zoo.weights.entry import NVIDIA_LICENSE, WeightsEntry
 
 # ImageNet-1k accuracy of one crop, in percent, of B0 to B5.
 _MIT_TOP1 = (70.5, 78.7, 81.6, 83.1, 83.6, 83.8)
@@ -86,9 +86,7 @@ def list_encoder_entries() -> list[WeightsEntry]:
     """Lists the weights of the zoo's encoders: an entry for each tag that timm knows, and SMP's copies."""
     from timm.models import list_pretrained
 
-    from vitseg_zoo.registry import list_models
-
-    models = {name.removeprefix("vz-") for name in list_models(kind="encoder")}
+    models = {name.removeprefix("vz-") for name in _smp_encoders() if name.startswith("vz-")}
     names = [name for name in list_pretrained() if name.partition(".")[0] in models]
     names += [f"mit_b{size}.imagenet" for size in range(6)]
     return [entry for name in sorted(names) if (entry := encoder_entry(name))]
