@@ -1,7 +1,7 @@
 """What the zoo's architectures add to SMP's `save_pretrained`, `from_pretrained` and `push_to_hub`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub import ModelCard
 from segmentation_models_pytorch.base import SegmentationModel
@@ -9,6 +9,9 @@ from segmentation_models_pytorch.base import SegmentationModel
 
 class ModelCardMixin:
     """The zoo's own model card; comes before `SegmentationModel` among the bases of an architecture."""
+
+    # What a file says of the encoder's own arguments is given to the architecture, SMP's take none.
+    passes_arguments_to_encoder: ClassVar[bool] = True
 
     @classmethod
     def from_pretrained(

@@ -16,7 +16,7 @@ from vitseg_zoo.inference.predictor import palette_image, predict_image
 from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.terminal import say
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
-from vitseg_zoo.weights.saving import load_model
+from vitseg_zoo.weights.loading import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

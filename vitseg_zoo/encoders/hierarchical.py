@@ -13,9 +13,8 @@ from timm.models import create_model
 from torch import nn
 
 from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn
-from vitseg_zoo.encoders.pretrained import fetch_pointed
+from vitseg_zoo.encoders.pretrained import resolve_pointer
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
-from vitseg_zoo.weights.smp_pointer import read_pointer
 
 
 class HierarchicalEncoder(TimmEncoder):
@@ -97,9 +96,9 @@ class HierarchicalEncoder(TimmEncoder):
 def _convert_while_loading(
     module: HierarchicalEncoder, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
 ) -> None:
-    own = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-    if name := read_pointer(own):
-        own = fetch_pointed(name)
-    weights = {key.removeprefix(prefix).removeprefix("model."): value for key, value in own.items()}
+    own = {
+        key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)
+    }
+    weights = {key.removeprefix("model."): value for key, value in resolve_pointer(own).items()}
     for key, value in checkpoint_filter_fn(weights, module.model).items():
         state_dict[f"{prefix}model.{key}"] = value
