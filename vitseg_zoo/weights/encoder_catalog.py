@@ -86,9 +86,7 @@ def list_encoder_entries() -> list[WeightsEntry]:
     """Lists the weights of the zoo's encoders: an entry for each tag that timm knows, and SMP's copies."""
     from timm.models import list_pretrained
 
-    from vitseg_zoo.registry import list_models
-
-    models = {name.removeprefix("vz-") for name in list_models(kind="encoder")}
+    models = {name.removeprefix("vz-") for name in _smp_encoders() if name.startswith("vz-")}
     names = [name for name in list_pretrained() if name.partition(".")[0] in models]
     names += [f"mit_b{size}.imagenet" for size in range(6)]
     return [entry for name in sorted(names) if (entry := encoder_entry(name))]
