@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from vitseg_zoo import load_model
-from vitseg_zoo.cli.predict import predict_image
 from vitseg_zoo.data.oxford_pets import PALETTE, OxfordPets
 from vitseg_zoo.data.transforms import resize
+from vitseg_zoo.inference.predictor import predict_image
 from vitseg_zoo.training.pictures import color, comparison, save_curves, save_png
 from vitseg_zoo.training.results import comparison_table, final_scores, percent, read_results
 

@@ -25,11 +25,11 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from PIL import Image
 
-from vitseg_zoo.cli.predict import distinct_colors
 from vitseg_zoo.data import oxford_pets
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.transforms import flip_and_jitter
+from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.training import pictures
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import FineTuningModule
@@ -199,7 +199,9 @@ def compare(folder: Path) -> None:
     print(table, end="")
 
     def tiles(name: str) -> np.ndarray:
-        return np.stack(np.split(np.asarray(Image.open(folder / f"{name}.png")), PICTURES, axis=1))
+        return np.stack(
+            np.split(np.asarray(Image.open(folder / f"{name}.png", formats=["PNG"])), PICTURES, axis=1)
+        )
 
     rows = {name: tiles(f"{name}-seed-{min(seeds)}") for name, seeds in runs.items()}
     pictures.save_png(pictures.comparison(tiles("image"), tiles("truth"), rows), folder / "predictions.png")

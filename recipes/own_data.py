@@ -23,12 +23,12 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from vitseg_zoo import load_model, save_model
-from vitseg_zoo.cli.predict import distinct_colors
 from vitseg_zoo.data import oxford_pets
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.transforms import crop_flip_jitter
 from vitseg_zoo.inference.evaluate import evaluate
+from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO
 from vitseg_zoo.training.config import (

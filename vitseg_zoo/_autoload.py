@@ -1,4 +1,4 @@
-"""Registers the zoo in timm and SMP as they are imported, whenever and by whomever that is.
+"""Register the zoo in timm and SMP as they are imported, whenever and by whomever that is.
 
 Nothing of torch, timm or SMP is imported here: a finder on `sys.meta_path` finds `timm.models` and SMP as
 everybody else would, and lets `vitseg_zoo.registry` add the zoo's models right behind their import. It stays,
@@ -26,7 +26,7 @@ _installing = threading.Lock()
 
 
 class _RegisteringFinder:
-    """Finds the awaited modules as the other finders do, and puts the hook behind their loaders."""
+    """Find the awaited modules as the other finders do, and puts the hook behind their loaders."""
 
     def __init__(self) -> None:
         # (thread, module) of the searches under way: other finders may ask all finders, too.
@@ -90,7 +90,7 @@ def _call_registry(hook: str) -> None:
 
 
 def install() -> None:
-    """Registers in what is imported already, and in what will be. Any number of times, in any order."""
+    """Register in what is imported already, and in what will be. Any number of times, in any order."""
     with _installing:
         if not any(type(finder) is _RegisteringFinder for finder in sys.meta_path):
             # One of this module as it was before it was reloaded gives its place.

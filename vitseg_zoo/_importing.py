@@ -5,7 +5,7 @@ import warnings
 
 
 def warn(message: str) -> None:
-    """Warns without ever raising, even where warnings are turned into errors."""
+    """Warn without ever raising, even where warnings are turned into errors."""
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     except Exception:  # warnings are errors, or shown in a way that fails

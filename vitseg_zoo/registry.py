@@ -1,4 +1,4 @@
-"""Puts the zoo's encoders and architectures into timm and SMP.
+"""Put the zoo's encoders and architectures into timm and SMP.
 
 The zoo is what two groups of entry points name; other packages join it by declaring entries in them:
 
@@ -38,12 +38,12 @@ _registering = threading.local()  # .now: whether this thread does, by a use of 
 
 
 def register_timm_models() -> None:
-    """Registers the zoo's models in timm: loading an encoder entry imports the module that does it."""
+    """Register the zoo's models in timm: loading an encoder entry imports the module that does it."""
     load_encoders()
 
 
 def register_smp_encoders() -> None:
-    """Registers encoders in SMP, whose module of them is imported."""
+    """Register encoders in SMP, whose module of them is imported."""
     from segmentation_models_pytorch.encoders import encoders
 
     tables = load_encoders()
@@ -60,7 +60,7 @@ def register_smp_encoders() -> None:
 
 
 def register_in_smp() -> None:
-    """Registers in SMP, now or as soon as it has made its own list of architectures."""
+    """Register in SMP, now or as soon as it has made its own list of architectures."""
     smp = sys.modules["segmentation_models_pytorch"]
     if "create_model" in vars(smp):
         load_encoders(), load_architectures()
@@ -77,7 +77,7 @@ def register_in_smp() -> None:
 
 
 def load_encoders() -> list[Mapping[str, dict[str, Any]]]:
-    """Loads the zoo's tables of SMP encoders, which puts the timm models of the same names into timm."""
+    """Load the zoo's tables of SMP encoders, which puts the timm models of the same names into timm."""
     import timm  # noqa: F401  # before its submodules: else threads that begin at either end wait for each other
     from timm.models import is_model
 
@@ -96,14 +96,14 @@ def load_encoders() -> list[Mapping[str, dict[str, Any]]]:
 
 
 def load_architectures() -> list[type]:
-    """Loads the zoo's classes of SMP architectures."""
+    """Load the zoo's classes of SMP architectures."""
     import segmentation_models_pytorch  # noqa: F401  # before its submodules, likewise
 
     return _load_group(_ARCHITECTURES)
 
 
 def timm_name(encoder_name: str) -> str:
-    """Gives the timm model that one of the zoo's SMP encoders is made of; other names come back as they are.
+    """Give the timm model that one of the zoo's SMP encoders is made of; other names come back as they are.
 
     Example:
         >>> from vitseg_zoo.registry import timm_name
@@ -121,7 +121,7 @@ def _timm_name(encoder_name: str, settings: Mapping[str, Any]) -> str:
 
 
 def _load_group(group: str) -> list[Any]:
-    """Loads what the entry points of a group name; one that fails is left out with a warning.
+    """Load what the entry points of a group name; one that fails is left out with a warning.
 
     Those of a module that is just being imported, or need one that is, are left for the next call.
     """

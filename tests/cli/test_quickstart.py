@@ -97,11 +97,3 @@ def test_bad_epochs_end_with_one_sentence(tmp_path, capsys):
     assert main(["quickstart", "--epochs", "0", "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == "vitseg quickstart: --epochs should be 1 or more, got 0.\n"
     assert not (tmp_path / "out").exists()
-
-
-def test_without_the_extra_for_training_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)  # importing it fails
-    monkeypatch.delitem(sys.modules, "vitseg_zoo.cli.quickstart", raising=False)
-    assert main(["quickstart"]) == 1
-    error = capsys.readouterr().err
-    assert "lightning.pytorch, which is not installed" in error and '"vitseg-zoo[train]"' in error

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import importlib
 import logging
 import re
 import shlex
@@ -19,8 +18,9 @@ from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 
 import vitseg_zoo
-from vitseg_zoo.cli import COMMANDS, main
+from vitseg_zoo.cli import COMMANDS, load_command, main
 from vitseg_zoo.weights import catalog
+from vitseg_zoo.weights import entry as weights_entry
 from vitseg_zoo.weights import license as weights_license
 from vitseg_zoo.weights.catalog import get_entry, list_entries
 
@@ -141,7 +141,8 @@ def test_sizes_are_those_of_the_models():
 
 
 def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
+    for module in (catalog, weights_entry):
+        monkeypatch.setattr(module, "PACKAGED", tmp_path)
     model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=3).eval()
     names, colors = ("pet", "background", "border"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
     vitseg_zoo.save_model(
@@ -231,11 +232,12 @@ _PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
 def test_documentation_names_only_what_there_is(page):
     text = page.read_text()
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
-    assert set(re.findall(r"\bvitseg ([a-z]+)", code)) <= COMMANDS.keys()
+    commands = {name for group in COMMANDS.values() for name in group}
+    assert set(re.findall(r"\bvitseg ([a-z]+)", code)) <= commands
     for line in re.findall(r"^(?:\$ )?vitseg (.*)$", code, re.MULTILINE):
         command, *arguments = shlex.split(line, comments=True)
         parser = argparse.ArgumentParser(exit_on_error=False)
-        importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
+        load_command(command).add_arguments(parser)
         parser.parse_args(arguments)
     for name in re.findall(r"\b(?:segformer_b|mit_|vitseg_(?!zoo))\w+\.(?!safetensors|pth|py|md)\w+", code):
         assert get_entry(name).name == name

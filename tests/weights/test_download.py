@@ -22,7 +22,7 @@ from hub_server import HostedFile, HubServer
 from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
-from vitseg_zoo.weights.catalog import NVIDIA_LICENSE
+from vitseg_zoo.weights.entry import NVIDIA_LICENSE
 
 NAME = "segformer_b0.smp_ade20k_512"
 REPO = "smp-hub/segformer-b0-512x512-ade-160k"

@@ -13,7 +13,8 @@ from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE, OxfordPets
 from vitseg_zoo.inference.evaluate import evaluate
 from vitseg_zoo.weights import catalog
-from vitseg_zoo.weights.catalog import DEFAULT_MODEL, PACKAGED, get_entry
+from vitseg_zoo.weights.catalog import DEFAULT_MODEL, get_entry
+from vitseg_zoo.weights.entry import PACKAGED
 from vitseg_zoo.weights.metadata import METADATA
 
 FILES = sorted(Path(str(PACKAGED)).glob("*.safetensors"))

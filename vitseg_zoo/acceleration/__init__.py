@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def accelerate(model: Model) -> Model:
-    """Replaces the slow parts of a trained SegFormer, MiT or PVTv2 in place, and prints what it replaced.
+    """Replace the slow parts of a trained SegFormer, MiT or PVTv2 in place, and print what it replaced.
 
     Found anywhere inside `model`: SMP's `mit_b*` encoders, the decoder of `smp.Segformer` over any encoder,
     Hugging Face's `SegformerModel` and what is built on it (transformers 5), and timm's PVTv2. Parameters,
@@ -48,7 +48,7 @@ def accelerate(model: Model) -> Model:
         **timm_pvt_v2.FAST_CLASSES,
         **_transformers_classes(modules),
     }
-    replaced = Counter()
+    replaced: Counter[str] = Counter()
     for module in modules:
         fast_class = fast_classes.get(type(module))
         if fast_class is not None:
@@ -66,7 +66,7 @@ def accelerate(model: Model) -> Model:
 
 
 def _transformers_classes(modules: list[nn.Module]) -> dict[type, type]:
-    """The classes of transformers, which is not imported unless the model comes from it."""
+    """Return the classes of transformers, which is not imported unless the model comes from it."""
     if not any(type(module).__module__.startswith("transformers.models.segformer.") for module in modules):
         return {}
     try:

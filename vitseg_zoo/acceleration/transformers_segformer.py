@@ -57,7 +57,7 @@ _GELU = nn.GELU()
 
 
 def _activation(act: nn.Module) -> nn.Module:
-    """PyTorch's own GELU instead of transformers' module that calls it: Mix-FFN has a fast form for that."""
+    """Return PyTorch's GELU for transformers' module that calls it: Mix-FFN has a fast form for that."""
     is_gelu = type(act) is GELUActivation and act.act is nn.functional.gelu
     return _GELU if is_gelu and is_plain((), around=(act,)) else act
 

@@ -9,8 +9,7 @@ from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vitseg_zoo.architectures.base import TokenModel
-from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
+from vitseg_zoo.architectures.base import TokenModel, plain_vit_encoder
 from vitseg_zoo.decoders.eomt import QueryDecoder, QueryPrediction, SemanticHead, query_attention_mask
 from vitseg_zoo.encoders.token_blocks import embed_tokens, takes_tokens
 
@@ -33,7 +32,7 @@ class Eomt(TokenModel):
         encoder_name: A plain ViT of the zoo, `vz-` and the name of the timm model (ViT, DeiT, EVA-02, DINO v1
             to v3, CLIP, SigLIP). SMP's default, `"resnet34"`, means
             `vz-vit_base_patch14_reg4_dinov2`.
-        encoder_depth: How many of the ViT's blocks are used; all of them by default.
+        encoder_depth: There for SMP's interface: a plain ViT has one level, and another number is refused.
         encoder_weights: A tag of the timm model's weights, `"imagenet"` (its default tag) or `None` (random).
         num_queries: Number of queries, 100 by default; more than the classes in any one image.
         query_blocks: In how many of the last blocks queries take part; by default the paper's 3 for ViTs of
@@ -44,6 +43,7 @@ class Eomt(TokenModel):
             callable or `None` (the default).
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
+        encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
         kwargs: Passed to the timm model, for example `drop_path_rate`.
 
     Returns:
@@ -76,11 +76,19 @@ class Eomt(TokenModel):
         classes: int = 1,
         activation: str | Callable[..., Any] | None = None,
         aux_params: dict[str, Any] | None = None,
+        encoder_blocks: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         encoder_name, encoder_weights = self.choose_encoder(encoder_name, encoder_weights)
-        self.encoder = plain_vit_encoder(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
+        self.encoder = plain_vit_encoder(
+            encoder_name,
+            encoder_weights,
+            in_channels,
+            encoder_depth=encoder_depth,
+            encoder_blocks=encoder_blocks,
+            **kwargs,
+        )
         if not takes_tokens(self.encoder.model):
             raise ValueError(
                 f"{encoder_name} has no place for queries among its tokens: choose a ViT, DeiT, EVA-02 or "
@@ -101,7 +109,7 @@ class Eomt(TokenModel):
         self.finish(encoder_name, channels, aux_params)
 
     def anneal_masks(self, progress: float) -> None:
-        """Sets masked attention for a point of the training (paper, section 3.3).
+        """Set masked attention for a point of the training (paper, section 3.3).
 
         At the start every query attends only to the patches of the mask that it predicts, which speeds
         learning up. Block by block, the earliest first, that becomes ever less likely, until at the end no
@@ -119,7 +127,7 @@ class Eomt(TokenModel):
     def forward(
         self, x: torch.Tensor, return_queries: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | list[QueryPrediction]:
-        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W).
+        """Map images (B, in_channels, H, W) to logits (B, classes, H, W).
 
         Args:
             x: The images.
@@ -136,7 +144,7 @@ class Eomt(TokenModel):
         return masks
 
     def _predict(self, x: torch.Tensor) -> tuple[list[QueryPrediction], torch.Tensor]:
-        """The queries' predictions, and the map of patches (B, D, h, w) behind the last block."""
+        """Return the queries' predictions, and the map of patches (B, D, h, w) behind the last block."""
         model, patch = self.encoder.model, self.encoder.patch_size
         grid = (-(-x.shape[2] // patch), -(-x.shape[3] // patch))
         num_queries = self.decoder.queries.shape[1]
@@ -162,7 +170,7 @@ class Eomt(TokenModel):
         return [*predictions, prediction], patches
 
     def _read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> tuple[QueryPrediction, torch.Tensor]:
-        """Reads the prediction off tokens (B, prefix + h*w + Q, D), and gives the map of patches too."""
+        """Read the prediction off tokens (B, prefix + h*w + Q, D), and give the map of patches too."""
         prefix, num_queries = self.encoder.model.num_prefix_tokens, self.decoder.queries.shape[1]
         tokens = self.encoder.model.norm(tokens)
         patches = tokens[:, prefix:-num_queries].transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
@@ -171,7 +179,7 @@ class Eomt(TokenModel):
     def _attention_mask(
         self, prediction: QueryPrediction, grid: tuple[int, int], probability: float
     ) -> torch.Tensor:
-        """Masked attention for some queries by chance in training, else for all or none, the likelier."""
+        """Mask the attention of some queries by chance in training, else for all or none, the likelier."""
         logits = prediction.mask_logits.detach()
         if self.training:
             free = torch.rand(logits.shape[:2], device=logits.device) >= probability

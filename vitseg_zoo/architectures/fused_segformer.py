@@ -8,8 +8,8 @@ from segmentation_models_pytorch.base import ClassificationHead, SegmentationHea
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from torch import Tensor, nn
 
+from vitseg_zoo.architectures.base import configured_encoder
 from vitseg_zoo.architectures.hub import ModelCardMixin
-from vitseg_zoo.architectures.token_encoder import configured_encoder
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 from vitseg_zoo.ops.bilinear import upsample
@@ -102,7 +102,7 @@ class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
         self.initialize()
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W)."""
+        """Map images (B, in_channels, H, W) to logits (B, classes, H, W)."""
         if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             self.check_input_shape(x)
         features = self.encoder(x)
@@ -122,7 +122,7 @@ class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
 
 
 def _classifies_pixels(head: nn.Module, decoder: nn.Module) -> bool:
-    """Whether a head is SMP's, as it was made, and begins with a linear layer; no hooks look on."""
+    """Say whether a head is SMP's, as it was made, and begins with a linear layer; no hooks look on."""
     if type(head) is not SegmentationHead or not is_plain([head[0]], around=[head, decoder]):
         return False
     conv = head[0]

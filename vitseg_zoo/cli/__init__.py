@@ -1,55 +1,103 @@
-"""The command `vitseg`: one subcommand a module, imported when it is called."""
+"""The command `vitseg`: `vitseg NAME` is the module `vitseg_zoo.cli.NAME`, imported when it is called.
+
+Each has `add_arguments(parser)` and `run(args) -> int`, the exit code.
+"""
 
 import argparse
 import importlib
+import importlib.metadata
 import os
+import re
 import sys
+from types import ModuleType
 
-# Name -> (module with `add_arguments(parser)` and `run(args) -> int`, what `vitseg --help` says of it).
+from vitseg_zoo.terminal import say
+
+# Group -> command -> what `vitseg --help` says of it.
 COMMANDS = {
-    "quickstart": ("vitseg_zoo.cli.quickstart", "train ViT-seg next to a CNN in minutes, without a download"),
-    "predict": ("vitseg_zoo.cli.predict", "write masks and overlays of images, at their own size"),
-    "list": ("vitseg_zoo.cli.list", "list models, encoders and architectures of the zoo"),
-    "info": ("vitseg_zoo.cli.info", "show all that is known of a model or an encoder"),
-    "download": ("vitseg_zoo.cli.download", "fetch weights, also for a machine without network"),
-    "convert": (
-        "vitseg_zoo.cli.convert",
-        "turn a foreign checkpoint into one self-describing file",
-    ),
-    "bench": ("vitseg_zoo.cli.bench", "measure SegFormer here against SMP and Hugging Face"),
-    "trace": ("vitseg_zoo.cli.trace", "show how a tensor's shape changes step by step through a model"),
+    "look": {
+        "list": "list models, encoders and architectures of the zoo",
+        "info": "show all that is known of a model or an encoder",
+        "trace": "show how a tensor's shape changes step by step through a model",
+        "bench": "measure SegFormer here against SMP and Hugging Face",
+    },
+    "train": {
+        "check": "look through images and masks of your own: layout, classes, what is wrong",
+        "quickstart": "train ViT-seg next to a CNN in minutes, without a download",
+    },
+    "use": {
+        "predict": "write masks and overlays of images, at their own size",
+    },
+    "weights": {
+        "download": "fetch weights, also for a machine without network",
+        "convert": "turn a foreign checkpoint into one self-describing file",
+    },
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `vitseg COMMAND ...`; user errors end with one line and exit code 1, or 2 for bad arguments."""
+    """Run `vitseg COMMAND ...`; user errors end with one line and exit code 1, or 2 for bad arguments."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="vitseg", description="Transformer segmentation for timm and SMP.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module_name, help_text) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=help_text, description=help_text)
-        if name in argv[:1]:  # only the command that is called is imported
-            try:
-                module = importlib.import_module(module_name)
-            except ModuleNotFoundError as error:
-                print(
-                    f"vitseg {name} needs {error.name}, which is not installed: "
-                    'pip install "vitseg-zoo[train]" brings what training and its pictures need.',
-                    file=sys.stderr,
-                )
-                return 1
-            module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
-    args = parser.parse_args(argv)
+    name = argv[0] if argv else ""
     try:
+        parser = _make_parser(name)
+        args = parser.parse_args(argv)
         code = args.run(args)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `vitseg list | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
         return 1
+    except ModuleNotFoundError as error:
+        say(f"vitseg {name}: {_what_to_install(error)}", file=sys.stderr)
+        return 1
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         message = str(message).partition(", supported encoders")[0]  # SMP would list hundreds
-        print(f"vitseg {args.command}: {message}", file=sys.stderr)
+        message = message.replace("\n", " ")
+        say(f"vitseg {name}: {message}", file=sys.stderr)
         return 1
+
+
+def load_command(name: str) -> ModuleType:
+    """Import the module of a command."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _make_parser(called: str) -> argparse.ArgumentParser:
+    """Make the parser of all commands; only the one that is called is imported and has its arguments."""
+    width = max(len(name) for commands in COMMANDS.values() for name in commands)
+    groups = [
+        "\n".join([f"{group}:", *(f"  {name:{width}}  {text}" for name, text in commands.items())])
+        for group, commands in COMMANDS.items()
+    ]
+    parser = argparse.ArgumentParser(
+        prog="vitseg",
+        usage="vitseg [-h] COMMAND ...",
+        description="Transformer segmentation for timm and SMP.",
+        epilog="\n\n".join([*groups, "`vitseg COMMAND --help` shows a command's options."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    subparsers = parser.add_subparsers(
+        prog="vitseg", metavar="COMMAND", required=True, help=argparse.SUPPRESS
+    )
+    for commands in COMMANDS.values():
+        for name, text in commands.items():
+            subparser = subparsers.add_parser(name, description=text)
+            if name == called:
+                command = load_command(name)
+                command.add_arguments(subparser)
+                subparser.set_defaults(run=command.run)
+    return parser
+
+
+def _what_to_install(error: ModuleNotFoundError) -> str:
+    """Name the missing package, and the extra of this one that brings it."""
+    module = (error.name or "").partition(".")[0]
+    if module in ("", "vitseg_zoo"):  # not a package that could be installed: a defect, to be seen whole
+        raise error
+    distribution = re.escape(module.replace("_", "-"))
+    for requirement in importlib.metadata.requires("vitseg-zoo") or ():
+        if found := re.match(rf"{distribution}(?![\w.-]).*extra == \W(\w+)", requirement, re.IGNORECASE):
+            return f'needs {module}, which is not installed: pip install "vitseg-zoo[{found[1]}]" brings it.'
+    return f"needs {module}, which is not installed."

@@ -13,10 +13,10 @@ import argparse
 import copy
 import multiprocessing
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -38,36 +38,36 @@ _HUGGING_FACE_DEPTHS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("--models", nargs="+", default=["b0", "b2"], choices=sorted(_HUGGING_FACE_DEPTHS))
     parser.add_argument("--rounds", type=int, default=7, help="runs of each model in a pair (default 7)")
     parser.add_argument("--quick", action="store_true", help="512 x 512 only, without training and memory")
-    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)  # model, task and side: a subprocess
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and prints the table."""
+    """Measure and print the table."""
+    import transformers  # noqa: F401  if it is missing, say so now, not after minutes
+
     torch.set_num_threads(2)
-    if args.memory_of:
-        print(_peak_megabytes(*args.memory_of))
-        return 0
     print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds} runs\n")
     print("| model | against, what | peer | here | ratio | limit |")
-    print("|---|---|---:|---:|---:|---:|")
+    print("|---|---|---:|---:|---:|---:|", flush=True)
     for name in args.models:
-        for bench, options in ((_bench_smp, (args.quick,)), (_bench_hugging_face, ())):
-            process = multiprocessing.get_context("spawn").Process(
-                target=bench, args=(name, args.rounds, *options)
-            )
-            process.start()
-            process.join()
-            if process.exitcode:
-                return 1
+        _in_a_new_process(_bench_smp, name, args.rounds, args.quick)
+        if not args.quick:
+            _bench_memory(name)
+        _in_a_new_process(_bench_hugging_face, name, args.rounds)
     return 0
 
 
+def _in_a_new_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function in a process of its own; what it returns or raises comes back."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
 def smp_pair(name: str, classes: int = 150) -> tuple[nn.Module, nn.Module]:
-    """`smp.Segformer` and `smp.FusedSegformer` with the same random weights."""
+    """Build `smp.Segformer` and `smp.FusedSegformer` with the same random weights."""
     import segmentation_models_pytorch as smp
 
     from vitseg_zoo.architectures import FusedSegformer
@@ -84,7 +84,7 @@ def smp_pair(name: str, classes: int = 150) -> tuple[nn.Module, nn.Module]:
 
 
 def hugging_face_pair(name: str) -> tuple[nn.Module, nn.Module]:
-    """Hugging Face's SegFormer and its accelerated copy."""
+    """Build Hugging Face's SegFormer and its accelerated copy."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     from vitseg_zoo.acceleration import accelerate
@@ -100,7 +100,7 @@ def hugging_face_pair(name: str) -> tuple[nn.Module, nn.Module]:
 
 
 def alternate(peer: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> tuple[float, float]:
-    """Medians in seconds of two functions that are run in turn, after one run of each that does not count."""
+    """Run two functions in turn, once without counting; give their medians in seconds."""
     times: tuple[list[float], list[float]] = ([], [])
     for i in range(rounds + 1):
         for function, seconds in zip((peer, ours), times, strict=True):
@@ -122,10 +122,9 @@ def _bench_smp(name: str, rounds: int, quick: bool) -> None:
     peer, ours = smp_pair(name)
     for size in (512,) if quick else (512, 1024, 2048):
         _bench_size(name, peer, ours, size, rounds if size == 512 else min(rounds, 3))
-    del peer, ours
     if not quick:
+        del peer, ours
         _bench_training(name, rounds)
-        _bench_memory(name)
 
 
 @torch.inference_mode()
@@ -162,7 +161,7 @@ _CPU_ATTENTION = {
 
 
 def _limit(function: Callable[[], torch.Tensor], image: torch.Tensor) -> float:
-    """The limit of this machine for a function of an image, in seconds; the module says what it is."""
+    """Give this machine's limit for a function of an image, in seconds; the module says what it is."""
     with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         output = function()
     a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
@@ -200,19 +199,15 @@ def _bench_training(name: str, rounds: int) -> None:
 
 def _bench_memory(name: str) -> None:
     for task in ("training", "512", "1024", "2048"):
-        peaks = []
-        for side in ("peer", "ours"):
-            command = [sys.executable, "-m", "vitseg_zoo.cli", "bench", "--memory-of", name, task, side]
-            result = subprocess.run(command, capture_output=True, text=True, check=True)
-            peaks.append(float(result.stdout.split()[-1]))
+        peer, ours = (_in_a_new_process(_peak_megabytes, name, task, side) for side in ("peer", "ours"))
         what = "training step, batch 2, 512" if task == "training" else f"labels, {task}"
-        peer, ours = peaks
         row = f"| {name.upper()} | SMP, memory, {what} | {peer:.0f} MB | {ours:.0f} MB |"
         print(f"{row} **{peer / ours:.1f}** | |", flush=True)
 
 
 def _peak_megabytes(name: str, task: str, side: str) -> float:
-    """How far a task raises this process's peak of resident memory, after the same with a small image."""
+    """Measure how far a task raises this process's peak of resident memory, after one with a small image."""
+    torch.set_num_threads(2)
     peer, ours = smp_pair(name, classes=21 if task == "training" else 150)
     model = peer if side == "peer" else ours
     for size in (64, 512 if task == "training" else int(task)):  # the small one loads code and kernels

@@ -1,24 +1,22 @@
 """`vitseg predict IMAGE...`: masks and overlays of photographs, at their own size."""
 
 import argparse
-import colorsys
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from vitseg_zoo.data.images import MODES, read_image
-from vitseg_zoo.data.transforms import resize
-from vitseg_zoo.inference.predict_labels import predict_labels
+from vitseg_zoo.inference.predictor import palette_image, predict_image
+from vitseg_zoo.palette import distinct_colors
+from vitseg_zoo.terminal import say
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
-from vitseg_zoo.weights.saving import load_model
+from vitseg_zoo.weights.loading import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
     if len(names) > 256:
         raise ValueError(f"a palette PNG holds 256 classes, but the model has {len(names)}.")
 
-    print(f"{args.checkpoint or args.weights} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
+    say(f"{args.checkpoint or args.weights} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    Image.MAX_IMAGE_PIXELS = None  # the user's own photographs may be large
+    Image.MAX_IMAGE_PIXELS = None  # the limit of `data.images` holds: photographs have up to 200 million
     failed = 0
     for path, (mask_path, overlay_path) in targets.items():
         try:
@@ -77,14 +75,14 @@ def run(args: argparse.Namespace) -> int:
                 overlay.paste(photograph, mask=Image.fromarray(labels == names.index("background")))
             _save(overlay, overlay_path, "JPEG")
         except ValueError as error:
-            print(f"vitseg predict: {error}", file=sys.stderr)
+            say(f"vitseg predict: {error}", file=sys.stderr)
             failed += 1
             continue
         shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
         largest = [
             f"{names[index]} {shares[index]:.1%}" for index in np.argsort(-shares)[:5] if shares[index]
         ]
-        print(f"{mask_path}: {', '.join(largest)}")
+        say(f"{mask_path}: {', '.join(largest)}")
     return 1 if failed else 0
 
 
@@ -120,70 +118,6 @@ def name_outputs(images: Sequence[Path], folder: Path) -> dict[Path, tuple[Path,
             if output.resolve() in inputs:
                 raise ValueError(f"{output} would overwrite an image of that name: choose another --out.")
     return targets
-
-
-def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, Any]) -> np.ndarray:
-    """Predicts the class of each pixel of one image.
-
-    Args:
-        model: maps images (1, C, h, w) to logits, as `vitseg_zoo.load_model` returns it.
-        image: (H, W, 3) or (H, W) uint8.
-        metadata: `mean` and `std` of images in [0, 1] (default 0 and 1), and `input_size` (h, w), to which
-            the image is resized as in training; by default its own size, rounded up to a multiple of 32.
-
-    Returns:
-        (H, W) uint8 class indices, at the image's own size.
-
-    Raises:
-        ValueError: A predicted class is above 255.
-
-    Example:
-        >>> import segmentation_models_pytorch as smp
-        >>> model = smp.Unet("resnet18", encoder_weights=None, classes=2)
-        >>> predict_image(model, np.zeros((50, 70, 3), np.uint8), {"input_size": (64, 64)}).shape
-        (50, 70)
-    """
-    height, width = image.shape[:2]
-    size = metadata.get("input_size") or (-(-height // 32) * 32, -(-width // 32) * 32)
-    resized = resize(tuple(size))(image=image)["image"].reshape(*size, -1)  # (h, w, C)
-    device = next(model.parameters()).device
-    pixels = torch.tensor(resized, device=device).permute(2, 0, 1)[None] / 255  # (1, C, h, w)
-    mean, std = (
-        torch.tensor(metadata.get(key) or [default], device=device).view(1, -1, 1, 1)
-        for key, default in (("mean", 0.0), ("std", 1.0))
-    )
-    labels = predict_labels(model, (pixels - mean) / std, (height, width))[0]
-    if labels.max() > 255:  # would become another class
-        raise ValueError(
-            f"a mask of 8 bits holds the classes 0 to 255, but the model predicts class {labels.max()}: "
-            "use predict_labels, which returns all of them."
-        )
-    return labels.to("cpu", torch.uint8).numpy()
-
-
-def palette_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
-    """A picture whose pixels are class indices, which viewers show in the palette's colors.
-
-    Args:
-        labels: (H, W) uint8.
-        palette: one RGB color (0 to 255) for each class.
-    """
-    picture = Image.fromarray(labels).convert("P")
-    picture.putpalette(np.asarray(palette, np.uint8).tobytes())
-    return picture
-
-
-def distinct_colors(count: int) -> list[tuple[int, int, int]]:
-    """Colors for classes that have none: the first black, then hues a golden angle apart.
-
-    Example:
-        >>> distinct_colors(2)
-        [(0, 0, 0), (230, 57, 57)]
-    """
-    hues = [(index * 0.618034) % 1 for index in range(count - 1)]
-    return [(0, 0, 0)] + [
-        tuple(round(255 * part) for part in colorsys.hsv_to_rgb(h, 0.75, 0.9)) for h in hues
-    ]
 
 
 def _save(picture: Image.Image, path: Path, kind: str) -> None:

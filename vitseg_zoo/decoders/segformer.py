@@ -30,7 +30,7 @@ from vitseg_zoo.ops.segformer_head import HeadRows, classified_head
 def fuse_head(
     linears: Sequence[nn.Linear], fuse: nn.Conv2d, norm: nn.BatchNorm2d
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Multiplies the projections of the levels with the fusion, and with the batch norm in evaluation.
+    """Multiply the projections of the levels with the fusion, and with the batch norm in evaluation.
 
     Args:
         linears: The projection of each level, C_i to E channels.
@@ -56,7 +56,7 @@ def fuse_head(
 
 
 def uses_batch_statistics(norm: nn.BatchNorm2d) -> bool:
-    """Whether a batch norm normalizes by the batch at hand, as in training, so that it cannot be folded."""
+    """Say whether a batch norm normalizes by the batch at hand, as in training: it cannot be folded then."""
     return norm.training or norm.running_mean is None
 
 
@@ -68,7 +68,7 @@ def fused_head(
     size: Sequence[int],
     classify: Layer = nn.Identity(),  # noqa: B008
 ) -> torch.Tensor:
-    """Projects levels, resamples them to one size, fuses, normalizes and classifies them.
+    """Project levels, resample them to one size, fuse, normalize and classify them.
 
     Args:
         maps: One (B, C_i, H_i, W_i) a level, coarse to fine.
@@ -97,7 +97,7 @@ def fused_head(
 
 
 def _trains(norm: nn.BatchNorm2d, classify: Layer, size: Sequence[int]) -> bool:
-    """Whether `classified_head` has the gradients: plain layers, more than one value for each channel."""
+    """Say whether `classified_head` has the gradients: plain layers, more than one value for each channel."""
     return (
         type(norm) is nn.BatchNorm2d
         and norm.affine
@@ -112,7 +112,7 @@ def _trains(norm: nn.BatchNorm2d, classify: Layer, size: Sequence[int]) -> bool:
 def _project(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, size: Sequence[int]
 ) -> torch.Tensor:
-    """A linear layer on channels, and resampling: (B, C, h, w) to (B, E, *size)."""
+    """Return a linear layer on channels, and resampling: (B, C, h, w) to (B, E, *size)."""
     finer = x.shape[2] * x.shape[3] > size[0] * size[1]
     if finer:  # resampled first, which leaves less to project
         x = resample(x, size)
@@ -157,21 +157,21 @@ class FusedSegformerDecoder(SegformerDecoder):
         features: Sequence[torch.Tensor],
         classify: Layer = nn.Identity(),  # noqa: B008
     ) -> torch.Tensor:
-        """Maps the image and its levels to (B, E, H / 4, W / 4), or to what `classify` makes of it."""
+        """Map the image and its levels to (B, E, H / 4, W / 4), or to what `classify` makes of it."""
         if self.dropout and self.training:
             output = fused_head(*self._head(features))
             return classify(F.dropout2d(output, self.dropout))
         return fused_head(*self._head(features), classify)
 
     def rows(self, features: Sequence[torch.Tensor]) -> HeadRows | None:
-        """The output in evaluation as rows that are computed when asked for; None where it cannot be."""
+        """Return the output in evaluation as rows, computed when asked for; None where it cannot be."""
         maps, linears, fuse, norm, size = self._head(features)
         if uses_batch_statistics(norm):
             return None
         return HeadRows(maps, *fuse_head(linears, fuse, norm), size)
 
     def _head(self, features: Sequence[torch.Tensor]) -> tuple:
-        """The arguments of `fused_head`, coarse to fine as the weights are ordered."""
+        """Return the arguments of `fused_head`, coarse to fine as the weights are ordered."""
         maps = features[-len(self.mlp_stage) :][::-1]
         linears = [stage.linear for stage in self.mlp_stage]
         size = [side // 4 for side in features[0].shape[2:]]

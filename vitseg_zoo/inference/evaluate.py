@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vitseg_zoo.cli.predict import predict_image
+from vitseg_zoo.inference.predictor import predict_image
 from vitseg_zoo.metrics import SegmentationMetrics
 
 

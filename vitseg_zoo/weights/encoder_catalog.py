@@ -1,13 +1,13 @@
 """Encoders that there are weights for: timm's list of them, as entries of the catalog.
 
-timm is imported where it is used: importing it registers the zoo's encoders, which import this.
+timm and SMP are imported where they are used: importing them registers the zoo's encoders, which import this.
 """
 
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from vitseg_zoo.weights.catalog import NVIDIA_LICENSE, WeightsEntry
+from vitseg_zoo.weights.entry import NVIDIA_LICENSE, WeightsEntry
 
 # ImageNet-1k accuracy of one crop, in percent, of B0 to B5.
 _MIT_TOP1 = (70.5, 78.7, 81.6, 83.1, 83.6, 83.8)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vitseg_zoo.decoders.segnet_checkpoints import convert_plain_segnet, is_plain_segnet
 from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn, convert_segformer
 
 StateDict = dict[str, torch.Tensor]
@@ -153,4 +154,7 @@ FORMATS = (
     Format("model of SMP", True, _has(r"encoder\.", r"(decoder|segmentation_head)\."), _same),
     Format("MiT or PVTv2", False, _has(_MIT), checkpoint_filter_fn, unused=_CLASSIFIER),
     Format("ViT of timm", False, _has(r"blocks\.0\.", r"patch_embed\.proj\."), _same, unused=_CLASSIFIER),
+    Format(
+        "plain SegNet", True, is_plain_segnet, convert_plain_segnet
+    ),  # by shapes: last, as it takes longest
 )

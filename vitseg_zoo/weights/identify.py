@@ -8,9 +8,10 @@ from typing import Any
 import segmentation_models_pytorch as smp
 from segmentation_models_pytorch.base import SegmentationModel
 
-from vitseg_zoo.weights.catalog import IMAGENET_MEAN, IMAGENET_STD
 from vitseg_zoo.weights.checkpoint import Checkpoint
+from vitseg_zoo.weights.entry import IMAGENET_MEAN, IMAGENET_STD
 from vitseg_zoo.weights.formats import StateDict, recognize
+from vitseg_zoo.weights.metadata import current_arguments
 
 # Blocks of MiT's stages -> size, for stages of 64, 128, 320 and 512 channels; B0 has half of them.
 _MIT_SIZES = {(2, 2, 2, 2): 1, (3, 4, 6, 3): 2, (3, 4, 18, 3): 3, (3, 8, 27, 3): 4, (3, 6, 40, 3): 5}
@@ -57,6 +58,12 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         ValueError: If neither the file nor one beside it says what the model is, and the weights do not show
             it.
     """
+    described = _describe(checkpoint, path)
+    described["arguments"] = current_arguments(described["architecture"], described["arguments"])
+    return described
+
+
+def _describe(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     notes = checkpoint.notes
     if "vitseg_zoo" in notes.get("metadata", {}):
         return _own_metadata(notes["metadata"]["vitseg_zoo"], path)
@@ -170,6 +177,8 @@ def _from_shapes(weights: StateDict, path: Path) -> dict[str, Any]:
             return _vitseg(converted)
         if "Segmenter" in known.name:
             return _segmenter(converted)
+        if "SegNet" in known.name:
+            return _segnet(converted)
     if known is None:
         raise ValueError(
             f"{path}: weights of an unknown format, that begin with {', '.join(list(weights)[:3])}."
@@ -249,4 +258,18 @@ def _segmenter(weights: StateDict) -> dict[str, Any]:
         },
         "mean": [0.5] * channels,  # of the ViTs that the authors begin with
         "std": [0.5] * channels,
+    }
+
+
+def _segnet(weights: StateDict) -> dict[str, Any]:
+    channels = len(weights["encoder.input_norm.weight"])
+    classes = len(list(weights.values())[-1])
+    first = weights["encoder.blocks.0.0.weight"]
+    return {
+        "architecture": "segnet"
+        if first.shape[1] == channels and first.shape[0] != channels
+        else "segnetdsc",
+        "arguments": {"in_channels": channels, "classes": classes},
+        "mean": [0.0] * channels,  # the model's first layer normalizes
+        "std": [1.0] * channels,
     }

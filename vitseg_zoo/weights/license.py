@@ -3,6 +3,8 @@
 import logging
 from functools import cache
 
+from vitseg_zoo.terminal import printable
+
 _logger = logging.getLogger("vitseg_zoo")
 
 
@@ -10,7 +12,9 @@ def license_notice(name: str, commercial_use: bool | None, license: str | None) 
     """The sentence about a license that forbids commercial use; empty for others."""
     if commercial_use is not False:
         return ""
-    return f"{name}: the weights must not be used commercially. License: {license or 'not stated'}."
+    return printable(
+        f"{name}: the weights must not be used commercially. License: {license or 'not stated'}."
+    )
 
 
 def say_license(name: str, commercial_use: bool | None, license: str | None) -> None:
