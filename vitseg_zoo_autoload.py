@@ -13,7 +13,7 @@ _OFF = {"", "0", "false", "no", "off"}
 
 
 def autoload() -> None:
-    """The entry point. Only Ctrl-C leaves it as an exception."""
+    """Import vitseg_zoo, if it can be imported. Ctrl-C alone leaves this as an exception."""
     if os.environ.get("VITSEG_ZOO_AUTOLOAD", "1").strip().lower() in _OFF:
         return
     try:

@@ -105,5 +105,5 @@ def install() -> None:
 
 
 def autoload() -> None:
-    """What the entry point of 0.1 names; a checkout that was installed then still calls it after a pull."""
+    """Do what the entry point of 0.1 names: a checkout that was installed then calls it after a pull."""
     install()
