@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from types import FrameType
 
 
 def warn(message: str) -> None:
@@ -14,7 +15,7 @@ def warn(message: str) -> None:
 
 def inside_import_of(name: str) -> bool:
     """Whether this thread is just importing the module; what other threads import does not count."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == name:
             return True
@@ -30,9 +31,9 @@ def fails_for_now(error: BaseException) -> bool:
     """
     if type(error).__name__ == "_DeadlockError":
         return True
-    module = error.name if isinstance(error, ImportError) else None
+    module = (error.name or "") if isinstance(error, ImportError) else ""
     if isinstance(error, AttributeError):
-        module = getattr(error.obj, "__name__", None)
+        module = getattr(error.obj, "__name__", "")
     if not getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False):
         return False
     return module.startswith("segmentation_models_pytorch") or not inside_import_of(module)
