@@ -25,7 +25,7 @@ _PUBLIC = {
     "QueryLoss": "vitseg_zoo.losses",
     "freeze_blocks": "vitseg_zoo.training.parameter_groups",
     "parameter_groups": "vitseg_zoo.training.parameter_groups",
-    "list_models": "vitseg_zoo.registry",
+    "list_models": "vitseg_zoo.models",
     "predict_labels": "vitseg_zoo.inference.predict_labels",
 }
 __all__ = ["__version__", *_PUBLIC]
@@ -47,4 +47,4 @@ def __dir__() -> list[str]:
 
 from vitseg_zoo import _autoload  # noqa: E402
 
-_autoload.on_package_import()
+_autoload.install()
