@@ -22,7 +22,7 @@ from vitseg_zoo.architectures.fused_segformer import FusedSegformer
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.decoders.vit_seg import PatchHead
 from vitseg_zoo.ops.bilinear import is_bilinear
-from vitseg_zoo.ops.dispatch import is_plain, runs_eagerly_on_cpu
+from vitseg_zoo.ops.dispatch import may_bypass, runs_eagerly_on_cpu
 from vitseg_zoo.ops.segformer_head import HeadRows
 
 # Logits that are held at once, in elements: 8 MB in fp32, small enough to stay in a processor's cache.
@@ -95,7 +95,11 @@ def predict_labels(
     if layers is None or not _runs_in_parts(model):
         return _labels_of(model(image), model, (height, width), size, dtype)
     upsample = layers[-1] if isinstance(layers[-1], nn.Upsample) else None
-    fused = upsample is not None and isinstance(decoder, FusedSegformerDecoder) and is_plain((), [decoder])
+    fused = (
+        upsample is not None
+        and isinstance(decoder, FusedSegformerDecoder)
+        and may_bypass((decoder, type(decoder)))
+    )
     model.check_input_shape(image)
     features = model.encoder(image)
     rows = decoder.rows(features) if fused and runs_eagerly_on_cpu(image) else None
@@ -157,7 +161,7 @@ _FORWARDS = (
 
 def _runs_in_parts(model: nn.Module) -> bool:
     """Whether a model is SMP's or the zoo's and runs as those do, with no hook on it as a whole."""
-    return type(model).forward in _FORWARDS and is_plain((), [model])
+    return type(model).forward in _FORWARDS and may_bypass((model, type(model)))
 
 
 def _row_layers(head: Any) -> list[nn.Module] | None:
@@ -168,7 +172,7 @@ def _row_layers(head: Any) -> list[nn.Module] | None:
     if (
         not isinstance(head, nn.Sequential)
         or type(head).forward is not nn.Sequential.forward
-        or not is_plain((), head.modules())
+        or not may_bypass(*((module, type(module)) for module in head.modules()))
     ):
         return None
     *layers, activation = [layer for layer in head if type(layer) is not nn.Identity] or [None]
