@@ -32,9 +32,8 @@ from vitseg_zoo.data.transforms import flip_and_jitter
 from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.training import pictures
 from vitseg_zoo.training.data_module import SegmentationDataModule
-from vitseg_zoo.training.finetuning import FineTuningModule
+from vitseg_zoo.training.finetuning import FineTuningModule, QueryModule
 from vitseg_zoo.training.precision import choose_precision
-from vitseg_zoo.training.query_module import QueryModule
 from vitseg_zoo.training.results import comparison_table, hardware, read_results, save_results, versions
 
 VIT = "vitseg_tiny_patch16_128"

@@ -27,7 +27,7 @@ from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, OxfordPets
 from vitseg_zoo.data.transforms import flip_and_jitter
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
-from vitseg_zoo.training.checkpoints import AtomicCheckpointIO
+from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, ModelCheckpoint
 from vitseg_zoo.training.config import (
     make_writable,
     natural_int,
@@ -38,7 +38,6 @@ from vitseg_zoo.training.config import (
 )
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.module import SegmentationModule
-from vitseg_zoo.training.moved_checkpoint import ModelCheckpoint
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import hardware, save_results, training_seconds, versions

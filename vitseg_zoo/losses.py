@@ -206,3 +206,22 @@ def _dice_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor)
     probability, target = logits.sigmoid() * weight, target * weight
     overlap = (probability * target).sum(dim=-1)
     return 1 - (2 * overlap + 1) / (probability.sum(dim=-1) + target.sum(dim=-1) + 1)
+
+
+class CrossEntropyAndDice(nn.Module):
+    """Cross-entropy plus SMP's dice loss, which keeps small classes from drowning in large ones.
+
+    Args:
+        ignore_index: mask value of pixels that do not count; None if there are none.
+        dice_weight: weight of the dice loss.
+    """
+
+    def __init__(self, ignore_index: int | None = None, dice_weight: float = 1.0) -> None:
+        super().__init__()
+        self.cross_entropy = nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
+        self.dice = DiceLoss("multiclass", ignore_index=ignore_index)
+        self.dice_weight = dice_weight
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Returns the loss of logits (B, C, H, W) for masks (B, H, W)."""
+        return self.cross_entropy(logits, mask) + self.dice_weight * self.dice(logits, mask)

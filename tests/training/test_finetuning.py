@@ -15,7 +15,8 @@ from PIL import Image
 from vitseg_zoo import load_model
 from vitseg_zoo.data.transforms import crop_flip_jitter
 from vitseg_zoo.inference.evaluate import evaluate
-from vitseg_zoo.training.finetuning import CrossEntropyAndDice, FineTuningModule, weight_averaging
+from vitseg_zoo.losses import CrossEntropyAndDice
+from vitseg_zoo.training.finetuning import FineTuningModule, weight_averaging
 from vitseg_zoo.training.pictures import read_metrics
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "own_data.py"

@@ -28,9 +28,9 @@ from vitseg_zoo.data.transforms import flip_and_jitter
 from vitseg_zoo.training import pictures
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO
+from vitseg_zoo.training.checkpoints import ModelCheckpoint as MovedCheckpoint
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.module import SegmentationModule, _normalization
-from vitseg_zoo.training.moved_checkpoint import ModelCheckpoint as MovedCheckpoint
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import training_seconds
 
