@@ -1,4 +1,4 @@
-"""Lightning modules for a good result on few images: AdamW by layers, warm-up, cosine; and EoMT's own loss."""
+"""Lightning modules for few images: AdamW by layers, warm-up, cosine, dice; and EoMT's own loss."""
 
 import math
 from typing import Any
