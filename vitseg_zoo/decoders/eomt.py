@@ -123,7 +123,8 @@ class SemanticHead(nn.Module):
         classes = prediction.class_logits.softmax(dim=-1)[..., :-1]
         scores = torch.einsum("bqc,bqhw->bchw", classes, prediction.mask_logits.sigmoid())
         scores = F.interpolate(scores, size=prediction.padded_size, mode="bilinear", align_corners=False)
-        scores = scores.float().clamp_min(1e-6)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # half has no 1 - 1e-6
+        scores = scores.clamp_min(1e-6)
         if scores.shape[1] > 1:
             return scores.log()
         # Several queries may claim a pixel: as a probability, the score ends at one.
