@@ -1,6 +1,7 @@
 """Losses: of pixels, and of models whose queries each predict a mask and its class.
 
-`QueryLoss` is EoMT's, which is Mask2Former's. Paper: "Masked-attention Mask Transformer for Universal Image Segmentation" (Cheng et al., CVPR 2022),
+`QueryLoss` is EoMT's, which is Mask2Former's. Paper: "Masked-attention Mask Transformer for Universal Image
+Segmentation" (Cheng et al., CVPR 2022),
 https://arxiv.org/abs/2112.01527, sections 3.3 and 4.1, with the weights that EoMT keeps. Written from the
 paper; points are chosen as in "PointRend", https://arxiv.org/abs/1912.08193.
 
@@ -65,6 +66,8 @@ class QueryLoss(nn.Module):
         no_object_weight: float = 0.1,
     ) -> None:
         super().__init__()
+        if linear_sum_assignment is None:
+            raise ImportError("QueryLoss matches with SciPy: pip install 'vitseg-zoo[train]'.")
         self.classes = classes
         self.ignore_index = ignore_index
         self.num_points = num_points

@@ -21,6 +21,8 @@ COMMANDS = {
     },
     "train": {
         "quickstart": "train ViT-seg next to a CNN in minutes, without a download",
+        "train": "train a model on your own images and masks",
+        "recipe": "list the training recipes, or copy one here to edit it",
     },
     "use": {
         "predict": "write masks and overlays of images, at their own size",

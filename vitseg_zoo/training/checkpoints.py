@@ -1,12 +1,13 @@
 """Checkpoints that are whole or not there, and whose best stays the best where their folder is moved."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from vitseg_zoo.files import atomic_path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,14 +24,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        try:
+        with atomic_path(path) as partial:
             torch.save(checkpoint, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 # Of the same name, under which checkpoints keep a callback's state.

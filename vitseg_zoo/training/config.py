@@ -108,6 +108,23 @@ JsonObject = Annotated[
     ),
 ]
 
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object, such as what is said of a model.
+
+    Raises:
+        ValueError: If it holds something else.
+        OSError: If it cannot be read.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{path} should hold a JSON object, as {{"license": "cc0-1.0"}}.')
+    return value
+
+
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
@@ -145,10 +162,6 @@ def from_command_line(
         if stop.code:
             print(_one_line(shown.getvalue()), file=sys.stderr)
         raise
-    except ValueError as error:  # of the dataclass itself
-        name, _, rest = str(error).partition(" ")
-        print(f"--{name.replace('_', '-')} {rest}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 def _one_line(box: str) -> str:
@@ -166,7 +179,9 @@ def _one_line(box: str) -> str:
         elif near is None and not line.startswith("──"):
             parts.append(line)
     hint = f" Did you mean {near}?" if near else ""
-    return " ".join(parts).rstrip(".:") + "." + hint + " See --help."
+    text = " ".join(parts).rstrip(".:") + "." + hint + " See --help."
+    # Of a dataclass's own check: the field becomes its option.
+    return re.sub(r"^Error parsing \w+: (\w+)", lambda found: "--" + found[1].replace("_", "-"), text)
 
 
 @contextmanager

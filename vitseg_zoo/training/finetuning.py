@@ -51,15 +51,36 @@ class FineTuningModule(SegmentationModule):
             self.model, hparams.learning_rate, hparams.weight_decay, hparams.layer_decay
         )
         steps = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer := torch.optim.AdamW(groups, lr=hparams.learning_rate, fused=True),
-            lambda step: (
-                min(1.0, (step + 1) / max(1, hparams.warmup * steps))
-                * (1 + math.cos(math.pi * step / steps))
-                / 2
-            ),
+        # Lightning cannot clip gradients for a fused optimizer in mixed precision.
+        optimizer = torch.optim.AdamW(
+            groups, lr=hparams.learning_rate, fused=not self.trainer.gradient_clip_val
         )
+        scheduler = warmup_cosine(optimizer, steps, hparams.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, steps: float, warmup: float = 0.05
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Make a schedule by steps: a linear rise from zero, and a cosine to zero over all steps.
+
+    Args:
+        optimizer: Its learning rates are the highest.
+        steps: Steps of the whole training.
+        warmup: Share of them in which the rate rises.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = warmup_cosine(optimizer, steps=100, warmup=0.1)
+        >>> [round(schedule.lr_lambdas[0](step), 2) for step in (0, 9, 50, 100)]
+        [0.1, 0.98, 0.5, 0.0]
+    """
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            min(1.0, (step + 1) / max(1, warmup * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
+        ),
+    )
 
 
 def weight_averaging(decay: float = 0.998) -> WeightAveraging:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shlex
 import shutil
 import signal
 import sys
@@ -21,16 +20,16 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from vitseg_zoo.files import atomic_path
-from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, ModelCheckpoint
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import weight_averaging
+from vitseg_zoo.training.memory import keep_freed_memory
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
-from vitseg_zoo.training.results import hardware, save_results, training_seconds, versions
+from vitseg_zoo.training.results import command, hardware, save_results, training_seconds, versions
 
 # Folders that trainings of this process write to; the system lets go of them when it ends, however it ends.
 _locks: dict[Path, FileLock] = {}
@@ -179,7 +178,9 @@ def fit(
         scores = {"test_last": score()}
     else:
         kinds = ("last", "best") if select is not None else ("last",)
-        scores = {f"test_{kind}": _test(trainer, module, data, last.with_name(f"{kind}.ckpt")) for kind in kinds}
+        scores = {
+            f"test_{kind}": _test(trainer, module, data, last.with_name(f"{kind}.ckpt")) for kind in kinds
+        }
     save_curves({"": metrics}, config.out / "curves.png")
     results = {
         "arch": module.hparams.arch,
@@ -191,7 +192,7 @@ def fit(
         "cpu_seconds": round(cpu_seconds, 1),
         "precision": precision,
         "hardware": hardware(trainer),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command(),
         "config": config.to_json(),
         "versions": versions(),
     }
@@ -211,17 +212,16 @@ def _train(
     config: RunConfig,
 ) -> None:
     """Run Lightning's loop, and turn what can happen to a user's training into one sentence."""
-    go_on = f"{last} is whole: --resume goes on from it" if resumed else "--resume begins again"
 
     def kept() -> str:
-        return f"{last} is whole: --resume goes on from it" if last.exists() else go_on
+        return f"{last} is whole: --resume goes on from it" if last.exists() else "--resume begins again"
 
     try:
         trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
-    except (SIGTERMException, KeyboardInterrupt):
+    except SIGTERMException:
         print(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
-    except SystemExit:  # Lightning's answer to Ctrl-C
+    except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to Ctrl-C
         print(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise KeyboardInterrupt from None
     except torch.OutOfMemoryError as error:
