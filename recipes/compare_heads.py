@@ -4,9 +4,9 @@
     python recipes/compare_heads.py eomt --data DIR --out runs/clothing --dataset clothing --seed 1
     python recipes/compare_heads.py --out runs/heads          # only shows the table of what is there
 
-All start from random weights. --out receives a folder for each training; table.md, the mean over seeds, with
-seconds of processor time; and predictions.png. No epoch is selected: scores are the last one's, on images not
-trained on. Copy this file and edit it: what is compared is in the few lines below.
+All start from random weights. --out receives a folder for each training, table.md with means over seeds and
+seconds of processor time, and predictions.png. Scores are the last epoch's, on images not trained on.
+Copy this file and edit it.
 """
 
 from collections import defaultdict
@@ -114,7 +114,7 @@ def compare(folder: Path) -> None:
         runs[name][int(seed)] = read_results(path)
     runs = dict(sorted(runs.items(), key=lambda run: -mean(r["test_last"]["miou"] for r in run[1].values())))
     head, rows = comparison_table({name: mean_results(list(seeds.values())) for name, seeds in runs.items()})
-    head.append("mIoU of each seed")
+    head += ["mIoU of each seed"]
     for row, seeds in zip(rows, runs.values(), strict=True):
         row += [", ".join(f"{100 * seeds[seed]['test_last']['miou']:.1f}" for seed in sorted(seeds))]
     table = markdown_table(head, rows)

@@ -76,14 +76,11 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classes = len((args.data / "classes.txt").read_text().split("\n")[:-1])
     train = Folder(args.data / "train", args.size, train=True)
-    loader = DataLoader(
-        train, args.batch_size, shuffle=True, drop_last=True, pin_memory=device.type == "cuda"
-    )
+    on_gpu = device.type == "cuda"
+    loader = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, pin_memory=on_gpu)
     val_loader = DataLoader(Folder(args.data / "val", args.size, train=False), args.batch_size)
 
-    model = smp.create_model(args.arch, args.encoder, encoder_weights=args.weights, classes=classes).to(
-        device
-    )
+    model = smp.create_model(args.arch, args.encoder, args.weights, classes=classes).to(device)
     loss_function = torch.nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.05)
     steps = args.epochs * len(loader)
