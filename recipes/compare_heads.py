@@ -5,8 +5,7 @@
     python recipes/compare_heads.py --out runs/heads          # only shows the table of what is there
 
 All start from random weights. --out receives a folder for each training, table.md with means over seeds and
-seconds of processor time, and predictions.png. Scores are the last epoch's, on images not trained on.
-Copy this file and edit it.
+seconds of processor time, and predictions.png. Scores are the last epoch's. Copy this file and edit it.
 """
 
 from collections import defaultdict
