@@ -120,7 +120,7 @@ def compare(folder: Path) -> None:
     (folder / "table.md").write_text(table)
     print(table, end="")
     files = {name: folder / f"{name}-seed-{min(seeds)}" / "tiles.png" for name, seeds in runs.items()}
-    tiles = {name: np.split(np.asarray(Image.open(file)), 3) for name, file in files.items()}
+    tiles = {name: np.split(np.asarray(Image.open(file, formats=["PNG"])), 3) for name, file in files.items()}
     tiles = {name: [np.split(row, PICTURES, axis=1) for row in rows] for name, rows in tiles.items()}
     images, truth, _ = map(np.stack, next(iter(tiles.values())))
     predictions = {name: np.stack(rows[2]) for name, rows in tiles.items()}

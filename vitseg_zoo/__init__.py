@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "accelerate": "vitseg_zoo.acceleration",
     "create_model": "vitseg_zoo.models",
-    "load_model": "vitseg_zoo.weights.saving",
+    "load_model": "vitseg_zoo.weights.loading",
     "load_weights": "vitseg_zoo.weights.loading",
     "push_to_hub": "vitseg_zoo.weights.saving",
     "save_model": "vitseg_zoo.weights.saving",

@@ -81,7 +81,7 @@ class QueryLoss(nn.Module):
         self.register_buffer("balance", balance, persistent=False)
 
     def forward(self, predictions: Sequence[QueryPrediction], target: torch.Tensor) -> torch.Tensor:
-        """Gives the loss, summed over a model's successive predictions.
+        """Give the loss, summed over a model's successive predictions.
 
         Args:
             predictions: What a model gives with `return_queries=True`.
@@ -97,7 +97,7 @@ class QueryLoss(nn.Module):
         return torch.stack([self._one_prediction(prediction, targets) for prediction in predictions]).sum()
 
     def _split(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The classes (K,) in labels (H, W), their masks (K, H, W), and which pixels count (H, W)."""
+        """Return the classes (K,) in labels (H, W), their masks (K, H, W), and which pixels count (H, W)."""
         counts = torch.ones_like(labels, dtype=torch.bool)
         if self.ignore_index is not None:
             counts = labels != self.ignore_index
@@ -156,7 +156,7 @@ class QueryLoss(nn.Module):
         masks: torch.Tensor,
         counts: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pairs, as indices of queries and of targets, whose total cost is least."""
+        """Return the pairs, as indices of queries and of targets, whose total cost is least."""
         points = self._uniform_points(logits[:1])  # the same for all masks: (1, P, 2)
         sampled = _sample(logits, points.expand(len(logits), -1, -1))[:, None]  # (Q, 1, P)
         wanted = _sample(masks, points.expand(len(masks), -1, -1))[None]  # (1, K, P)
@@ -169,7 +169,7 @@ class QueryLoss(nn.Module):
         return torch.as_tensor(queries, device=logits.device), torch.as_tensor(order, device=logits.device)
 
     def _uniform_points(self, logits: torch.Tensor) -> torch.Tensor:
-        """Points (N, P, 2) for masks (N, h, w), as x and y from 0 to 1."""
+        """Draw points (N, P, 2) for masks (N, h, w), as x and y from 0 to 1."""
         if self.num_points is None:
             height, width = logits.shape[1:]
             ys = (torch.arange(height, device=logits.device) + 0.5) / height
@@ -180,7 +180,7 @@ class QueryLoss(nn.Module):
 
     @torch.no_grad()
     def _loss_points(self, logits: torch.Tensor) -> torch.Tensor:
-        """Points (N, P, 2) for masks (N, h, w), most of them where a mask's logits are nearest to zero."""
+        """Draw points (N, P, 2) for masks (N, h, w), most of them where its logits are nearest to zero."""
         if self.num_points is None:
             return self._uniform_points(logits)
         count = int(self.importance_sample_ratio * self.num_points)
@@ -194,19 +194,19 @@ class QueryLoss(nn.Module):
 
 
 def _sample(maps: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """Values (N, P) of maps (N, h, w) at points (N, P, 2), given as x and y from 0 to 1."""
+    """Sample values (N, P) of maps (N, h, w) at points (N, P, 2), given as x and y from 0 to 1."""
     grid = 2 * points[:, None] - 1  # (N, 1, P, 2)
     return F.grid_sample(maps[:, None], grid, mode=mode, align_corners=False)[:, 0, 0]
 
 
 def _binary_cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Mean over the points that count, (..., P) to (...); inputs broadcast."""
+    """Return the mean over the points that count, (..., P) to (...); inputs broadcast."""
     losses = F.softplus(logits) - logits * target
     return (losses * weight).sum(dim=-1) / weight.sum(dim=-1).clamp_min(1)
 
 
 def _dice_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """One minus the dice coefficient over the points that count, (..., P) to (...); inputs broadcast."""
+    """Return the dice loss over the points that count, (..., P) to (...); inputs broadcast."""
     probability, target = logits.sigmoid() * weight, target * weight
     overlap = (probability * target).sum(dim=-1)
     return 1 - (2 * overlap + 1) / (probability.sum(dim=-1) + target.sum(dim=-1) + 1)

@@ -18,7 +18,7 @@ from vitseg_zoo.weights.metadata import metadata_of
 def create_model(
     name: str, pretrained: bool = False, classes: int | None = None, in_channels: int = 3, **kwargs: Any
 ) -> SegmentationModel:
-    """Builds a complete segmentation model of the catalog.
+    """Build a complete segmentation model of the catalog.
 
     Args:
         name: Name of the model, such as `"segformer_b2.nv_ade20k_512"`;
@@ -76,7 +76,7 @@ def create_model(
 
 
 def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Means or deviations for as many channels as weights are adapted to: averaged for one, else repeated."""
+    """Fit means or deviations to other channels as weights are: averaged for one, else repeated."""
     if channels == 1:
         return (sum(values) / len(values),)
     return tuple(itertools.islice(itertools.cycle(values), channels))

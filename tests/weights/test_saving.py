@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 
 import vitseg_zoo
+from vitseg_zoo.weights.entry import NVIDIA_LICENSE
 
 METADATA = {
     "class_names": ["pet", "rest"],
@@ -370,3 +371,14 @@ def test_numbers_beyond_half_precision_are_kept(tmp_path):
         dtypes = [file.get_tensor(key).dtype for key in file.keys()]  # noqa: SIM118
     assert dtypes.count(torch.float32) == 1 and torch.float16 in dtypes
     assert torch.equal(vitseg_zoo.load_model(path)[0].get_parameter(name), weight)
+
+
+def test_nvidias_license_lies_beside_its_weights(tmp_path):
+    model = vitseg_zoo.create_model("segformer_b0.nv_ade20k_512")
+    vitseg_zoo.save_model(model, tmp_path / "own.safetensors", license="mit")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.safetensors"]
+    vitseg_zoo.save_model(model, tmp_path / "b0.safetensors", license=NVIDIA_LICENSE)
+    notice = (tmp_path / "b0.LICENSE.txt").read_text()
+    assert "https://github.com/NVlabs/SegFormer/blob/master/LICENSE" in notice and "3.1" in notice
+    vitseg_zoo.save_pretrained(model, tmp_path / "folder", license=NVIDIA_LICENSE)
+    assert (tmp_path / "folder" / "model.LICENSE.txt").read_text() == notice

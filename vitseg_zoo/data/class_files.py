@@ -56,7 +56,8 @@ def read_class_file(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...] | No
     if path.suffix.lower() == ".json":
         rows = _rows_of_json(path, text)
     else:
-        lines = text.rstrip().splitlines()
+        text = text.rstrip()
+        lines = text.split("\n") if text else []  # `splitlines` also splits at what may stand in a name
         colored = [_colored(line) for line in lines if line.strip() and not line.startswith("#")]
         if len(lines) > 1 and colored and all(colored[1:]):  # the first may be a heading
             rows = [row for row in colored if row]

@@ -86,7 +86,7 @@ def _names(root: Path, part: Part, files: list[str]) -> list[str] | None:
     if part.names not in files:  # and so none outside the folder either
         raise FileNotFoundError(f"there is no list of names {part.names} in {root}.")
     text = (root / part.names).read_text(encoding="utf-8-sig", errors="replace")
-    return [line for line in text.splitlines() if not line.startswith("#")]
+    return [line for line in text.split("\n") if line and not line.startswith("#")]
 
 
 def write_description(description: DatasetDescription, path: Path) -> None:

@@ -154,7 +154,7 @@ class PredictionGallery(Callback):
         )
         epochs = sorted((self.folder / "epochs").glob("*.png"))
         if epochs:
-            frames = [Image.open(path).convert("RGB") for path in epochs]
+            frames = [Image.open(path, formats=["PNG"]).convert("RGB") for path in epochs]
             pictures.save_gif(frames, self.folder / "training.gif")
 
     # Not in `on_train_end`, where averaged weights (EMA) may still have to replace the last ones.

@@ -20,12 +20,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from vitseg_zoo.files import atomic_path
+from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, ModelCheckpoint
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import weight_averaging
-from vitseg_zoo.training.memory import keep_freed_memory
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision

@@ -8,9 +8,7 @@ from typing import Any
 from segmentation_models_pytorch.base import SegmentationModel
 
 from vitseg_zoo import __version__
-from vitseg_zoo.architectures.hub import ModelCardMixin
-from vitseg_zoo.encoders.timm_encoder import TimmEncoder
-from vitseg_zoo.weights.catalog import WeightsEntry
+from vitseg_zoo.weights.entry import WeightsEntry
 
 # What may be said of a model; the meaning is that of the catalog's fields.
 METADATA = (
@@ -35,7 +33,7 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
     arguments["encoder_weights"] = None  # the file has them
     channels, configured = encoder_arguments(model)
     arguments |= channels
-    if isinstance(model, ModelCardMixin):  # the zoo's own architectures pass them on to the encoder
+    if getattr(model, "passes_arguments_to_encoder", False):  # the zoo's own architectures
         arguments |= configured
         configured = {}
     kept = {key: value for key, value in getattr(model, "pretrained_cfg", {}).items() if key in METADATA}
@@ -83,7 +81,7 @@ def encoder_arguments(model: SegmentationModel) -> tuple[dict[str, Any], dict[st
     Raises:
         ValueError: If such an argument is none that JSON can hold.
     """
-    if not isinstance(model.encoder, TimmEncoder):
+    if not isinstance(getattr(model.encoder, "configured", None), Mapping):
         return {}, {}
     configured = {key: _plain(value) for key, value in model.encoder.configured.items()}
     for key, value in configured.items():
