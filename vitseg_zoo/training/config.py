@@ -166,9 +166,9 @@ def from_command_line(
 
 def _one_line(box: str) -> str:
     """Give the sentences of tyro's framed message in one line: the mistake, and the nearest match."""
-    lines = [line.strip(" │|") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
-    # The frame and its title; in ASCII where the terminal has no other characters.
-    lines = [line for line in lines if line and not line.startswith(("╭", "╰")) and not line.endswith("---")]
+    _title, *lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    lines = [line.strip(" │|") for line in lines]
+    lines = [line for line in lines if line and not line.startswith("╰") and not line.endswith("---")]
     parts, near = [], None
     for line in lines:
         if line.startswith(("For full helptext", "Argument helptext")):
