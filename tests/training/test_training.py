@@ -265,7 +265,7 @@ def test_batches_larger_than_the_training_part_are_refused():
 _TRAINS = """
 import resource, torch
 from torch import nn
-from vitseg_zoo.training.memory import keep_freed_memory
+from vitseg_zoo.ops.memory import keep_freed_memory
 
 model = nn.Sequential(*(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()) for _ in range(3)))
 image = torch.rand(1, 16, 768, 768)

@@ -13,8 +13,9 @@ from vitseg_zoo.architectures.hub import HubModel
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 from vitseg_zoo.ops.bilinear import upsample
-from vitseg_zoo.ops.dispatch import is_plain
+from vitseg_zoo.ops.dispatch import may_bypass
 from vitseg_zoo.ops.not_scriptable import NotScriptable
+from vitseg_zoo.ops.segformer_head import is_pixelwise
 
 
 class FusedSegformer(NotScriptable, HubModel):
@@ -122,8 +123,9 @@ class FusedSegformer(NotScriptable, HubModel):
 
 
 def _classifies_pixels(head: nn.Module, decoder: nn.Module) -> bool:
-    """Say whether a head is SMP's, as it was made, and begins with a linear layer; no hooks look on."""
-    if type(head) is not SegmentationHead or not is_plain([head[0]], around=[head, decoder]):
-        return False
-    conv = head[0]
-    return isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride == (1, 1) and not any(conv.padding)
+    """Tell whether the decoder may call the first layer of a head: SMP's, with a linear layer in front."""
+    return (
+        may_bypass((head, SegmentationHead), (decoder, type(decoder)))
+        and is_pixelwise(head[0])
+        and may_bypass((head[0], nn.Conv2d))
+    )

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from os import cpu_count
 from pathlib import Path
 
+import cv2
 import numpy as np
-from PIL import Image
 
 from vitseg_zoo.data.class_files import Color
 from vitseg_zoo.data.images import read_pixels
 from vitseg_zoo.data.layouts import Pair
 from vitseg_zoo.data.masks import as_mask, count_values, read_mask
 
+# A pixel's four neighbors, without itself.
+_NEIGHBORS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.uint8)
 # More values than these in one mask are no classes; the most frequent are kept.
 _MOST_VALUES = 4096
 
@@ -31,7 +33,7 @@ class Record:
         digest: Hash of the image file's content.
         difference_hash: 64 bits, of which near duplicates share nearly all (D. Krawetz' dHash).
         brightness: Mean gray level, in range [0, 1].
-        sharpness: Variance of the Laplacian over that of the gray levels, at a side of 256 to 511 pixels.
+        sharpness: Variance of the Laplacian over that of the gray levels, at a side of at most 256 pixels.
         specks: Single pixels whose four neighbors agree with each other and not with them.
     """
 
@@ -123,12 +125,13 @@ def _measure_mask(record: Record, root: Path) -> None:
 
 
 def _count_specks(pixels: np.ndarray) -> int:
-    """Pixels whose four neighbors agree with each other and not with them."""
+    """Count pixels whose four neighbors agree with each other and not with them."""
     if pixels.ndim == 3:
         return 0
-    middle = pixels[1:-1, 1:-1]
-    up, down, left, right = pixels[:-2, 1:-1], pixels[2:, 1:-1], pixels[1:-1, :-2], pixels[1:-1, 2:]
-    return int(((middle != up) & (up == down) & (up == left) & (up == right)).sum())
+    pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
+    highest, lowest = cv2.dilate(pixels, _NEIGHBORS), cv2.erode(pixels, _NEIGHBORS)
+    alike = cv2.compare(highest, lowest, cv2.CMP_EQ)
+    return cv2.countNonZero(cv2.bitwise_and(alike, cv2.compare(pixels, highest, cv2.CMP_NE)))
 
 
 def _measure_image(record: Record, path: Path) -> None:
@@ -142,25 +145,28 @@ def _measure_image(record: Record, path: Path) -> None:
         record.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
-    step = max(1, max(record.image_size) // 256)
-    small = _gray(pixels[::step, ::step])
-    record.brightness = float(small.mean()) / 255
-    if min(small.shape) > 2:
-        around = small[:-2, 1:-1] + small[2:, 1:-1] + small[1:-1, :-2] + small[1:-1, 2:]
-        record.sharpness = float((around - 4 * small[1:-1, 1:-1]).var() / max(small.var(), 1e-3))
-    tiny = Image.fromarray(small).resize((9, 8), Image.Resampling.BOX)
-    columns = np.asarray(tiny)
-    bits = np.packbits(columns[:, 1:] > columns[:, :-1])
+    gray = _gray(pixels)
+    scale = 256 / max(gray.shape)
+    if scale < 1:
+        size = (max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale)))
+        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+    (mean,), (deviation,) = (values.ravel().tolist() for values in cv2.meanStdDev(gray))
+    _, edges = cv2.meanStdDev(cv2.Laplacian(gray, cv2.CV_16S))
+    record.brightness = mean / 255
+    record.sharpness = float(edges.item() ** 2 / max(deviation**2, 1e-3))
+    tiny = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)
+    bits = np.packbits(tiny[:, 1:] > tiny[:, :-1])
     record.difference_hash = int.from_bytes(bits.tobytes(), "big")
 
 
 def _gray(pixels: np.ndarray) -> np.ndarray:
-    """(H, W) float32 from 0 to 255, of any number of bands and any type."""
-    gray = pixels.astype(np.float32)
-    if gray.ndim == 3:
-        gray = gray[..., :3].mean(2)
+    """(H, W) uint8, of any number of bands and any type."""
+    if pixels.ndim == 3:
+        if pixels.dtype == np.uint8 and pixels.shape[2] in (3, 4):
+            return cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
+        pixels = pixels[..., :3].mean(2, dtype=np.float32) if pixels.shape[2] > 2 else pixels[..., 0]
     if pixels.dtype == np.uint8:
-        return gray
-    gray = np.nan_to_num(gray, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(gray.min()), float(gray.max())
-    return (gray - low) * (255 / (high - low)) if high > low else gray * 0
+        return pixels
+    wide = np.nan_to_num(pixels.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(wide.min()), float(wide.max())
+    return ((wide - low) * (255 / (high - low)) if high > low else wide * 0).astype(np.uint8)

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.decoders.vit_seg import PatchHead
 from vitseg_zoo.ops.bilinear import is_bilinear
-from vitseg_zoo.ops.dispatch import is_plain
+from vitseg_zoo.ops.dispatch import may_bypass
 from vitseg_zoo.ops.segformer_head import HeadRows
 
 # Logits that are held at once, in elements: 8 MB in fp32, small enough to stay in a processor's cache.
@@ -78,7 +78,11 @@ def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | 
     if layers is None:
         return _labels_of(model(image), model, (height, width), size)
     upsample = layers[-1] if isinstance(layers[-1], nn.Upsample) else None
-    fused = upsample is not None and isinstance(decoder, FusedSegformerDecoder) and is_plain((), [decoder])
+    fused = (
+        upsample is not None
+        and isinstance(decoder, FusedSegformerDecoder)
+        and may_bypass((decoder, type(decoder)))
+    )
     reached, x = _run_to(decoder if fused else head, model, image)
     if not reached:
         return _labels_of(x, model, (height, width), size)
@@ -140,7 +144,7 @@ def _row_layers(head: Any) -> list[nn.Module] | None:
     if (
         not isinstance(head, nn.Sequential)
         or type(head).forward is not nn.Sequential.forward
-        or not is_plain((), head.modules())
+        or not may_bypass(*((module, type(module)) for module in head.modules()))
     ):
         return None
     *layers, activation = [layer for layer in head if type(layer) is not nn.Identity] or [None]

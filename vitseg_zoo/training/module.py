@@ -10,7 +10,7 @@ from segmentation_models_pytorch.encoders import get_preprocessing_params
 from torch import Tensor, nn
 
 from vitseg_zoo.metrics import SegmentationMetrics
-from vitseg_zoo.training.memory import keep_freed_memory
+from vitseg_zoo.ops.memory import keep_freed_memory
 
 
 class SegmentationModule(LightningModule):
