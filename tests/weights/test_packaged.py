@@ -88,3 +88,9 @@ def test_an_altered_file_is_named(name: str, tmp_path: Path, monkeypatch: pytest
     for load in (vitseg_zoo.load_model, lambda name: vitseg_zoo.create_model(name, pretrained=True)):
         with pytest.raises(OSError, match=rf"{name}\.safetensors was altered"):
             load(name)
+
+
+def test_licenses_are_beside_the_files():
+    text = Path(str(PACKAGED), "LICENSES.md").read_text(encoding="utf-8")
+    assert all(path.name in text for path in FILES)
+    assert get_entry("segformer_b0.pets").license == "CC-BY-SA-4.0" and "CC BY-SA 4.0" in text

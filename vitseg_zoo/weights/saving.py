@@ -19,6 +19,7 @@ from torch import nn
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.weights.card import make_model_card
 from vitseg_zoo.weights.download_errors import explained_upload
+from vitseg_zoo.weights.license import write_notice
 from vitseg_zoo.weights.loading import LoadReport, load_with_report
 from vitseg_zoo.weights.metadata import METADATA, describe_model
 
@@ -33,13 +34,13 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         path: The file; replaced in one step if it exists.
         half: Store 32-bit numbers as 16-bit ones, in half the space; they are 32-bit again when loaded.
             Tensors with numbers above 65504 stay as they are.
-        metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `license`,
-            `commercial_use`, `training_data`, `metric`, `metric_source`, `source`, `recipe`, `limits`. What a
-            model of `vitseg_zoo.create_model` was loaded with is kept where nothing else is given. Numbers
-            may be arrays or tensors.
+        metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `fit` (see
+            `vitseg_zoo.Predictor`), `license`, `commercial_use`, `training_data`, `metric`, `metric_source`,
+            `source`, `recipe`, `limits`. What a model of `vitseg_zoo.create_model` was loaded with is kept
+            where nothing else is given. Numbers may be arrays or tensors.
 
     Returns:
-        The path.
+        The path. Beside NVIDIA's weights lies a file that says what their license asks for, `.LICENSE.txt`.
 
     Raises:
         ValueError: If some of the metadata is unknown or does not fit the model, or the encoder was
@@ -58,7 +59,8 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         ['pet', 'rest']
     """
     path, model = Path(path), _unwrap(model)
-    description = {"format": "pt", "vitseg_zoo": json.dumps(describe_model(model, metadata))}
+    described = describe_model(model, metadata)
+    description = {"format": "pt", "vitseg_zoo": json.dumps(described)}
     weights = {}
     for key, value in model.state_dict().items():
         # Beyond float16's range numbers would become infinite.
@@ -71,6 +73,7 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
             save_file(weights, partial, metadata=description)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}.") from error
+    write_notice(path.with_name(f"{path.stem}.LICENSE.txt"), described.get("license"))
     return path
 
 
