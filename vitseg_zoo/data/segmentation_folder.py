@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
+from vitseg_zoo.data.coco import guess_coco, is_coco, read_coco
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.images import read_image
@@ -139,6 +140,8 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         if "train" in listed:
             parts = listed
     if not parts:
+        parts = guess_coco(path, files)
+    if not parts:
         raise FileNotFoundError(
             f"{path} has no images with masks: it should hold images/NAME.jpg and masks/NAME.png, or "
             "NAME.jpg beside NAME_mask.png, with or without train and val."
@@ -169,7 +172,15 @@ def describe(
             elif not record.colored:
                 gray.update(record.values)
     class_file = find_class_file(files)
-    names, name_colors = read_class_file(root / class_file) if class_file else (None, None)
+    coco_files = [part.masks for part in parts.values() if is_coco(part.masks)]
+    names, name_colors = None, None
+    if coco_files:
+        categories = {read_coco(root / file).names for file in coco_files}
+        if len(categories) > 1:
+            raise ValueError(f"the categories of {' and '.join(coco_files)} differ: make them the same.")
+        names = ("background", *categories.pop())
+    elif class_file:
+        names, name_colors = read_class_file(root / class_file)
     found = propose(gray, colors, names, name_colors, palette if one_palette else None)
     description = DatasetDescription(
         root, parts, found.encoding, found.class_names, found.palette, found.ignore_index
