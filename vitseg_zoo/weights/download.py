@@ -321,7 +321,7 @@ def _follow(url: str, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
     """Where an address redirects to in the end, and the headers that are for it; https stays https."""
     session: Any = get_session()
     for _ in range(_MOST_REDIRECTS):
-        if hasattr(session, "stream"):
+        if hasattr(session, "build_request"):  # of httpx
             with session.stream("GET", url, headers=headers, follow_redirects=False) as response:
                 location = response.headers.get("location")
         else:  # huggingface_hub before 1.0
