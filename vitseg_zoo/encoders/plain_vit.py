@@ -132,6 +132,8 @@ class TimmViT(TimmEncoder):
         self.patch_size = _side(model.feature_info[-1]["reduction"])
         self._norm = _has_norm(model)
         self._runner = FixedGridRunner()
+        # A model with tables for one grid of tokens compiles and exports at a size that it was run at.
+        self._is_torch_compilable = self._is_torch_exportable = not model.patch_embed.strict_img_size
 
     def _blocks(self, total: int) -> list[int]:
         """Return the indices, ascending, of the blocks whose tokens are read."""
