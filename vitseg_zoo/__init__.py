@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; imported when the name is first asked for.
 _PUBLIC = {
+    "Predictor": "vitseg_zoo.inference.predictor",
     "accelerate": "vitseg_zoo.acceleration",
     "create_model": "vitseg_zoo.models",
     "load_model": "vitseg_zoo.weights.loading",

@@ -12,9 +12,12 @@ from vitseg_zoo.weights.entry import WeightsEntry
 
 # What may be said of a model; the meaning is that of the catalog's fields.
 METADATA = (
-    *("class_names", "palette", "mean", "std", "input_size"),
+    *("class_names", "palette", "mean", "std", "input_size", "fit"),
     *("license", "commercial_use", "training_data", "metric", "metric_source", "source", "recipe", "limits"),
 )
+
+# How an image may come to a model; `vitseg_zoo.Predictor` says what each means.
+FITS = ("squeeze", "shorter_side", "tiles", "whole")
 
 
 def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
@@ -107,6 +110,8 @@ def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
                 f"{key} should be {channels} {numbers}, one for each channel of images in [0, 1], "
                 f"got {described[key]!r}."
             )
+    if described.get("fit", "whole") not in FITS:
+        raise ValueError(f"fit should be one of {', '.join(FITS)}, got {described['fit']!r}.")
     size = described.get("input_size", (1, 1))
     if not (_are(size, (2,), int) and min(size) > 0):
         raise ValueError(f"input_size should be (height, width) in pixels, got {size!r}.")
