@@ -8,6 +8,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 from segmentation_models_pytorch.base import SegmentationModel
+from torch.overrides import TorchFunctionMode
 
 from vitseg_zoo.weights.checkpoint import Checkpoint
 from vitseg_zoo.weights.entry import IMAGENET_MEAN, IMAGENET_STD
@@ -47,8 +48,19 @@ def build_model(
 
 def build_empty(metadata: Mapping[str, Any]) -> SegmentationModel:
     """Build the model that metadata describe without memory for its weights, on the device "meta"."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NumbersOnCPU():
         return _build(metadata)
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    """Leaves `torch.linspace`, whose numbers SMP reads for its rates of stochastic depth, with values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.linspace:
+            kwargs = {"device": "cpu", **(kwargs or {})}
+        return func(*args, **(kwargs or {}))
 
 
 def _build(metadata: Mapping[str, Any]) -> SegmentationModel:
