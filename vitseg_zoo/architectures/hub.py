@@ -33,7 +33,7 @@ class ModelCardMixin:
 
         channels, arguments = encoder_arguments(self)
         self.config.update(channels | arguments)
-        where = kwargs.get("repo_id") or Path(save_directory).name
+        where = kwargs.get("repo_id") or Path(save_directory).resolve().name
         about = {key: kwargs.pop(key) for key in (*METADATA, *OF_THE_MODEL) if key in kwargs}
         kwargs["model_card_kwargs"] = {"where": where, **about, **(kwargs.get("model_card_kwargs") or {})}
         return super().save_pretrained(save_directory, *args, **kwargs)

@@ -97,7 +97,7 @@ def save_pretrained(model: SegmentationModel, folder: str | Path, **metadata: An
             that `smp.from_pretrained` could not build it.
     """
     folder = Path(folder)
-    _write_folder(model, folder, folder.name, metadata)
+    _write_folder(model, folder, folder.resolve().name, metadata)
     return folder
 
 
