@@ -1,6 +1,7 @@
 """`vitseg predict PATH...`: masks and overlays of photographs, at their own size."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     targets = name_outputs(find_images(args.images, without=args.out), args.out)
     if args.checkpoint is not None and not args.checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}.")
-    files = [path for path, made in targets.items() if args.overwrite or not all(map(Path.is_file, made))]
+    files = [path for path, made in targets.items() if args.overwrite or not all(map(os.path.isfile, made))]
     if len(files) < len(targets):
         done = len(targets) - len(files)
         say(f"{done} of {len(targets)} images have their mask and overlay: --overwrite makes them anew.")
