@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 import vitseg_zoo
 from vitseg_zoo.weights.card import make_model_card
+from vitseg_zoo.weights.catalog import entry_of_file
 from vitseg_zoo.weights.saving import convert_file
 
 WEIGHTS = {"encoder.conv1.weight": torch.zeros(4)}
@@ -81,6 +82,8 @@ def test_arguments_that_describe_no_model(arguments, tmp_path, monkeypatch) -> N
 def test_descriptions_of_another_form(description, tmp_path) -> None:
     with pytest.raises(ValueError, match=r"a\.safetensors"):
         load(tmp_path, description)
+    with pytest.raises(ValueError, match=r"a\.safetensors"):  # what `vitseg info` reads
+        entry_of_file(tmp_path / "a.safetensors")
 
 
 def test_a_small_file_takes_no_large_memory(tmp_path) -> None:

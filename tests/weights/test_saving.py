@@ -165,6 +165,7 @@ def test_wrong_metadata(tmp_path):
         ("input_size", 64, r"input_size should be \(height, width\) in pixels, got 64"),
         ("input_size", (64, 0), r"input_size should be .* got \[64, 0\]"),
         ("input_size", (64.5, 64), "input_size should be"),
+        ("fit", "crop", "fit should be one of squeeze, shorter_side, tiles, whole, got 'crop'"),
         ("mean", 0.5, "mean should be 3 finite numbers, one for each channel .* got 0.5"),
         ("mean", (0.5, 0.5), "mean should be 3 finite numbers"),
         ("std", (0.2, 0.2, 0), "std should be 3 finite numbers above 0, .* got"),

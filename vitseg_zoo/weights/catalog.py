@@ -20,6 +20,7 @@ from vitseg_zoo.weights.class_names import (
     CITYSCAPES_PALETTE,
 )
 from vitseg_zoo.weights.entry import NVIDIA_LICENSE, PACKAGED, WeightsEntry
+from vitseg_zoo.weights.metadata import current_arguments
 
 # What `vitseg predict` uses where no model is named.
 DEFAULT_MODEL = "segformer_b0.pets"
@@ -124,6 +125,7 @@ def _segformer(
         class_names=ADE20K_CLASSES if ade20k else CITYSCAPES_CLASSES,
         palette=ADE20K_PALETTE if ade20k else CITYSCAPES_PALETTE,
         input_size=crop,
+        fit="shorter_side" if ade20k else "tiles",  # as it was measured
         license=NVIDIA_LICENSE,
         commercial_use=False,
         training_data=f"ImageNet-1k, then {'ADE20K' if ade20k else 'Cityscapes'}",
@@ -236,10 +238,17 @@ def entry_of_file(path: Path) -> WeightsEntry:
         ) from error
     if not metadata:
         raise ValueError(f"{path} does not say what model it is of: `vitseg convert` writes files that do.")
+    from vitseg_zoo.weights.metadata import check_description  # SMP takes a while
+
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} does not say in a known form what model it is of.")
+    check_description(metadata, str(path))
     known = {key: metadata[key] for key in WeightsEntry.__dataclass_fields__ if key in metadata}
     for key in ("class_names", "mean", "std", "input_size"):
         if known.get(key) is not None:
             known[key] = tuple(known[key])
+    if "architecture" in known:
+        known["arguments"] = current_arguments(known["architecture"], known.get("arguments", {}))
     known["origin"] = metadata.get("source", "")
     known["palette"] = tuple(tuple(color) for color in metadata.get("palette", ()))
     known |= {"name": path.stem, "kind": "model", "url": path.resolve().as_uri()}

@@ -14,7 +14,7 @@ from vitseg_zoo.weights.entry import WeightsEntry
 
 # What may be said of a model; the meaning is that of the catalog's fields.
 METADATA = (
-    *("class_names", "palette", "mean", "std", "input_size"),
+    *("class_names", "palette", "mean", "std", "input_size", "fit"),
     *("license", "commercial_use", "training_data", "metric", "metric_source", "source", "recipe", "limits"),
 )
 
@@ -25,6 +25,9 @@ OF_THE_MODEL = ("architecture", "arguments", "encoder_arguments", "vitseg_zoo_ve
 _NO_DESCRIPTION = re.compile(r"pretrained|checkpoint|cache|file|url|hub|path$|weights$|scriptable|exportable")
 _LARGEST = {"depth": 256, "blocks": 256, "layers": 256}
 _LARGEST_NUMBER = 65536
+
+# How an image may come to a model; `vitseg_zoo.Predictor` says what each means.
+FITS = ("squeeze", "shorter_side", "tiles", "whole")
 
 
 def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
@@ -152,6 +155,12 @@ def check_metadata(described: Mapping[str, Any]) -> None:
     Raises:
         ValueError: If something is of another type, length or range than `save_model` describes.
     """
+    # What is not known may be left empty.
+    described = {
+        key: value
+        for key, value in described.items()
+        if not (value is None or (isinstance(value, str | list | tuple) and not value))
+    }
     arguments = described.get("arguments", {})
     classes = arguments.get("classes")
     channels = arguments.get("in_channels", 3)
@@ -164,7 +173,7 @@ def check_metadata(described: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{key} should be a list, one entry for each class, got {_short(described[key])}."
             )
-        if key in described and described[key] and classes is not None and len(described[key]) != classes:
+        if key in described and classes is not None and len(described[key]) != classes:
             raise ValueError(f"{key} has {len(described[key])} values, but the model has {classes} classes.")
     for class_name in described.get("class_names", ()):
         if not isinstance(class_name, str):
@@ -195,6 +204,8 @@ def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
                 f"{key} should be {channels} {numbers}, one for each channel of images in [0, 1], "
                 f"got {described[key]!r}."
             )
+    if described.get("fit", "whole") not in FITS:
+        raise ValueError(f"fit should be one of {', '.join(FITS)}, got {described['fit']!r}.")
     size = described.get("input_size", (1, 1))
     if not (_are(size, (2,), int) and min(size) > 0):
         raise ValueError(f"input_size should be (height, width) in pixels, got {size!r}.")

@@ -35,11 +35,11 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         path: The file; replaced in one step if it exists.
         half: Store 32-bit numbers as 16-bit ones, in half the space; they are 32-bit again when loaded.
             Tensors with numbers above 65504 stay as they are.
-        metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `license`,
-            `commercial_use`, `training_data`, `metric`, `metric_source`, `source`, `recipe`, `limits`. What
-            `load_model` gave may be passed as it is: what it says of the model itself is not used. What a
-            model of `vitseg_zoo.create_model` was loaded with is kept where nothing else is given. Numbers
-            may be arrays or tensors.
+        metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `fit` (see
+            `vitseg_zoo.Predictor`), `license`, `commercial_use`, `training_data`, `metric`, `metric_source`,
+            `source`, `recipe`, `limits`. What `load_model` gave may be passed as it is: what it says of the
+            model itself is not used. What a model of `vitseg_zoo.create_model` was loaded with is kept where
+            nothing else is given. Numbers may be arrays or tensors.
 
     Returns:
         The path. Beside NVIDIA's weights lies a file that says what their license asks for, `.LICENSE.txt`.
