@@ -178,11 +178,19 @@ def test_smp_errors_say_what_to_do() -> None:
         smp.create_model("vitseg", "resnet50", encoder_weights=None)
     with pytest.raises(KeyError, match="Wrong encoder name"):
         smp.create_model("vitseg", "vz-vitseg_huge", encoder_weights=None)
-    with pytest.raises(
-        KeyError, match=r"Wrong pretrained weights `imagenet`.*It has none: pass encoder_weights=None"
-    ):
-        smp.create_model("vitseg", TINY, encoder_weights="imagenet")
+    with pytest.raises(KeyError, match=r"Wrong pretrained weights `in1k`.*'untrained', 'imagenet'"):
+        smp.create_model("vitseg", TINY, encoder_weights="in1k")
     with pytest.raises(ValueError, match=r"encoder_blocks.*\[1, 12\], got 13"):
         smp.create_model("vitseg", TINY, encoder_weights=None, encoder_blocks=13)
     with pytest.raises(ValueError, match="'linear' or 'mlp'"):
         small(decoder_head="conv")
+
+
+@pytest.mark.parametrize("arch", ["vitseg", "unet"])
+def test_smps_own_examples_run_with_the_articles_encoder(arch: str) -> None:
+    """They pass `encoder_weights="imagenet"` by default, and normalize as the encoder says."""
+    name = "vz-vitseg_tiny_patch16_128"
+    model = smp.create_model(arch, encoder_name=name, in_channels=3, classes=1)
+    assert model(torch.rand(2, 3, 64, 64)).shape == (2, 1, 64, 64)
+    params = smp.encoders.get_preprocessing_params(name)
+    assert params["mean"] == [0, 0, 0] and params["std"] == [1, 1, 1]

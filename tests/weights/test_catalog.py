@@ -46,6 +46,35 @@ def test_entries_say_all(entry):
     assert len(entry.mean) == len(entry.std) and entry.input_size
 
 
+def test_entries_of_nvidia_are_pinned():
+    entry = get_entry("segformer_b0.nv_ade20k_512")
+    assert entry.revision == "489d5cd81a0b59fab9b7ea758d3548ebe99677da" and entry.file_format == "safetensors"
+    assert entry.sha256 == "6ae39addd01de6b1b8bde2cf677d43a5cd733424b8d186de3f95d1c51fee23f9"
+    pinned = [entry for entry in list_entries("*.nv_*") if entry.repo_id.startswith("nvidia/")]
+    assert len(pinned) == 12 + 3 + 6
+    for entry in pinned:
+        assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
+        # A checksum is of one file at one commit.
+        if entry.sha256:
+            assert re.fullmatch("[0-9a-f]{40}", entry.revision) and len(entry.filenames) == 1
+    assert sum(bool(re.fullmatch("[0-9a-f]{40}", entry.revision)) for entry in pinned) == 9 + 6
+    assert get_entry("mit_b0.imagenet").sha256 is None  # another file than NVIDIA's own
+
+
+def test_nvidias_models_are_run_as_they_were_measured():
+    for entry in list_entries("segformer_*", kind="model"):
+        if entry.repo_id:
+            assert entry.arguments["align_corners"] == entry.repo_id.startswith("smp-hub/")
+            assert (
+                "sliding windows" in entry.metric
+                or "shorter side" in entry.metric
+                or "not stated" in entry.metric
+            )
+    assert "road (6) and skyscraper (48)" in get_entry("segformer_b1.nv_ade20k_512").limits
+    model = vitseg_zoo.create_model("segformer_b0.nv_cityscapes_512x1024")
+    assert model.segmentation_head[1].align_corners is False
+
+
 def test_names_are_unique_and_listed():
     names = [entry.name for entry in list_entries()]
     assert len(names) == len(set(names))
@@ -202,7 +231,7 @@ def test_commands(tmp_path, capsys):
         "Table 1",
         "nvidia/segformer-b2",
         "wall, building, sky",
-        "not known beforehand",
+        "187ca07bea003a57",
     ):
         assert part in shown
     assert main(["info", "vitseg"]) == 0

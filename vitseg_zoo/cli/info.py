@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     """Print what is known, one fact a line."""
     from pathlib import Path
 
-    from vitseg_zoo.registry import list_models, timm_name
+    from vitseg_zoo.models import list_models
+    from vitseg_zoo.registry import timm_name
     from vitseg_zoo.weights.catalog import entry_of_file, get_entry, list_entries
 
     if Path(args.name).is_file():

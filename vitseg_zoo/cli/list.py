@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
-    from vitseg_zoo.registry import list_models
+    from vitseg_zoo.models import list_models
 
     names = {kind: list_models(args.filter, kind) for kind in ("model", "architecture", "encoder")}
     rows: list[tuple[str, ...]] = []

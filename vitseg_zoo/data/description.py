@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from vitseg_zoo.data.class_files import Color, parse_color
+from vitseg_zoo.data.coco import is_coco, match_coco
 from vitseg_zoo.data.layouts import Matched, Part, list_files, match, split_names
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding, pack
 from vitseg_zoo.files import atomic_path
@@ -68,7 +69,12 @@ def match_parts(
 ) -> dict[str, Matched]:
     """Find the images and masks of each split; the only split "all" is divided into "train" and "val"."""
     files = list_files(root) if files is None else files
-    found = {split: match(part, files, _names(root, part, files)) for split, part in parts.items()}
+    found = {}
+    for split, part in parts.items():
+        if is_coco(part.masks):
+            found[split] = match_coco(root, part, files)
+        else:
+            found[split] = match(part, files, _names(root, part, files))
     if set(found) == {"all"}:
         everything = found.pop("all")
         chosen = split_names([pair.name for pair in everything.pairs], val, seed)
@@ -203,6 +209,8 @@ def _parse(content: Any, path: Path) -> DatasetDescription:
         names = _take(entry, "names", str, None, where)
         part = Part(_take(entry, "images", str, ..., where), _take(entry, "masks", str, ..., where), names)
         for template in (part.images, part.masks):
+            if is_coco(template) and template == part.masks:
+                continue
             if "{name}" not in template or template.count("*") + template.count("{") > 4:
                 raise _Invalid(f"{where}{template!r} should have {{name}}, as images/{{name}}.jpg.")
         parts[str(split)] = part

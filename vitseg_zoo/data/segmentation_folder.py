@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
+from vitseg_zoo.data.coco import guess_coco, is_coco, read_coco
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
+from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, list_files, split_lists
 from vitseg_zoo.data.masks import Proposal, propose
+from vitseg_zoo.data.oxford_pets import OxfordPets
 from vitseg_zoo.data.survey import Record, read_masks, survey
 
 
@@ -66,6 +69,28 @@ class SegmentationFolder(Sequence):
         return image, mask
 
 
+def open_folders(
+    path: str | Path, splits: Sequence[str], ignore_index: int | None = None, pets: bool = False
+) -> list[Sequence]:
+    """Open the parts of a data set for a training.
+
+    Args:
+        path: The folder, or its dataset.yaml.
+        splits: Names of the parts.
+        ignore_index: Mask value of pixels without a label, where masks hold class numbers beside it and the
+            folder has the layout of `ImageFolders`; by default it is found out.
+        pets: The folder is that of the Oxford-IIIT Pet data set.
+
+    Returns:
+        One sequence of pairs (image, mask) for each part, with `class_names`, `palette` and `ignore_index`.
+    """
+    if pets:
+        return [OxfordPets(path, split) for split in splits]
+    if ignore_index is not None:
+        return [ImageFolders(path, split, ignore_index).check() for split in splits]
+    return [SegmentationFolder(path, split) for split in splits]
+
+
 def read_classes(description: DatasetDescription, pair: Pair) -> np.ndarray:
     """Read the class numbers (H, W) of a pair's mask.
 
@@ -115,6 +140,8 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         if "train" in listed:
             parts = listed
     if not parts:
+        parts = guess_coco(path, files)
+    if not parts:
         raise FileNotFoundError(
             f"{path} has no images with masks: it should hold images/NAME.jpg and masks/NAME.png, or "
             "NAME.jpg beside NAME_mask.png, with or without train and val."
@@ -145,7 +172,15 @@ def describe(
             elif not record.colored:
                 gray.update(record.values)
     class_file = find_class_file(files)
-    names, name_colors = read_class_file(root / class_file) if class_file else (None, None)
+    coco_files = [part.masks for part in parts.values() if is_coco(part.masks)]
+    names, name_colors = None, None
+    if coco_files:
+        categories = {read_coco(root / file).names for file in coco_files}
+        if len(categories) > 1:
+            raise ValueError(f"the categories of {' and '.join(coco_files)} differ: make them the same.")
+        names = ("background", *categories.pop())
+    elif class_file:
+        names, name_colors = read_class_file(root / class_file)
     found = propose(gray, colors, names, name_colors, palette if one_palette else None)
     description = DatasetDescription(
         root, parts, found.encoding, found.class_names, found.palette, found.ignore_index

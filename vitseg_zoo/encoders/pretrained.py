@@ -40,6 +40,9 @@ StateDict = dict[str, torch.Tensor]
 POINTER_REPO_ID = "api/vitseg-zoo-timm"
 _POINTER_KEY = "vitseg_zoo.timm_model"
 
+# Ends the name of a model without weights. SMP's own examples ask for `"imagenet"`, mean and deviation of it.
+UNTRAINED = ".untrained"
+
 # What a timm checkpoint may have beyond an encoder's model: classifiers, and blocks behind the last one used.
 _BEYOND_ENCODER = re.compile(r"^(head|head_dist|fc_norm|attn_pool|norm|neck|pre_logits|blocks\.\d+)\.")
 
@@ -107,12 +110,16 @@ def write_pointer(name: str, mean: Sequence[float], std: Sequence[float]) -> str
 def resolve_pointer(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     """Give the weights that a pointer names, as their file has them; another state dict comes back as it is.
 
+    The article's models have none: an empty state dict stands for what the encoder has.
+
     Raises:
         OSError: If the weights cannot be had; see `vitseg_zoo.weights.download.fetch`.
     """
     if set(state_dict) != {_POINTER_KEY}:
         return dict(state_dict)
     name = bytes(state_dict[_POINTER_KEY].tolist()).decode()
+    if name.endswith(UNTRAINED):
+        return {}
     entry = encoder_entry(name)
     # A model of the user's own may name a local file instead.
     return load_state_dict(str(_fetch(entry) if entry else get_pretrained_cfg(name).file))
@@ -133,6 +140,8 @@ def with_checked_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, A
     """
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     cfg = resolve_pretrained_cfg(name, arguments.get("pretrained_cfg"), overlay)
+    if arguments.get("pretrained") and f".{cfg.tag}" == UNTRAINED:
+        return {**arguments, "pretrained": False}
     if cfg.source or cfg.file or cfg.state_dict or not (cfg.hf_hub_id or cfg.url):
         return dict(arguments)
     path = _fetch(entry_of_cfg(cfg), arguments.get("cache_dir"))
@@ -155,7 +164,7 @@ def convert_while_loading(encoder: nn.Module, state_dict: StateDict, prefix: str
     own = {
         key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)
     }
-    own = resolve_pointer(own)
+    own = resolve_pointer(own) or encoder.state_dict()
     if not prefix and any(key.startswith("encoder.") for key in own):
         own = {
             key.removeprefix("encoder."): value for key, value in own.items() if key.startswith("encoder.")

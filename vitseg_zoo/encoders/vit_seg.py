@@ -262,4 +262,7 @@ def vitseg_base_patch8_128(pretrained: bool = False, **kwargs: Any) -> VitSegTra
     return _create_vit_seg("vitseg_base_patch8_128", pretrained, **dict(model_args, **kwargs))
 
 
-smp_encoders = {key: entry for name in default_cfgs for key, entry in smp_entry(name, tags=[]).items()}
+# The tag without weights is `"imagenet"` too: what SMP's own training examples ask for, and normalize by.
+smp_encoders = {
+    key: entry for name in default_cfgs for key, entry in smp_entry(name, tags=["untrained"]).items()
+}

@@ -41,6 +41,7 @@ class WeightsEntry:
     input_size: tuple[int, int] | None = (
         None  # height and width of the crops in training; others are taken, too
     )
+    fit: str | None = None  # how an image comes to the model: see `vitseg_zoo.Predictor`
 
     license: str = "unknown"  # of the weights, not of the code: SPDX identifier or name
     commercial_use: bool | None = None  # whether it allows it; None: read the license
