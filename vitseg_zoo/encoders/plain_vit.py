@@ -7,7 +7,7 @@ is read from what their classes offer, see `is_plain_vit_class`.
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -207,6 +207,14 @@ class PlainViTEncoder(TimmViT):
         """Stride of the map: the side of a patch."""
         return self.patch_size
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Map an image (B, C, H, W) to itself and to (B, D, ceil(H / p), ceil(W / p)), p a patch's side."""
-        return [x, *self.maps(x)]
+    def forward(
+        self, x: torch.Tensor, run: Callable[[nn.Module, torch.Tensor], Any] | None = None
+    ) -> list[torch.Tensor] | Any:
+        """Map an image (B, C, H, W) to itself and to (B, D, ceil(H / p), ceil(W / p)), p a patch's side.
+
+        Args:
+            x: The image.
+            run: What is called with the timm model and the image instead, and whose result is returned: for
+                heads that put tokens of their own among the ViT's. Hooks and FSDP see this call.
+        """
+        return [x, *self.maps(x)] if run is None else run(self.model, x)
