@@ -17,7 +17,7 @@ import vitseg_zoo
 @pytest.mark.parametrize("head", ["linear", "mlp"])
 def test_smp_options(in_channels: int, depth: int, head: str) -> None:
     model = smp.create_model(
-        "vitseg", TINY, None, in_channels, 7, encoder_depth=depth, decoder_head=head, drop_path_rate=0.1
+        "vitseg", TINY, None, in_channels, 7, encoder_blocks=depth, decoder_head=head, drop_path_rate=0.1
     )
     assert len(model.encoder.model.blocks) == depth
     model(torch.rand(2, in_channels, 32, 48)).mean().backward()
@@ -108,7 +108,7 @@ def test_smp_errors_say_what_to_do() -> None:
         KeyError, match=r"Wrong pretrained weights `imagenet`.*It has none: pass encoder_weights=None"
     ):
         smp.create_model("vitseg", TINY, encoder_weights="imagenet")
-    with pytest.raises(ValueError, match="12 blocks"):
-        smp.create_model("vitseg", TINY, encoder_weights=None, encoder_depth=13)
+    with pytest.raises(ValueError, match=r"encoder_blocks.*\[1, 12\], got 13"):
+        smp.create_model("vitseg", TINY, encoder_weights=None, encoder_blocks=13)
     with pytest.raises(ValueError, match="'linear' or 'mlp'"):
         small(decoder_head="conv")

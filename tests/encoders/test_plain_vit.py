@@ -232,8 +232,8 @@ def test_other_encoders_are_refused_by_name() -> None:
         smp.create_model("vitseg", "vz-vit_tiny_patch16_242", encoder_weights=None)
     with pytest.raises(ValueError, match="resnet18 is not a plain ViT"):
         PlainViTEncoder("resnet18")
-    with pytest.raises(ValueError, match=r"encoder_depth must lie in \[1, 5\], got 6"):
-        PlainViTEncoder("tiny_vit", encoder_depth=6)
+    with pytest.raises(ValueError, match=r"encoder_blocks of tiny_vit should be in range \[1, 5\], got 6"):
+        PlainViTEncoder("tiny_vit", blocks=6)
 
 
 def test_configure_sets_drop_path_and_keeps_weights() -> None:

@@ -43,7 +43,7 @@ def test_learning_rate_rises_then_falls_to_zero_and_earlier_blocks_have_less(mon
         learning_rate=1e-3,
         layer_decay=0.5,
         warmup=0.2,
-        model_args={"encoder_depth": 2},
+        model_args={"encoder_blocks": 2},
     )
     monkeypatch.setattr(Trainer, "estimated_stepping_batches", 100)
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -163,7 +163,7 @@ def test_recipe_writes_a_file_that_says_all(tmp_path: Path, monkeypatch: pytest.
         ("--about absent.json", 1, "No such file.*absent.json"),
         ("--about broken.json", 1, "broken.json is not JSON"),
         ("--about list.json", 1, "list.json should hold a JSON object"),
-        ("--about unknown.json", 1, "Unknown metadata license"),
+        ("--about unknown.json", 1, "Unknown metadata licences"),
         ("--arch nonsense", 1, "Wrong architecture type `nonsense`"),
         ("--encoder-name nonsense", 1, "Wrong encoder name `nonsense`$"),
         ("--model-args [1]", 1, "must be a mapping, not list"),
@@ -192,7 +192,7 @@ def test_recipe_says_what_is_wrong_before_it_trains(
         raise AssertionError("a training was started")
 
     _write_data(tmp_path)
-    for name, text in {"broken": "{", "list": "[]", "unknown": '{"license": "mit"}'}.items():
+    for name, text in {"broken": "{", "list": "[]", "unknown": '{"licences": "mit"}'}.items():
         (tmp_path / f"{name}.json").write_text(text)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "classes.txt").touch()

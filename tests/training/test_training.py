@@ -36,7 +36,7 @@ from vitseg_zoo.training.results import training_seconds
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "oxford_pets.py"
 MODELS = {
-    "vitseg": ("vz-vitseg_tiny_patch16_128", {"encoder_depth": 2}),
+    "vitseg": ("vz-vitseg_tiny_patch16_128", {"encoder_blocks": 2}),
     "unet": ("tu-test_resnet", {"decoder_channels": (32, 16, 16, 8, 8)}),
 }
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

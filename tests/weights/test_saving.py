@@ -152,8 +152,8 @@ def test_saved_and_pushed_and_read_back_by_smp_alone(tmp_path):
 def test_wrong_metadata(tmp_path):
     with pytest.raises(ValueError, match="class_names has 3 values, but the model has 2 classes"):
         vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", class_names=["a", "b", "c"])
-    with pytest.raises(ValueError, match="Unknown metadata license"):
-        vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", license="mit")
+    with pytest.raises(ValueError, match="Unknown metadata licences"):
+        vitseg_zoo.save_model(build(), tmp_path / "a.safetensors", licences="mit")
     assert not list(tmp_path.iterdir())
 
 

@@ -9,8 +9,7 @@ from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vitseg_zoo.architectures.base import TokenModel
-from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
+from vitseg_zoo.architectures.base import TokenModel, plain_vit_encoder
 from vitseg_zoo.decoders.eomt import QueryDecoder, QueryPrediction, SemanticHead, query_attention_mask
 from vitseg_zoo.encoders.token_blocks import embed_tokens, takes_tokens
 
@@ -33,7 +32,7 @@ class Eomt(TokenModel):
         encoder_name: A plain ViT of the zoo, `vz-` and the name of the timm model (ViT, DeiT, EVA-02, DINO v1
             to v3, CLIP, SigLIP). SMP's default, `"resnet34"`, means
             `vz-vit_base_patch14_reg4_dinov2`.
-        encoder_depth: How many of the ViT's blocks are used; all of them by default.
+        encoder_depth: There for SMP's interface: a plain ViT has one level, and another number is refused.
         encoder_weights: A tag of the timm model's weights, `"imagenet"` (its default tag) or `None` (random).
         num_queries: Number of queries, 100 by default; more than the classes in any one image.
         query_blocks: In how many of the last blocks queries take part; by default the paper's 3 for ViTs of
@@ -44,6 +43,7 @@ class Eomt(TokenModel):
             callable or `None` (the default).
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
+        encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
         kwargs: Passed to the timm model, for example `drop_path_rate`.
 
     Returns:
@@ -76,11 +76,19 @@ class Eomt(TokenModel):
         classes: int = 1,
         activation: str | Callable[..., Any] | None = None,
         aux_params: dict[str, Any] | None = None,
+        encoder_blocks: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         encoder_name, encoder_weights = self.choose_encoder(encoder_name, encoder_weights)
-        self.encoder = plain_vit_encoder(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
+        self.encoder = plain_vit_encoder(
+            encoder_name,
+            encoder_weights,
+            in_channels,
+            encoder_depth=encoder_depth,
+            encoder_blocks=encoder_blocks,
+            **kwargs,
+        )
         if not takes_tokens(self.encoder.model):
             raise ValueError(
                 f"{encoder_name} has no place for queries among its tokens: choose a ViT, DeiT, EVA-02 or "

@@ -8,8 +8,8 @@ from segmentation_models_pytorch.base import ClassificationHead, SegmentationHea
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from torch import Tensor, nn
 
+from vitseg_zoo.architectures.base import configured_encoder
 from vitseg_zoo.architectures.hub import ModelCardMixin
-from vitseg_zoo.architectures.token_encoder import configured_encoder
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 from vitseg_zoo.ops.bilinear import upsample

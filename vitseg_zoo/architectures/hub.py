@@ -17,6 +17,13 @@ class ModelCardMixin:
         """Loads a saved model; the encoder's weights are in its file, so that the encoder's own stay away."""
         return super().from_pretrained(*args, encoder_weights=encoder_weights, **kwargs)
 
+    @classmethod
+    def _from_pretrained(cls, **kwargs: Any) -> SegmentationModel:
+        """Build and load what a configuration describes, also one of version 0.1."""
+        from vitseg_zoo.weights.metadata import current_arguments
+
+        return super()._from_pretrained(**current_arguments(cls.__name__.lower(), kwargs))
+
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """SMP's, with a card whose snippet reads what is saved, and what the encoder was configured with."""
         from vitseg_zoo.weights.metadata import encoder_arguments

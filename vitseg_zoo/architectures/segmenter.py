@@ -7,8 +7,7 @@ from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
-from vitseg_zoo.architectures.base import TokenModel
-from vitseg_zoo.architectures.token_encoder import token_encoder
+from vitseg_zoo.architectures.base import TokenModel, token_encoder
 from vitseg_zoo.decoders.segmenter import LinearDecoder, MaskTransformerDecoder
 
 _DEFAULT_ENCODER = "vz-vit_small_patch16_384"
@@ -23,7 +22,8 @@ class Segmenter(TokenModel):
     Args:
         encoder_name: An encoder of the zoo, `vz-` and the name of the timm model; its last map is used. SMP's
             default, `"resnet34"`, means the paper's Seg-S, `vz-vit_small_patch16_384`.
-        encoder_depth: How many of a plain ViT's blocks are used; all of them by default.
+        encoder_depth: Levels of an encoder that has levels (`vz-mit_b0`), 5 by default. A plain ViT has one,
+            and another number is refused.
         encoder_weights: A tag of the timm model's weights, `"imagenet"` (its default tag) or `None` (random).
         decoder_head: `"mask"`, the mask transformer, or `"linear"`, one linear layer.
         decoder_depth: Transformer blocks of the mask transformer, 2 by default.
@@ -34,6 +34,7 @@ class Segmenter(TokenModel):
             callable or `None` (the default).
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
+        encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
         kwargs: Passed to the timm model, for example `drop_path_rate` (0.1 in the paper).
 
     Returns:
@@ -66,13 +67,21 @@ class Segmenter(TokenModel):
         classes: int = 1,
         activation: str | Callable[..., Any] | None = None,
         aux_params: dict[str, Any] | None = None,
+        encoder_blocks: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         encoder_name, encoder_weights = self.choose_encoder(encoder_name, encoder_weights)
         if decoder_head not in ("linear", "mask"):
             raise ValueError(f"decoder_head should be 'mask' or 'linear', got {decoder_head!r}.")
-        self.encoder = token_encoder(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
+        self.encoder = token_encoder(
+            encoder_name,
+            encoder_weights,
+            in_channels,
+            encoder_depth=encoder_depth,
+            encoder_blocks=encoder_blocks,
+            **kwargs,
+        )
         channels, stride = self.encoder.out_channels[-1], self.encoder.output_stride
         if decoder_head == "mask":
             self.decoder = MaskTransformerDecoder(channels, classes, decoder_depth, decoder_num_heads)

@@ -5,8 +5,7 @@ from typing import Any
 
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 
-from vitseg_zoo.architectures.base import TokenModel
-from vitseg_zoo.architectures.token_encoder import plain_vit_encoder
+from vitseg_zoo.architectures.base import TokenModel, plain_vit_encoder
 from vitseg_zoo.decoders.vit_seg import PatchDecoder, PatchHead
 
 _ARTICLE_ENCODER = "vz-vitseg_base_patch16_128"
@@ -27,7 +26,7 @@ class VitSeg(TokenModel):
         encoder_name: A plain ViT of the zoo: `vz-` and the name of the timm model. SMP's own default,
             `"resnet34"`, which `smp.create_model` passes where nothing is chosen, means the article's encoder
             without weights.
-        encoder_depth: How many of the encoder's transformer blocks are used; all of them by default.
+        encoder_depth: There for SMP's interface: a plain ViT has one level, and another number is refused.
         encoder_weights: `None` (random initialization, the default) or a tag of the timm model's weights.
         decoder_head: `"linear"`, the article's, or `"mlp"`, with a hidden layer in front.
         in_channels: Channels of the image, 3 by default.
@@ -36,6 +35,7 @@ class VitSeg(TokenModel):
             callable or `None` (the default).
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
+        encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
         kwargs: Passed to the timm model, for example `drop_path_rate` or `img_size`.
 
     Returns:
@@ -43,7 +43,7 @@ class VitSeg(TokenModel):
         pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
-        ValueError: If the encoder is no plain ViT, or has fewer blocks than `encoder_depth`.
+        ValueError: If the encoder is no plain ViT, or has fewer blocks than `encoder_blocks`.
         KeyError: If there is no such encoder or no such weights.
 
     Example:
@@ -66,11 +66,19 @@ class VitSeg(TokenModel):
         classes: int = 3,
         activation: str | Callable[..., Any] | None = None,
         aux_params: dict[str, Any] | None = None,
+        encoder_blocks: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__()
         encoder_name, encoder_weights = self.choose_encoder(encoder_name, encoder_weights)
-        self.encoder = plain_vit_encoder(encoder_name, encoder_weights, in_channels, encoder_depth, **kwargs)
+        self.encoder = plain_vit_encoder(
+            encoder_name,
+            encoder_weights,
+            in_channels,
+            encoder_depth=encoder_depth,
+            encoder_blocks=encoder_blocks,
+            **kwargs,
+        )
         channels = self.encoder.out_channels[-1]
         self.decoder = PatchDecoder(channels, head=decoder_head)
         self.segmentation_head = PatchHead(channels, classes, self.encoder.output_stride, activation)

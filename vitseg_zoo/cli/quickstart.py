@@ -31,7 +31,7 @@ from vitseg_zoo.training.results import comparison_table, hardware, save_results
 # Name -> arch, encoder_name, model_args and learning_rate of `SegmentationModule`. Both are small enough for
 # two cores: ViT-seg has 6 of its 12 blocks, the U-Net timm's smallest ResNet. Their steps cost the same.
 MODELS = {
-    "ViT-seg": ("vitseg", "vz-vitseg_tiny_patch16_128", {"encoder_depth": 6}, 1.5e-3),
+    "ViT-seg": ("vitseg", "vz-vitseg_tiny_patch16_128", {"encoder_blocks": 6}, 1.5e-3),
     "U-Net": ("unet", "tu-test_resnet", {"decoder_channels": (96, 64, 32, 16, 16)}, 4e-3),
 }
 COUNTS = {"train": 1000, "val": 200, "test": 200}

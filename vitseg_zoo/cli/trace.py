@@ -26,12 +26,12 @@ class Step:
 
 
 def trace(model: nn.Module, image: torch.Tensor) -> tuple[list[Step], Step]:
-    """Runs a model on an image and records its steps in the order in which they happen.
+    """Run a model on an image and record its steps in the order in which they happen.
 
     Args:
         model: A model of the zoo, of SMP or of timm. ViT-seg's steps are those that its article follows by
-            hand, where patches are a sequence (B, N, D) and not the grid of N = h * w that is computed with;
-            other models are shown by their stages.
+            hand, under the article's names; patches are a sequence (B, N, D) there, and not the grid of
+            N = h * w that is computed with. Other models are shown by their stages.
         image: (B, C, H, W).
 
     Returns:
@@ -40,8 +40,8 @@ def trace(model: nn.Module, image: torch.Tensor) -> tuple[list[Step], Step]:
     Example:
         >>> import segmentation_models_pytorch as smp, torch
         >>> steps, _ = trace(smp.create_model("vitseg", classes=3), torch.rand(1, 3, 128, 128))
-        >>> [step.shape_out for step in steps][-3:]
-        [(1, 64, 768), (1, 768, 64), (1, 3, 128, 128)]
+        >>> [(step.name, step.shape_out) for step in steps][-2:]
+        [('linear output projection', (1, 64, 768)), ('patches to image', (1, 3, 128, 128))]
     """
     is_vit_seg = isinstance(model, VitSeg) and isinstance(model.encoder.model, VitSegTransformer)
     recorded: list[tuple[Step, set[nn.Parameter]]] = []
@@ -80,7 +80,7 @@ def trace(model: nn.Module, image: torch.Tensor) -> tuple[list[Step], Step]:
         step.parameters = sum(p.numel() for p in parameters - counted)
         counted |= parameters
         if is_vit_seg and steps:  # a step without a module of its own starts where the one before it ended
-            step.shape_in = steps[-1].shape_out
+            step.shape_in = (image.shape[0], *steps[-1].shape_out[1:])
         steps.append(step)
     parameters = sum(p.numel() for p in model.parameters())
     return steps, Step("whole model", tuple(image.shape), _last_shape(output) or (), parameters)
@@ -101,13 +101,17 @@ def _vit_seg_steps(model: VitSeg) -> Iterator[_Traced]:
         return batch, height * width, channels
 
     yield "batch norm", vit.patch_embed.input_norm, [], _as_it_is
-    yield "patches, channel first", vit.patch_embed.patchify, [], lambda b, c, h, w: (b, h * w, c)
-    yield "linear patch embedding", vit.patch_embed, [], sequence
-    yield "position embedding", vit.pos_drop, [vit.pos_embed], _as_it_is
-    yield f"{len(vit.blocks)} transformer blocks", vit.blocks[-1], list(vit.blocks.parameters()), _as_it_is
-    yield "linear projection", head[0], [], sequence
-    yield "channels first", head[1], [], lambda b, c, h, w: (b, c, h * w)
-    yield "fold", head[2], [], _as_it_is
+    yield "image to patches", vit.patch_embed.patchify, [], lambda b, c, h, w: (b, h * w, c)
+    yield "patch embedding", vit.patch_embed, [], sequence
+    yield "position embedding", vit.pos_drop, [vit.pos_embed], lambda b, n, d: (1, n, d)  # the same for all
+    yield "addition", vit.pos_drop, [], _as_it_is
+    yield "transformer encoder", vit.blocks[-1], list(vit.blocks.parameters()), _as_it_is
+    if not isinstance(
+        model.decoder.hidden, nn.Identity
+    ):  # decoder_head="mlp", which the article only suggests
+        yield "hidden layer", model.decoder.hidden, [], sequence
+    yield "linear output projection", head[0], [], sequence
+    yield "patches to image", head[2], [], _as_it_is
 
 
 def _modules(model: nn.Module) -> Iterator[_Traced]:
@@ -142,31 +146,24 @@ def format_steps(steps: list[Step], whole: Step) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `vitseg trace`."""
+    """Add the command's arguments."""
     parser.add_argument("model", nargs="?", default="vitseg", help="SMP architecture or timm model [vitseg]")
     parser.add_argument("--encoder-name", help="encoder of the architecture [the architecture's own]")
     parser.add_argument("--image-size", nargs=2, type=int, default=(128, 128), metavar=("H", "W"))
     parser.add_argument("--in-channels", type=int, default=3)
     parser.add_argument("--classes", type=int, default=3)
+    parser.add_argument(
+        "--embed-dim", type=int, help="channels of a token of vitseg [768; the article's 512]"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table of `vitseg trace`."""
-    if min(*args.image_size, args.in_channels, args.classes) < 1:
-        raise ValueError("--image-size, --in-channels and --classes take positive numbers.")
-    architecture = smp.MODEL_ARCHITECTURES_MAPPING.get(args.model.lower())
-    if architecture is not None:  # not by `smp.create_model`, which has default encoders of its own
-        options = {"encoder_name": args.encoder_name} if args.encoder_name else {}
-        model = architecture(
-            encoder_weights=None, in_channels=args.in_channels, classes=args.classes, **options
-        )
-    elif timm.is_model(args.model):
-        model = timm.create_model(args.model, in_chans=args.in_channels, num_classes=args.classes)
-    else:
-        raise ValueError(
-            f"There is no architecture or timm model {args.model!r}: `vitseg list` shows the zoo's, "
-            f"SMP's architectures are {', '.join(smp.MODEL_ARCHITECTURES_MAPPING)}."
-        )
+    """Print the table of steps."""
+    if min(*args.image_size, args.in_channels, args.classes, args.embed_dim or 1) < 1:
+        raise ValueError("--image-size, --in-channels, --classes and --embed-dim take positive numbers.")
+    if args.embed_dim is not None and args.model.lower() != "vitseg":
+        raise ValueError(f"--embed-dim is for vitseg: channels of {args.model} are its own.")
+    model = _build(args)
     try:
         steps, whole = trace(model, torch.rand(1, args.in_channels, *args.image_size))
     except AssertionError as error:  # how timm refuses a size
@@ -175,3 +172,24 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     print(format_steps(steps, whole))
     return 0
+
+
+def _build(args: argparse.Namespace) -> nn.Module:
+    architecture = smp.MODEL_ARCHITECTURES_MAPPING.get(args.model.lower())
+    if architecture is not None:  # not by `smp.create_model`, which has default encoders of its own
+        given = {"encoder_name": args.encoder_name, "embed_dim": args.embed_dim}
+        options = {key: value for key, value in given.items() if value is not None}
+        try:
+            return architecture(
+                encoder_weights=None, in_channels=args.in_channels, classes=args.classes, **options
+            )
+        except AssertionError as error:  # how timm refuses channels that its heads do not divide
+            raise ValueError(
+                f"There is no {args.model} with --embed-dim {args.embed_dim}: {error}."
+            ) from error
+    if timm.is_model(args.model):
+        return timm.create_model(args.model, in_chans=args.in_channels, num_classes=args.classes)
+    raise ValueError(
+        f"There is no architecture or timm model {args.model!r}: `vitseg list` shows the zoo's, "
+        f"SMP's architectures are {', '.join(smp.MODEL_ARCHITECTURES_MAPPING)}."
+    )

@@ -163,12 +163,12 @@ class PlainViTEncoder(TimmViT):
     Args:
         name: Name of the timm model, with or without a tag.
         in_channels: Channels of the image.
-        encoder_depth: How many of the model's blocks to keep, all of them by default.
+        blocks: How many of the model's blocks to keep, all of them by default.
         pretrained: Load the weights of the name's tag.
         kwargs: Passed to `timm.create_model` (`drop_path_rate`, `img_size`, ...).
 
     Raises:
-        ValueError: If the model is no plain ViT, or has fewer blocks than `encoder_depth`.
+        ValueError: If the model is no plain ViT, or has fewer than `blocks`.
 
     Example:
         >>> import torch
@@ -181,21 +181,19 @@ class PlainViTEncoder(TimmViT):
         self,
         name: str,
         in_channels: int = 3,
-        encoder_depth: int | None = None,
+        blocks: int | None = None,
         pretrained: bool = False,
         **kwargs: Any,
     ) -> None:
-        self._encoder_depth = encoder_depth
+        self._kept_blocks = blocks
         super().__init__(name, in_channels, pretrained, **kwargs)
         self.configured = kwargs  # unlike the other encoders' they are the user's, from no table of SMP's
 
     def _blocks(self, total: int) -> list[int]:
-        depth = total if self._encoder_depth is None else self._encoder_depth
-        if not 1 <= depth <= total:
-            raise ValueError(
-                f"{self._name} has {total} blocks, encoder_depth must lie in [1, {total}], got {depth}."
-            )
-        return [depth - 1]
+        kept = total if self._kept_blocks is None else self._kept_blocks
+        if not 1 <= kept <= total:
+            raise ValueError(f"encoder_blocks of {self._name} should be in range [1, {total}], got {kept}.")
+        return [kept - 1]
 
     @property
     def out_channels(self) -> list[int]:

@@ -11,6 +11,7 @@ from segmentation_models_pytorch.base import SegmentationModel
 from vitseg_zoo.weights.catalog import IMAGENET_MEAN, IMAGENET_STD
 from vitseg_zoo.weights.checkpoint import Checkpoint
 from vitseg_zoo.weights.formats import StateDict, recognize
+from vitseg_zoo.weights.metadata import current_arguments
 
 # Blocks of MiT's stages -> size, for stages of 64, 128, 320 and 512 channels; B0 has half of them.
 _MIT_SIZES = {(2, 2, 2, 2): 1, (3, 4, 6, 3): 2, (3, 4, 18, 3): 3, (3, 8, 27, 3): 4, (3, 6, 40, 3): 5}
@@ -57,6 +58,12 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         ValueError: If neither the file nor one beside it says what the model is, and the weights do not show
             it.
     """
+    described = _describe(checkpoint, path)
+    described["arguments"] = current_arguments(described["architecture"], described["arguments"])
+    return described
+
+
+def _describe(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
     notes = checkpoint.notes
     if "vitseg_zoo" in notes.get("metadata", {}):
         return _own_metadata(notes["metadata"]["vitseg_zoo"], path)

@@ -56,6 +56,23 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
     return described
 
 
+def current_arguments(architecture: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the arguments in a file the names that they have today.
+
+    Version 0.1 wrote `encoder_depth` for what is `encoder_blocks` now, a number of a plain ViT's blocks.
+
+    Example:
+        >>> current_arguments("vitseg", {"encoder_name": "vz-vitseg_tiny_patch16_128", "encoder_depth": 6})
+        {'encoder_name': 'vz-vitseg_tiny_patch16_128', 'encoder_depth': None, 'encoder_blocks': 6}
+    """
+    is_vit = architecture in ("vitseg", "eomt", "segmenter") and not str(
+        arguments.get("encoder_name")
+    ).startswith("vz-mit_")
+    if not is_vit or "encoder_blocks" in arguments or "encoder_depth" not in arguments:
+        return dict(arguments)
+    return {**arguments, "encoder_depth": None, "encoder_blocks": arguments["encoder_depth"]}
+
+
 def encoder_arguments(model: SegmentationModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """What an encoder of the zoo is today, whatever the model was built with.
 
