@@ -16,7 +16,8 @@ NOT_OURS = {"opencv-python-headless", "transformers"}
 def test_every_import_is_declared():
     tomllib = pytest.importorskip("tomllib")  # since Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["train"]
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + extras["train"] + extras["annotations"]
     declared = {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in lines}
     imported = set()
     for path in (ROOT / "vitseg_zoo").rglob("*.py"):

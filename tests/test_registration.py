@@ -1,12 +1,19 @@
 """Registration without importing us: each case in a fresh interpreter, as import order is what matters."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import vitseg_zoo_autoload
+
+ROOT = Path(__file__).parents[1]
 
 IMPORTS = {
     "timm": "import timm",
@@ -81,13 +88,13 @@ def test_import_is_light_and_may_be_repeated() -> None:
     import segmentation_models_pytorch as smp
     del sys.modules["vitseg_zoo"]; import vitseg_zoo
     print(vitseg_zoo.list_models("vitseg"), vitseg_zoo.list_models("vz-vitseg_tiny*", kind="encoder"))
-    print([f for f in sys.meta_path if type(f).__name__ == "_RegisteringFinder"])
+    print(len([f for f in sys.meta_path if type(f).__name__ == "_RegisteringFinder"]))
     """
     result = run(code, None, "-W", "error::RuntimeWarning")
     assert result.stdout.splitlines() == [
         "False 1",
         "['vitseg'] ['vz-vitseg_tiny_patch16_128', 'vz-vitseg_tiny_patch8_128']",
-        "[]",
+        "1",
     ], result.stderr
 
 
@@ -134,6 +141,15 @@ def test_finding_a_module_without_importing_it_loses_nothing() -> None:
     assert result.stdout == "ok\n", result.stderr
 
 
+@pytest.mark.parametrize("off", ["", "0", "false", "No", " OFF "])
+def test_values_that_switch_automatic_registration_off(off: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = []
+    monkeypatch.setattr("builtins.__import__", lambda name, *args, **kwargs: imported.append(name))
+    monkeypatch.setenv("VITSEG_ZOO_AUTOLOAD", off)
+    vitseg_zoo_autoload.autoload()
+    assert "vitseg_zoo" not in imported
+
+
 @pytest.mark.parametrize("switch", ["VITSEG_ZOO_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD"])
 @pytest.mark.parametrize("zoo_first", [True, False])
 def test_off_switches_leave_explicit_registration(switch: str, zoo_first: bool) -> None:
@@ -151,7 +167,11 @@ BROKEN = {
     "missing module": "[vitseg_zoo.encoders]\nbroken = nowhere_to_be_found:smp_encoders\n",
     "exception": "[vitseg_zoo.architectures]\nbroken = third_party:Model\n",
     "exit": "[vitseg_zoo.encoders]\nbroken = exits:smp_encoders\n",
+    "BaseException": "[vitseg_zoo.encoders]\nbroken = leaves:smp_encoders\n",
     "wrong type": "[vitseg_zoo.encoders]\nbroken = wrong:smp_encoders\n",
+    "wrong entry": "[vitseg_zoo.encoders]\nbroken = lacks:smp_encoders\n",
+    "no value": "[vitseg_zoo.encoders]\nbroken =\n",
+    "no module": "[vitseg_zoo.architectures]\nbroken = a b c\n",
 }
 
 
@@ -163,13 +183,147 @@ def test_a_broken_third_party_entry_is_one_warning(fault: str, flags: list[str],
         BROKEN[fault],
         third_party="raise RuntimeError('no good')",
         exits="import sys; sys.exit(3)",
+        leaves="raise GeneratorExit('no good')",
         wrong="smp_encoders = 5",
+        lacks="smp_encoders = {'vz-x': {'encoder': None}}",
     )
     if flags:  # only our own warnings: those of the libraries are not what is tested
         flags = ["-W", "error::RuntimeWarning"]
     result = run(f"import torch\n{CHECK}", tmp_path, *flags)
     assert result.stdout == "ok\n", result.stderr
     assert result.stderr.count("vitseg_zoo leaves out 'broken'") == 1
+
+
+def test_ctrl_c_in_a_plugin_reaches_the_user(tmp_path: Path) -> None:
+    entry = "[vitseg_zoo.encoders]\nslow = slow:smp_encoders\n"
+    install_plugin(tmp_path, entry, slow="raise KeyboardInterrupt")
+    result = run("import timm", tmp_path)
+    assert result.returncode != 0 and result.stderr.endswith("KeyboardInterrupt\n"), result.stderr
+
+
+def test_four_threads_that_ask_first_all_get_a_model() -> None:
+    code = """
+    import threading
+    import segmentation_models_pytorch as smp
+    barrier = threading.Barrier(4)
+    def work():
+        barrier.wait()
+        smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", encoder_weights=None)
+        print("ok", flush=True)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    """
+    result = run(code)
+    assert result.stdout.split() == ["ok"] * 4, result.stderr
+
+
+def test_reloaded_and_purged_libraries_have_the_models() -> None:
+    code = """
+    import importlib, sys
+    import segmentation_models_pytorch as smp, timm
+    for module in (smp.encoders, smp, timm.models):
+        importlib.reload(module)
+        assert smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", encoder_weights=None)
+    for group in ("timm", "segmentation_models_pytorch"):
+        for name in [name for name in sys.modules if name.partition(".")[0] == group]:
+            del sys.modules[name]
+    """
+    result = run(textwrap.dedent(code) + CHECK, None, "-W", "error::RuntimeWarning")
+    assert result.stdout == "ok\n", result.stderr
+
+
+def test_imports_in_every_order_with_threads_ctrl_c_reloads_and_purges() -> None:
+    """Few, over stand-ins of the libraries: `registration_stress.py` runs thousands by hand."""
+    stress = [sys.executable, str(Path(__file__).with_name("registration_stress.py")), "--runs", "200"]
+    result = subprocess.run(stress, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-5000:]
+
+
+class _Loader:
+    """A loader that none can set an attribute of, and that has only what `methods` says."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner) -> None:
+        object.__setattr__(self, "_inner", inner)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name} is read-only")
+
+
+class _ReadOnly(_Loader):
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module) -> None:
+        exec("loaded = True", vars(module))
+
+
+class _OnlyLoadModule(_Loader):
+    def load_module(self, name: str):
+        module = sys.modules[name] = type(sys)(name)
+        module.loaded = True
+        return module
+
+
+class _IsAClass:
+    create_module = staticmethod(lambda spec: None)
+    exec_module = staticmethod(lambda module: exec("loaded = True", vars(module)))
+
+
+@pytest.mark.parametrize("loader", [_ReadOnly(None), _OnlyLoadModule(None), _IsAClass])
+def test_loaders_of_every_kind(loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.machinery import ModuleSpec
+
+    from vitseg_zoo import _autoload
+
+    class Finder:
+        def find_spec(name, path=None, target=None):
+            return ModuleSpec(name, loader) if name == "awaited" else None
+
+    called = []
+    monkeypatch.setitem(_autoload._HOOKS, "awaited", "hook")
+    monkeypatch.setattr(_autoload, "_call_registry", called.append)
+    monkeypatch.setattr(sys, "meta_path", [_autoload._RegisteringFinder(), Finder, *sys.meta_path])
+    try:
+        import awaited
+    finally:
+        sys.modules.pop("awaited", None)
+    assert awaited.loaded and called == ["hook"]
+    assert loader in (awaited.__loader__, awaited.__spec__.loader) or loader is not _IsAClass
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "no _autoload": lambda site: (site / "vitseg_zoo" / "_autoload.py").unlink(),
+    "empty _autoload": lambda site: (site / "vitseg_zoo" / "_autoload.py").write_text(""),
+    "syntax error": lambda site: (site / "vitseg_zoo" / "__init__.py").write_text("def"),
+    "empty package": lambda site: (site / "vitseg_zoo" / "__init__.py").write_text(""),
+    "half an upgrade": lambda site: [
+        path.unlink() for path in (site / "vitseg_zoo").glob("*.py") if path.name != "__init__.py"
+    ],
+    "no package": lambda site: shutil.rmtree(site / "vitseg_zoo"),
+    "a user's vitseg_zoo.py": lambda site: (site.parents[3] / "vitseg_zoo.py").write_text("exit(5)"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_installation_leaves_torch_alone(damage: str, tmp_path: Path) -> None:
+    ignored = shutil.ignore_patterns(".git", "docs", "tests", "*.egg-info", "build", "runs", "files")
+    shutil.copytree(ROOT, tmp_path / "source", ignore=ignored)
+    venv.create(tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
+    (site / "shared.pth").write_text(str(Path(pytest.__file__).parents[1]))
+    install = [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", tmp_path / "source"]
+    subprocess.run(install, check=True, capture_output=True)
+    DAMAGES[damage](site)
+    code = "import torch, timm; timm.create_model('resnet18'); print('ok')"
+    result = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.stdout == "ok\n", result.stderr
+    if damage != "empty package":  # a package without a word: nothing is registered, and nothing known of it
+        assert "vitseg_zoo" in result.stderr
 
 
 def test_our_own_breakage_is_one_warning(tmp_path: Path) -> None:

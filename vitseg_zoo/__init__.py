@@ -14,9 +14,10 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it; imported when the name is first asked for.
 _PUBLIC = {
+    "Predictor": "vitseg_zoo.inference.predictor",
     "accelerate": "vitseg_zoo.acceleration",
     "create_model": "vitseg_zoo.models",
-    "load_model": "vitseg_zoo.weights.saving",
+    "load_model": "vitseg_zoo.weights.loading",
     "load_weights": "vitseg_zoo.weights.loading",
     "push_to_hub": "vitseg_zoo.weights.saving",
     "save_model": "vitseg_zoo.weights.saving",
@@ -24,7 +25,7 @@ _PUBLIC = {
     "QueryLoss": "vitseg_zoo.losses",
     "freeze_blocks": "vitseg_zoo.training.parameter_groups",
     "parameter_groups": "vitseg_zoo.training.parameter_groups",
-    "list_models": "vitseg_zoo.registry",
+    "list_models": "vitseg_zoo.models",
     "predict_labels": "vitseg_zoo.inference.predict_labels",
 }
 __all__ = ["__version__", *_PUBLIC]
@@ -46,4 +47,4 @@ def __dir__() -> list[str]:
 
 from vitseg_zoo import _autoload  # noqa: E402
 
-_autoload.on_package_import()
+_autoload.install()

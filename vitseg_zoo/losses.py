@@ -1,6 +1,7 @@
-"""The loss of models whose queries each predict a mask and its class: EoMT's, which is Mask2Former's.
+"""Losses: of pixels, and of models whose queries each predict a mask and its class.
 
-Paper: "Masked-attention Mask Transformer for Universal Image Segmentation" (Cheng et al., CVPR 2022),
+`QueryLoss` is EoMT's, which is Mask2Former's. Paper: "Masked-attention Mask Transformer for Universal Image
+Segmentation" (Cheng et al., CVPR 2022),
 https://arxiv.org/abs/2112.01527, sections 3.3 and 4.1, with the weights that EoMT keeps. Written from the
 paper; points are chosen as in "PointRend", https://arxiv.org/abs/1912.08193.
 
@@ -12,14 +13,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.losses import DiceLoss
 from torch import nn
 
 from vitseg_zoo.decoders.eomt import QueryPrediction
 
 try:
     from scipy.optimize import linear_sum_assignment
-except ImportError as error:
-    raise ImportError("The queries' loss matches with SciPy: pip install 'vitseg-zoo[train]'.") from error
+except ImportError:
+    linear_sum_assignment = None
 
 
 class QueryLoss(nn.Module):
@@ -64,6 +66,8 @@ class QueryLoss(nn.Module):
         no_object_weight: float = 0.1,
     ) -> None:
         super().__init__()
+        if linear_sum_assignment is None:
+            raise ImportError("QueryLoss matches with SciPy: pip install 'vitseg-zoo[train]'.")
         self.classes = classes
         self.ignore_index = ignore_index
         self.num_points = num_points
@@ -77,7 +81,7 @@ class QueryLoss(nn.Module):
         self.register_buffer("balance", balance, persistent=False)
 
     def forward(self, predictions: Sequence[QueryPrediction], target: torch.Tensor) -> torch.Tensor:
-        """Gives the loss, summed over a model's successive predictions.
+        """Give the loss, summed over a model's successive predictions.
 
         Args:
             predictions: What a model gives with `return_queries=True`.
@@ -93,7 +97,7 @@ class QueryLoss(nn.Module):
         return torch.stack([self._one_prediction(prediction, targets) for prediction in predictions]).sum()
 
     def _split(self, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The classes (K,) in labels (H, W), their masks (K, H, W), and which pixels count (H, W)."""
+        """Return the classes (K,) in labels (H, W), their masks (K, H, W), and which pixels count (H, W)."""
         counts = torch.ones_like(labels, dtype=torch.bool)
         if self.ignore_index is not None:
             counts = labels != self.ignore_index
@@ -152,7 +156,7 @@ class QueryLoss(nn.Module):
         masks: torch.Tensor,
         counts: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The pairs, as indices of queries and of targets, whose total cost is least."""
+        """Return the pairs, as indices of queries and of targets, whose total cost is least."""
         points = self._uniform_points(logits[:1])  # the same for all masks: (1, P, 2)
         sampled = _sample(logits, points.expand(len(logits), -1, -1))[:, None]  # (Q, 1, P)
         wanted = _sample(masks, points.expand(len(masks), -1, -1))[None]  # (1, K, P)
@@ -165,7 +169,7 @@ class QueryLoss(nn.Module):
         return torch.as_tensor(queries, device=logits.device), torch.as_tensor(order, device=logits.device)
 
     def _uniform_points(self, logits: torch.Tensor) -> torch.Tensor:
-        """Points (N, P, 2) for masks (N, h, w), as x and y from 0 to 1."""
+        """Draw points (N, P, 2) for masks (N, h, w), as x and y from 0 to 1."""
         if self.num_points is None:
             height, width = logits.shape[1:]
             ys = (torch.arange(height, device=logits.device) + 0.5) / height
@@ -176,7 +180,7 @@ class QueryLoss(nn.Module):
 
     @torch.no_grad()
     def _loss_points(self, logits: torch.Tensor) -> torch.Tensor:
-        """Points (N, P, 2) for masks (N, h, w), most of them where a mask's logits are nearest to zero."""
+        """Draw points (N, P, 2) for masks (N, h, w), most of them where its logits are nearest to zero."""
         if self.num_points is None:
             return self._uniform_points(logits)
         count = int(self.importance_sample_ratio * self.num_points)
@@ -190,19 +194,78 @@ class QueryLoss(nn.Module):
 
 
 def _sample(maps: torch.Tensor, points: torch.Tensor, mode: str = "bilinear") -> torch.Tensor:
-    """Values (N, P) of maps (N, h, w) at points (N, P, 2), given as x and y from 0 to 1."""
+    """Sample values (N, P) of maps (N, h, w) at points (N, P, 2), given as x and y from 0 to 1."""
     grid = 2 * points[:, None] - 1  # (N, 1, P, 2)
     return F.grid_sample(maps[:, None], grid, mode=mode, align_corners=False)[:, 0, 0]
 
 
 def _binary_cross_entropy(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Mean over the points that count, (..., P) to (...); inputs broadcast."""
+    """Return the mean over the points that count, (..., P) to (...); inputs broadcast."""
     losses = F.softplus(logits) - logits * target
     return (losses * weight).sum(dim=-1) / weight.sum(dim=-1).clamp_min(1)
 
 
 def _dice_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """One minus the dice coefficient over the points that count, (..., P) to (...); inputs broadcast."""
+    """Return the dice loss over the points that count, (..., P) to (...); inputs broadcast."""
     probability, target = logits.sigmoid() * weight, target * weight
     overlap = (probability * target).sum(dim=-1)
     return 1 - (2 * overlap + 1) / (probability.sum(dim=-1) + target.sum(dim=-1) + 1)
+
+
+class CrossEntropy(nn.CrossEntropyLoss):
+    """PyTorch's cross-entropy of pixels, which is 0 and not NaN where a batch has no pixel that counts.
+
+    Args:
+        ignore_index: Mask value of pixels that do not count; `None` if there are none.
+        weight: Weight of each class, (C,); all alike by default.
+        label_smoothing: Share of the target that is spread over all classes.
+
+    Example:
+        >>> loss = CrossEntropy(ignore_index=255)
+        >>> loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 255)).item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        ignore_index: int | None = None,
+        weight: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        ignore_index = -100 if ignore_index is None else ignore_index
+        super().__init__(weight, ignore_index=ignore_index, label_smoothing=label_smoothing)
+
+    def forward(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Give the mean loss of logits (B, C, H, W) for masks (B, H, W)."""
+        loss = F.cross_entropy(
+            logits,
+            mask,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        counted = mask != self.ignore_index
+        if self.weight is None:
+            return loss / counted.sum().clamp(min=1)
+        total = self.weight[mask.where(counted, 0)].where(counted, 0).sum()
+        return loss / total.where(total > 0, 1)
+
+
+class CrossEntropyAndDice(nn.Module):
+    """Cross-entropy plus SMP's dice loss, which keeps small classes from drowning in large ones.
+
+    Args:
+        ignore_index: Mask value of pixels that do not count; `None` if there are none.
+        dice_weight: Weight of the dice loss.
+    """
+
+    def __init__(self, ignore_index: int | None = None, dice_weight: float = 1.0) -> None:
+        super().__init__()
+        self.cross_entropy = CrossEntropy(ignore_index)
+        self.dice = DiceLoss("multiclass", ignore_index=ignore_index)
+        self.dice_weight = dice_weight
+
+    def forward(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Give the loss of logits (B, C, H, W) for masks (B, H, W)."""
+        return self.cross_entropy(logits, mask) + self.dice_weight * self.dice(logits, mask)

@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 
 def segmentation_scores(confusion: Tensor, background: int | None = None) -> dict[str, Tensor]:
-    """Scores of a confusion matrix.
+    """Compute the scores of a confusion matrix.
 
     Args:
         confusion: (classes, classes) counts of pixels; rows are the truth, columns the prediction.
@@ -76,7 +76,7 @@ class SegmentationMetrics(Metric):
         self.add_state("confusion", default=zeros, dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
-        """Counts a batch.
+        """Count a batch.
 
         Args:
             prediction: (B, H, W) class indices.
@@ -87,7 +87,7 @@ class SegmentationMetrics(Metric):
         )
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns `pixel_accuracy`, `miou`, `micro_iou` and `iou_<class name>`, each a scalar in [0, 1]."""
+        """Return `pixel_accuracy`, `miou`, `micro_iou` and `iou_<class name>`, each a scalar in [0, 1]."""
         scores = segmentation_scores(self.confusion, self.background)
         per_class = scores.pop("iou")
         return scores | {f"iou_{name}": iou for name, iou in zip(self.class_names, per_class, strict=True)}

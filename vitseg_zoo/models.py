@@ -1,13 +1,15 @@
-"""Complete models by name."""
+"""Models by name: lists what there is, and builds complete ones."""
 
+import fnmatch
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import segmentation_models_pytorch as smp
 from segmentation_models_pytorch.base import SegmentationModel
 
-from vitseg_zoo.weights.catalog import get_entry
+from vitseg_zoo.registry import load_architectures, load_encoders
+from vitseg_zoo.weights.catalog import get_entry, list_entries
 from vitseg_zoo.weights.checkpoint import read_checkpoint
 from vitseg_zoo.weights.download import fetch
 from vitseg_zoo.weights.license import say_license
@@ -15,10 +17,47 @@ from vitseg_zoo.weights.loading import load_checkpoint
 from vitseg_zoo.weights.metadata import metadata_of
 
 
+def list_models(
+    filter: str | Sequence[str] = "",
+    kind: Literal["encoder", "architecture", "model"] | None = None,
+) -> list[str]:
+    """List what the zoo has, sorted by name.
+
+    Args:
+        filter: Wildcard or wildcards that a name has to match, as in `timm.list_models`; all by default.
+        kind: `"encoder"` for SMP encoders (`vz-` and the name of the timm model), `"architecture"` for names
+            that `smp.create_model` takes, `"model"` for complete models with weights, names that
+            `vitseg_zoo.create_model` takes; all by default.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: If there is no such kind.
+
+    Example:
+        >>> import vitseg_zoo
+        >>> vitseg_zoo.list_models("vz-vitseg_tiny*")
+        ['vz-vitseg_tiny_patch16_128', 'vz-vitseg_tiny_patch8_128']
+    """
+    listings = {
+        "encoder": lambda: [name for table in load_encoders() for name in table],
+        "architecture": lambda: [cls.__name__.lower() for cls in load_architectures()],
+        "model": lambda: [entry.name for entry in list_entries(kind="model")],
+    }
+    if kind is not None and kind not in listings:
+        raise ValueError(f"Unknown kind {kind!r} of model, choose one of {list(listings)}.")
+    names = [name for key, listing in listings.items() if kind in (None, key) for name in listing()]
+    patterns = [filter] if isinstance(filter, str) else filter
+    return sorted(
+        name for name in names if any(fnmatch.fnmatch(name, pattern or "*") for pattern in patterns)
+    )
+
+
 def create_model(
     name: str, pretrained: bool = False, classes: int | None = None, in_channels: int = 3, **kwargs: Any
 ) -> SegmentationModel:
-    """Builds a complete segmentation model of the catalog.
+    """Build a complete segmentation model of the catalog.
 
     Args:
         name: Name of the model, such as `"segformer_b2.nv_ade20k_512"`;
@@ -76,7 +115,7 @@ def create_model(
 
 
 def _for_channels(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Means or deviations for as many channels as weights are adapted to: averaged for one, else repeated."""
+    """Fit means or deviations to other channels as weights are: averaged for one, else repeated."""
     if channels == 1:
         return (sum(values) / len(values),)
     return tuple(itertools.islice(itertools.cycle(values), channels))

@@ -4,7 +4,7 @@ import colorsys
 
 
 def distinct_colors(count: int) -> list[tuple[int, int, int]]:
-    """Colors for classes that have none: the first black, then hues a golden angle apart.
+    """Return colors for classes that have none: the first black, then hues a golden angle apart.
 
     Example:
         >>> distinct_colors(2)

@@ -1,4 +1,4 @@
-"""Puts the zoo's encoders and architectures into timm and SMP, once, and lists them.
+"""Put the zoo's encoders and architectures into timm and SMP.
 
 The zoo is what two groups of entry points name; other packages join it by declaring entries in them:
 
@@ -10,120 +10,149 @@ The zoo is what two groups of entry points name; other packages join it by decla
 
 An entry that fails to load, or whose name is taken, is a warning, and the others are registered all the same.
 No function of timm or SMP is changed, and no name that they own is replaced.
+
+Every function here may be called again, and by several threads at once. No lock is held while something is
+imported, as the threads that it waits for might wait for the lock: each thread loads what is missing, where
+Python's own import locks apply, and adds it.
 """
 
-import fnmatch
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
-from vitseg_zoo import _autoload
-from vitseg_zoo._autoload import warn
+from vitseg_zoo._importing import fails_for_now, inside_import_of, warn
 
-ENCODER_GROUP = "vitseg_zoo.encoders"
-ARCHITECTURE_GROUP = "vitseg_zoo.architectures"
-_GROUP_TYPES = {ENCODER_GROUP: Mapping, ARCHITECTURE_GROUP: type}
+_ENCODERS = "vitseg_zoo.encoders"
+_ARCHITECTURES = "vitseg_zoo.architectures"
+_GROUP_TYPES = {_ENCODERS: Mapping, _ARCHITECTURES: type}
 
 # What each entry point gave, so that it is loaded, and warned of, once; None where it failed.
 _loaded: dict[EntryPoint, Any] = {}
+# A timm model that came with each entry of encoders.
+_in_timm: dict[EntryPoint, str] = {}
+_registering = threading.local()  # .now: whether this thread does, by a use of SMP
 
 
 def register_timm_models() -> None:
-    """Registers the zoo's models in timm: loading an encoder entry imports the module that does it."""
-    if not _autoload.inside_import_of("segmentation_models_pytorch.encoders"):
-        _load_group(ENCODER_GROUP)
-    # Otherwise SMP is importing timm, and entries may use SMP's encoders: `register_in_smp` follows.
+    """Register the zoo's models in timm: loading an encoder entry imports the module that does it."""
+    load_encoders()
+
+
+def register_smp_encoders() -> None:
+    """Register encoders in SMP, whose module of them is imported."""
+    from segmentation_models_pytorch.encoders import encoders
+
+    tables = load_encoders()
+    for table in tables:
+        for name, settings in table.items():
+            present = encoders.setdefault(name, settings)
+            if present is settings:
+                continue
+            in_use = any(present is other.get(name) for other in tables)
+            if not in_use and _is_former(present["encoder"], settings["encoder"]):
+                encoders[name] = settings
+            else:
+                _warn_once(f"vitseg_zoo leaves out the SMP encoder {name!r}: the name is taken.")
 
 
 def register_in_smp() -> None:
-    """Registers encoders in SMP now, and architectures as soon as SMP has made its own list of them."""
+    """Register in SMP, now or as soon as it has made its own list of architectures."""
     smp = sys.modules["segmentation_models_pytorch"]
-    _register_smp_encoders()
     if "create_model" in vars(smp):
+        load_encoders(), load_architectures()
+        waiting = _is_waiting()  # before what follows: what other threads load meanwhile is not lost
+        register_smp_encoders()
         _register_smp_architectures(smp)
-        if not _is_waiting():
+        if not waiting:
+            if type(smp).__name__ == _AwaitingSMP.__name__:
+                smp.__class__ = ModuleType  # given back last
             return
     # SMP is being imported, and fills its mapping of architectures after its last submodule; or the module
     # that imports it still has to define the models that it declares.
     smp.__class__ = _AwaitingSMP
 
 
-def list_models(
-    filter: str | Sequence[str] = "",
-    kind: Literal["encoder", "architecture", "model"] | None = None,
-) -> list[str]:
-    """Lists what the zoo has, sorted by name.
+def load_encoders() -> list[Mapping[str, dict[str, Any]]]:
+    """Load the zoo's tables of SMP encoders, which puts the timm models of the same names into timm."""
+    import timm  # noqa: F401  # before its submodules: else threads that begin at either end wait for each other
+    from timm.models import is_model
 
-    Args:
-        filter: Wildcard or wildcards that a name has to match, as in `timm.list_models`; all by default.
-        kind: `"encoder"` for SMP encoders (`vz-` and the name of the timm model), `"architecture"` for names
-            that `smp.create_model` takes, `"model"` for complete models with weights, names that
-            `vitseg_zoo.create_model` takes; all by default.
+    for entry, name in list(_in_timm.items()):
+        if not is_model(name):  # timm was purged from `sys.modules` and imported anew
+            sys.modules.pop(entry.module, None)
+            _loaded.pop(entry, None)
+            _in_timm.pop(entry, None)
+    tables = _load_group(_ENCODERS)
+    for entry in _declared(_ENCODERS):
+        if entry not in _in_timm and (table := _loaded.get(entry)) is not None:
+            name = next((_timm_name(key, settings) for key, settings in table.items()), "")
+            if is_model(name):
+                _in_timm[entry] = name
+    return tables
 
-    Returns:
-        The names.
 
-    Raises:
-        ValueError: If there is no such kind.
+def load_architectures() -> list[type]:
+    """Load the zoo's classes of SMP architectures."""
+    import segmentation_models_pytorch  # noqa: F401  # before its submodules, likewise
 
-    Example:
-        >>> import vitseg_zoo
-        >>> vitseg_zoo.list_models("vz-vitseg_tiny*")
-        ['vz-vitseg_tiny_patch16_128', 'vz-vitseg_tiny_patch8_128']
-    """
-    from vitseg_zoo.weights.catalog import list_entries
-
-    listings = {
-        "encoder": lambda: [name for mapping in _load_group(ENCODER_GROUP) for name in mapping],
-        "architecture": lambda: [cls.__name__.lower() for cls in _load_group(ARCHITECTURE_GROUP)],
-        "model": lambda: [entry.name for entry in list_entries(kind="model")],
-    }
-    if kind is not None and kind not in listings:
-        raise ValueError(f"Unknown kind {kind!r} of model, choose one of {list(listings)}.")
-    names = [name for key, listing in listings.items() if kind in (None, key) for name in listing()]
-    patterns = [filter] if isinstance(filter, str) else filter
-    return sorted(
-        name for name in names if any(fnmatch.fnmatch(name, pattern or "*") for pattern in patterns)
-    )
+    return _load_group(_ARCHITECTURES)
 
 
 def timm_name(encoder_name: str) -> str:
-    """Gives the timm model that one of the zoo's SMP encoders is made of; other names come back as they are.
+    """Give the timm model that one of the zoo's SMP encoders is made of; other names come back as they are.
 
     Example:
         >>> from vitseg_zoo.registry import timm_name
         >>> timm_name("vz-shuffle-vitseg_tiny_patch16_128")
         'vitseg_tiny_patch16_128'
     """
-    for mapping in _load_group(ENCODER_GROUP):
-        if encoder_name in mapping:
-            return mapping[encoder_name]["params"].get("name", encoder_name.removeprefix("vz-"))
+    for table in load_encoders():
+        if encoder_name in table:
+            return _timm_name(encoder_name, table[encoder_name])
     return encoder_name
 
 
-def _load_group(group: str) -> list[Any]:
-    """Loads what the entry points of a group name; one that fails is left out with a warning.
+def _timm_name(encoder_name: str, settings: Mapping[str, Any]) -> str:
+    return settings["params"].get("name", encoder_name.removeprefix("vz-"))
 
-    Those of a module that is just being imported are left for the next call.
+
+def _load_group(group: str) -> list[Any]:
+    """Load what the entry points of a group name; one that fails is left out with a warning.
+
+    Those of a module that is just being imported, or need one that is, are left for the next call.
     """
     for entry in _declared(group):
-        if entry in _loaded or _autoload.inside_import_of(entry.module):
+        if entry in _loaded:
             continue
         try:
+            if inside_import_of(entry.module):
+                continue
             value = entry.load()
-            if not isinstance(value, _GROUP_TYPES[group]):
-                raise TypeError(f"expected a {_GROUP_TYPES[group].__name__}, got {value!r}")
+            _check(value, _GROUP_TYPES[group])
             _loaded[entry] = value
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if fails_for_now(error):
+                continue
             _loaded[entry] = None
-            warn(
+            _warn_once(
                 f"vitseg_zoo leaves out {entry.name!r} ({entry.value}), which does not load "
                 f"({type(error).__name__}: {error}); mend or uninstall the package that declares it."
             )
-    return [value for entry, value in _loaded.items() if entry.group == group and value is not None]
+    return [value for entry in _declared(group) if (value := _loaded.get(entry)) is not None]
+
+
+def _check(value: Any, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"expected a {expected.__name__}, got {value!r}")
+    for name, settings in value.items() if expected is Mapping else ():
+        if missing := {"encoder", "params", "pretrained_settings"} - settings.keys():
+            raise TypeError(f"{name!r} lacks {', '.join(sorted(missing))}")
 
 
 @functools.cache  # each call reads the metadata of all that is installed
@@ -135,24 +164,21 @@ def _is_waiting() -> bool:
     return any(entry not in _loaded for group in _GROUP_TYPES for entry in _declared(group))
 
 
-def _register_smp_encoders() -> None:
-    from segmentation_models_pytorch.encoders import encoders
-
-    for mapping in _load_group(ENCODER_GROUP):
-        for name, settings in mapping.items():
-            if encoders.setdefault(name, settings) is not settings:
-                _warn_once(f"vitseg_zoo leaves out the SMP encoder {name!r}: the name is taken.")
-
-
 def _register_smp_architectures(smp: ModuleType) -> None:
-    for cls in _load_group(ARCHITECTURE_GROUP):
-        name = cls.__name__
-        if vars(smp).get(name, cls) is not cls:
-            _warn_once(f"vitseg_zoo leaves out the SMP architecture {name!r}: the name is taken.")
-        else:
-            # `smp.from_pretrained` looks classes up as attributes of the module.
-            setattr(smp, name, cls)
-            smp.MODEL_ARCHITECTURES_MAPPING.setdefault(name.lower(), cls)
+    for cls in load_architectures():
+        places = ((vars(smp), cls.__name__), (smp.MODEL_ARCHITECTURES_MAPPING, cls.__name__.lower()))
+        present = [names[name] for names, name in places if name in names]
+        if not all(other is cls or _is_former(other, cls) for other in present):
+            _warn_once(f"vitseg_zoo leaves out the SMP architecture {cls.__name__!r}: the name is taken.")
+            continue
+        for names, name in places:  # `smp.from_pretrained` looks classes up as attributes of the module
+            names[name] = cls
+
+
+def _is_former(present: type, cls: type) -> bool:
+    """Whether a class is what ours was before its module was purged and imported anew."""
+    ours = not cls.__module__.startswith("segmentation_models_pytorch.")
+    return ours and (present.__module__, present.__qualname__) == (cls.__module__, cls.__qualname__)
 
 
 _warn_once = functools.cache(warn)
@@ -162,10 +188,16 @@ class _AwaitingSMP(ModuleType):
     """The class lent to SMP's module until it and our models are whole; each use of it tries again."""
 
     def __getattribute__(self, name: str) -> Any:
-        if "create_model" in ModuleType.__getattribute__(self, "__dict__"):
-            self.__class__ = ModuleType  # given back first: registering uses the module itself
+        get = functools.partial(ModuleType.__getattribute__, self)
+        # Registering uses the module itself; other threads that use it meanwhile register, too.
+        if "create_model" in get("__dict__") and not getattr(_registering, "now", False):
+            _registering.now = True
             try:
                 register_in_smp()
             except Exception as error:
-                warn(f"vitseg_zoo could not register its architectures ({type(error).__name__}: {error}).")
-        return ModuleType.__getattribute__(self, name)
+                _warn_once(
+                    f"vitseg_zoo could not register its architectures ({type(error).__name__}: {error})."
+                )
+            finally:
+                _registering.now = False
+        return get(name)

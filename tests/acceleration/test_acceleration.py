@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import sys
 import types
 import warnings
@@ -65,10 +66,14 @@ def tensor(output: torch.Tensor | dict) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_outputs_and_state_dict_stay(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_outputs_and_state_dict_stay(name: str, caplog: pytest.LogCaptureFixture) -> None:
     model = randomized(MODELS[name]())
-    fast = vitseg_zoo.accelerate(copy.deepcopy(model))
-    assert capsys.readouterr().out.startswith("accelerate: replaced ")
+    with caplog.at_level("INFO", "vitseg_zoo"):
+        fast = vitseg_zoo.accelerate(copy.deepcopy(model))
+    replaced, fast_parts = caplog.messages
+    assert replaced.startswith("replaced ") and fast_parts.endswith(" parts run fast")
+    all_parts = re.match(r"(\d+) of (\d+)", fast_parts)
+    assert all_parts[1] == all_parts[2]
     image = image_for(model)
     with torch.no_grad():
         expected, actual = model(image), fast(image)
@@ -277,12 +282,12 @@ def test_second_call_changes_nothing() -> None:
         assert vitseg_zoo.accelerate(model) is model
 
 
-def test_parts_that_are_fast_already_do_not_hide_the_others(capsys: pytest.CaptureFixture) -> None:
+def test_parts_that_are_fast_already_do_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
     model = MODELS["smp.Segformer"]()
     vitseg_zoo.accelerate(model.encoder)
-    capsys.readouterr()
-    vitseg_zoo.accelerate(model)
-    assert capsys.readouterr().out == "accelerate: replaced 1 Segformer, 1 SegformerDecoder\n"
+    with caplog.at_level("INFO", "vitseg_zoo"):
+        vitseg_zoo.accelerate(model)
+    assert caplog.messages[0] == "replaced 1 Segformer, 1 SegformerDecoder"
 
 
 def test_mmsegmentation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

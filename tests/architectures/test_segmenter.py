@@ -102,13 +102,6 @@ def test_learns_a_single_class() -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_saves_and_loads_as_smp_models_do(tmp_path) -> None:
-    model = smp.create_model("segmenter", "vz-tiny_eva", None, classes=4, decoder_num_heads=4).eval()
-    model.save_pretrained(tmp_path)
-    image = torch.randn(1, 3, 56, 70)
-    assert torch.equal(smp.from_pretrained(tmp_path).eval()(image), model(image))
-
-
 def test_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match="decoder_head should be 'mask' or 'linear', got 'fpn'"):
         smp.create_model("segmenter", "vz-tiny_vit", None, decoder_head="fpn")
@@ -116,10 +109,3 @@ def test_arguments_out_of_range() -> None:
         smp.create_model("segmenter", "vz-tiny_vit", None, decoder_num_heads=5)
     with pytest.raises(ValueError, match="not an encoder of the zoo"):
         smp.create_model("segmenter", "resnet18", None)
-
-
-def test_exports() -> None:
-    model = smp.create_model("segmenter", "vz-tiny_vit", None, classes=3).eval()
-    image = torch.randn(1, 3, 64, 64)
-    exported = torch.export.export(model, (image,), strict=False).module()
-    torch.testing.assert_close(exported(image), model(image))

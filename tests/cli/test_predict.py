@@ -127,7 +127,7 @@ def test_an_unreadable_image_is_named_and_stops_no_other(weights, photograph, tm
     absent, cut, notes, deep = capsys.readouterr().err.splitlines()
     assert absent == f"vitseg predict: there is no image {tmp_path / 'absent.png'}."
     assert cut.startswith(f"vitseg predict: {tmp_path / 'cut.jpg'} cannot be read as an image: ")
-    assert notes.endswith("notes.jpg is not an image in a format that Pillow knows.")
+    assert "notes.jpg is not an image in a format that is read (" in notes
     assert deep.endswith("it has more than 8 bits a channel: convert it first.")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cat_mask.png", "cat_overlay.jpg"]
 
@@ -150,6 +150,23 @@ def test_photographs_of_any_size(weights, photograph, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # of 3500 pixels
     photograph.save(tmp_path / "cat.png")
     assert _predict(weights, tmp_path / "out", tmp_path / "cat.png") == 0
+
+
+def test_names_that_a_terminal_cannot_show_or_would_obey(weights, photograph, tmp_path):
+    names = ["日本.png", "a\x1b]0;title\x07.png", "b.png"]
+    for name in names:
+        photograph.save(tmp_path / name)
+    command = [sys.executable, "-m", "vitseg_zoo.cli", "predict", *names, "no\x1b[2J.png", "--out", "out"]
+    result = subprocess.run(
+        [*command, "--weights", str(weights)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+    )
+    assert (tmp_path / "out" / "b_mask.png").exists() and result.returncode == 1, result.stderr
+    assert b"\\u65e5\\u672c_mask.png: " in result.stdout and b"a\\x1b]0;title\\x07" in result.stdout
+    assert result.stderr.endswith(b"there is no image no\\x1b[2J.png.\n")
+    assert b"\x1b" not in result.stdout + result.stderr and b"\x07" not in result.stdout + result.stderr
 
 
 def test_results_never_replace_each_other_or_an_image(weights, photograph, tmp_path, capsys):

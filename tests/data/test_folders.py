@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitseg_zoo.data.class_files import read_class_file
 from vitseg_zoo.data.folders import ImageFolders
 
 
@@ -151,3 +152,10 @@ def test_clothing(data_root: Path):
     image, mask = folders[0]
     assert len(folders) == 200 and len(folders.class_names) == 7
     assert image.shape == (*mask.shape, 3) and mask.max() < 7
+
+
+def test_only_line_ends_end_the_line_of_a_class(tmp_path: Path) -> None:
+    """Others may stand in a name; a line more would be another number for every class behind it."""
+    names = ("sky", "wet\u2028road", "a\x85b", "c\x0bd", "e\x0cf", "tree")
+    (tmp_path / "classes.txt").write_bytes("\r\n".join(names).encode())
+    assert read_class_file(tmp_path / "classes.txt")[0] == names

@@ -76,22 +76,3 @@ def test_channels_may_change_again_and_again() -> None:
             encoder.set_in_channels(channels)
             output = encoder(gray.expand(-1, channels, -1, -1))[-1]
             torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("arch", "encoder", "named"),
-    [
-        ("vitseg", "vz-tiny_vit", "VitSeg"),
-        ("segmenter", "vz-tiny_vit", "Segmenter"),
-        ("eomt", "vz-tiny_vit", "Eomt"),
-        ("unet", "vz-tiny_vit", "SimpleFeaturePyramidEncoder"),
-        ("unet", "vz-shuffle-tiny_vit", "PyramidEncoder"),
-        ("unet", "vz-mit_b0", "HierarchicalEncoder"),
-    ],
-)
-def test_scripting_is_refused_in_one_sentence(arch: str, encoder: str, named: str) -> None:
-    model = smp.create_model(arch, encoder, encoder_weights=None)
-    with pytest.raises(
-        RuntimeError, match=rf"^{named} cannot be scripted: use torch.export or torch.compile.$"
-    ):
-        torch.jit.script(model)

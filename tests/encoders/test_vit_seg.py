@@ -1,107 +1,142 @@
-"""ViT-seg: the article's numbers, a reference written from its text, and what compilers make of it."""
+"""ViT-seg's encoders with the habits of timm."""
+
+import copy
 
 import pytest
-import segmentation_models_pytorch as smp
+import timm
 import torch
-from small_vit_seg import SMALL_ARGS, small
+from timm.models import adapt_input_conv, get_notrace_functions
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from vit_seg_reference import ReferenceViTSeg
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_equals_the_reference_in_outputs_statistics_and_gradients(mode: str) -> None:
-    reference = ReferenceViTSeg(64, 16, 3, 3, **SMALL_ARGS, dropout=0.0).double()
-    model = small(classes=3, img_size=64, attn_drop_rate=0.0, proj_drop_rate=0.0).double()
-    model.load_state_dict(reference.renamed(reference.state_dict()))
-    getattr(reference, mode)(), getattr(model, mode)()
-    image, weight = torch.rand(2, 3, 64, 64).double(), torch.rand(2, 3, 64, 64).double()
-    outputs = reference(image), model(image)
-    for output in outputs:
-        (output * weight).sum().backward()
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-10)
-    expected = reference.renamed({key: p.grad for key, p in reference.named_parameters()})
-    for key, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-10, atol=1e-10, msg=key)
-    for key, buffer in reference.renamed(dict(reference.named_buffers())).items():
-        torch.testing.assert_close(model.state_dict()[key], buffer, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("name", timm.list_models("vitseg*"))
+def test_timm_forward_and_backward(name: str) -> None:
+    model = timm.create_model(name, num_classes=42, embed_dim=48, depth=2, num_heads=2)
+    output = model(torch.rand(2, 3, 128, 128))
+    output.mean().backward()
+    assert output.shape == (2, 42) and all(p.grad is not None for p in model.parameters())
+    assert isinstance(model.get_classifier(), nn.Linear)
+    model.reset_classifier(0)
+    assert model(torch.rand(1, 3, 128, 128)).shape == (1, model.num_features)
+    model.reset_classifier(0, "")
+    side = 128 // model.patch_embed.patch_size[0]
+    assert model(torch.rand(1, 3, 128, 128)).shape == (1, side**2, 48)
+    with pytest.raises(AssertionError):
+        timm.create_model(name, global_pool="token")
 
 
-def test_default_is_the_articles_model() -> None:
-    model, reference = smp.create_model("vitseg", classes=3), ReferenceViTSeg()
-    assert sum(p.numel() for p in model.parameters()) == 86_284_806
-    model.load_state_dict(reference.renamed(reference.state_dict()))  # strict: the same layers, all of them
+def test_timm_default_cfg_and_parameter_groups() -> None:
+    sizes = [f"vitseg_{size}_patch{side}_128" for size in ("base", "small", "tiny") for side in (8, 16)]
+    assert timm.list_models("vitseg_[tsb]*") == sizes
+    model = timm.create_model("vitseg_tiny_patch16_128")
+    cfg = model.default_cfg
+    assert cfg["classifier"] == "head" and cfg["first_conv"] == "patch_embed.proj"
+    assert cfg["input_size"] == (3, 128, 128) and cfg["mean"] == (0, 0, 0) and cfg["std"] == (1, 1, 1)
+    assert cfg["first_conv"] + ".weight" in model.state_dict()
+    assert model.no_weight_decay() >= {"pos_embed"}
+    from timm.models import group_parameters
+
+    groups = group_parameters(model, model.group_matcher(coarse=False))
+    grouped = {name for names in groups.values() for name in names}
+    assert grouped == {name for name, _ in model.named_parameters()} and len(groups) == 14
+
+
+def test_timm_features() -> None:
+    image = torch.rand(1, 3, 128, 64)
+    features_only = timm.create_model(
+        "vitseg_tiny_patch16_128", features_only=True, out_indices=(0, 5, -1)
+    ).eval()
+    features = features_only(image)
+    assert features_only.feature_info.reduction() == [16] * 3
+    assert [tuple(f.shape) for f in features] == [(1, 192, 8, 4)] * 3
+    model = timm.create_model("vitseg_tiny_patch16_128").eval()
+    final, intermediates = model.forward_intermediates(image, indices=2, output_fmt="NLC")
+    torch.testing.assert_close(final, model.forward_features(image))
+    torch.testing.assert_close(intermediates[-1], final)
+    torch.testing.assert_close(model.forward_head(final), model(image))
+    model.prune_intermediate_layers(indices=1)
+    assert model(image).shape == (1, 32, 192)
+
+
+@pytest.mark.parametrize("in_chans", [1, 4, 13])
+def test_timm_channels_and_sizes(in_chans: int) -> None:
+    model = timm.create_model("vitseg_tiny_patch16_128", in_chans=in_chans, num_classes=5, depth=2).eval()
+    for size in [(128, 128), (64, 96), (50, 33), (16, 16), (7, 200)]:
+        assert model(torch.rand(1, in_chans, *size)).shape == (1, 5)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_timm_symbolic_trace_and_script(strict: bool) -> None:
+    with timm.layers.set_scriptable(True):
+        model = timm.create_model("vitseg_tiny_patch16_128", depth=2, dynamic_img_size=not strict).eval()
+    tracer = {"autowrap_functions": get_notrace_functions(), "param_shapes_constant": True}
+    output = get_graph_node_names(model, tracer_kwargs=tracer)[1][-1]
+    traced = create_feature_extractor(model, [output], tracer_kwargs=tracer)
     image = torch.rand(1, 3, 128, 128)
-    torch.testing.assert_close(model.eval()(image), reference.eval()(image), rtol=0, atol=1e-4)
-    vit = model.encoder.model
-    assert [block.attn.attn_drop.p for block in vit.blocks] == [0.2] * 12
-    assert [block.mlp.drop2.p for block in vit.blocks] == [0.2] * 12
-    others = {m.p for name, m in vit.named_modules() if isinstance(m, nn.Dropout) and "drop2" not in name}
-    assert (
-        others == {0.2, 0.0}
-        and vit.pos_drop.p == vit.blocks[0].attn.proj_drop.p == vit.blocks[0].mlp.drop1.p == 0
+    for other in (lambda x: traced(x)[output], torch.jit.script(model)):
+        torch.testing.assert_close(other(image), model(image))
+        if strict:
+            with pytest.raises((AssertionError, torch.jit.Error), match="Input height"):
+                other(torch.rand(1, 3, 96, 128))
+
+
+def test_timm_gradient_checkpointing_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vitseg_tiny_patch16_128", num_classes=3, depth=3, attn_drop_rate=0, proj_drop_rate=0
     )
+    other = copy.deepcopy(model)
+    other.set_grad_checkpointing()
+    image = torch.rand(2, 3, 64, 64)
+    for m in (model, other):
+        m(image).sum().backward()
+    for (key, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=key)
 
 
-def test_starts_from_the_articles_distributions() -> None:
-    ours, reference = smp.create_model("vitseg", classes=3).state_dict(), ReferenceViTSeg()
-    expected = reference.renamed(reference.state_dict())
-    assert abs(ours["encoder.model.pos_embed"].std() - 1) < 0.02
-    for key, tensor in expected.items():
-        if tensor.is_floating_point() and tensor.numel() > 500:
-            torch.testing.assert_close(ours[key].std(), tensor.std(), rtol=0.1, atol=1e-6, msg=key)
-            torch.testing.assert_close(
-                ours[key].abs().max(), tensor.abs().max(), rtol=0.25, atol=1e-6, msg=key
-            )
+def test_timm_input_size_can_be_set() -> None:
+    model = timm.create_model("vitseg_tiny_patch16_128", depth=1, num_classes=0).eval()
+    image = torch.rand(1, 3, 96, 160)
+    before = model.forward_features(image)
+    model.set_input_size((96, 160))
+    torch.testing.assert_close(model.forward_features(image), before)
+    model.set_input_size((96, 160), patch_size=(8, 8))
+    assert model.forward_features(image).shape == (1, 240, 192)
 
 
-def test_a_patch_of_pixels_comes_from_its_own_token() -> None:
-    model = small(classes=2, depth=1, img_size=64).eval()
-    with torch.no_grad():
-        before = model(torch.zeros(1, 3, 64, 64))
-        # Class 1, row 3, column 5 of every patch: entry (class, y, x) of the linear layer.
-        model.segmentation_head[0].bias[1 * 256 + 3 * 16 + 5] += 7
-        change = model(torch.zeros(1, 3, 64, 64)) - before
-    expected = torch.zeros(1, 2, 64, 64)
-    expected[:, 1, 3::16, 5::16] = 7
-    torch.testing.assert_close(change, expected, rtol=0, atol=1e-4)
+@pytest.mark.parametrize("in_chans", [1, 5])
+def test_timm_loads_weights_for_other_channels_and_sizes(in_chans: int, tmp_path) -> None:
+    model = timm.create_model("vitseg_tiny_patch16_128", depth=1, num_classes=3)
+    model(torch.rand(2, 3, 128, 128))  # the norm learns its statistics
+    torch.save(model.state_dict(), tmp_path / "trained.pth")
+    overlay = {"file": str(tmp_path / "trained.pth"), "num_classes": 3}
+    loaded = timm.create_model(
+        "vitseg_tiny_patch16_128",
+        pretrained=True,
+        pretrained_cfg_overlay=overlay,
+        in_chans=in_chans,
+        img_size=(64, 96),
+        depth=1,
+        num_classes=3,
+    )
+    mean = model.patch_embed.input_norm.running_mean
+    assert loaded.patch_embed.input_norm.running_mean.tolist() == [
+        mean[i % 3].item() for i in range(in_chans)
+    ]
+    expected = adapt_input_conv(in_chans, model.patch_embed.proj.weight)
+    torch.testing.assert_close(loaded.patch_embed.proj.weight, expected)
+    assert loaded.pos_embed.shape == (1, 4 * 6, 192) and torch.equal(loaded.head.weight, model.head.weight)
 
 
-def test_attention_is_torchs_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    dropouts, original = [], nn.functional.scaled_dot_product_attention
-
-    def counted(*args, dropout_p: float = 0.0, **kwargs) -> torch.Tensor:
-        dropouts.append(dropout_p)
-        return original(*args, dropout_p=dropout_p, **kwargs)
-
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
-    model = small(img_size=32, depth=3)
-    model(torch.rand(2, 3, 32, 32))
-    model.predict(torch.rand(2, 3, 32, 32))
-    assert dropouts == [0.2] * 3 + [0.0] * 3
+def test_timm_patches_are_squares() -> None:
+    with pytest.raises(ValueError, match="patch_size should be a square"):
+        timm.create_model("vitseg_tiny_patch16_128", patch_size=(8, 16))
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compile_in_one_graph(dynamic: bool) -> None:
-    model = small(depth=2).eval()
-    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="eager")
-    with torch.inference_mode():
-        for size in [(64, 64), (96, 48)] if dynamic else [(50, 70)]:
-            image = torch.rand(1, 3, *size)
-            torch.testing.assert_close(compiled(image), model(image))
-
-
-def test_export() -> None:
-    model = small(depth=2).eval()
-    image = torch.rand(1, 3, 64, 96)
-    exported = torch.export.export(model, (image,))
-    torch.testing.assert_close(exported.module()(image), model(image))
-
-
-def test_forward_creates_no_tensor_off_the_inputs_device() -> None:
-    model = small(depth=1, img_size=64, classes=3)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        state = {key: torch.empty_like(t, device="cuda") for key, t in model.state_dict().items()}
-        # Another size than the model's, so that position embeddings are resampled too.
-        output = torch.func.functional_call(model, state, torch.rand(2, 3, 50, 90, device="cuda"))
-    assert output.device.type == "cuda" and output.shape == (2, 3, 50, 90)
+def test_timm_pads_with_the_mean_image() -> None:
+    model = timm.create_model("vitseg_tiny_patch16_128", depth=1, num_classes=0).eval()
+    image = torch.rand(1, 3, 20, 16)
+    padded = torch.zeros(1, 3, 32, 16)  # the running mean of an untrained batch norm is zero
+    padded[:, :, :20] = image
+    torch.testing.assert_close(model(image), model(padded))

@@ -1,4 +1,4 @@
-"""Efficient attention with the norm before it and the shortcut, against the plain layers: all gradients."""
+"""Efficient attention with the norm before it and the shortcut, against the plain form: all gradients."""
 
 import pytest
 import torch
@@ -6,7 +6,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitseg_zoo.cli.bench import _CPU_ATTENTION
+from vitseg_zoo.encoders import mix_block
 from vitseg_zoo.encoders.mix_block import Block
+from vitseg_zoo.ops.dispatch import plain_forms
+
+
+class Nothing(nn.Module):
+    """A second half of a block that adds nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
 
 
 class Half(Block):
@@ -16,24 +25,22 @@ class Half(Block):
         self, heads: int = 1, ratio: int = 2, drop_path: float = 0.0, attn_drop: float = 0.0, dim: int = 8
     ):
         super().__init__(dim, heads, 4, ratio, attn_drop=attn_drop, drop_path=drop_path)
-        del self.norm2, self.mlp, self.drop_path2
+        self.norm2, self.mlp, self.drop_path2 = nn.Identity(), Nothing(), nn.Identity()
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.attend(x)
-
     def plain(self, x: torch.Tensor) -> torch.Tensor:
-        attn, normed = self.attn, self.norm1(x)
-        reduced = attn.norm(attn.sr(normed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        k, v = attn.kv(reduced).chunk(2, dim=-1)
-        # (B, heads, positions, channels of a head)
-        q, k, v = (
-            t.flatten(1, 2).unflatten(2, (attn.num_heads, -1)).transpose(1, 2) for t in (attn.q(normed), k, v)
-        )
-        weights = attn.attn_drop(torch.softmax(q @ k.transpose(2, 3) / q.shape[3] ** 0.5, dim=3))
-        out = (weights @ v).transpose(1, 2).flatten(2).view(x.shape)
-        return x + self.drop_path1(attn.proj_drop(attn.proj(out)))
+        with plain_forms():
+            return self(x)
+
+
+@pytest.fixture(autouse=True)
+def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one each time the fast form runs."""
+    calls: list[int] = []
+    fast = mix_block.mix_attention
+    monkeypatch.setattr(mix_block, "mix_attention", lambda *a, **k: calls.append(1) or fast(*a, **k))
+    return calls
 
 
 def outputs_and_gradients(half: Half, x: torch.Tensor) -> list[list[torch.Tensor]]:
@@ -52,7 +59,9 @@ def outputs_and_gradients(half: Half, x: torch.Tensor) -> list[list[torch.Tensor
 @pytest.mark.parametrize("ratio", [2, 4])
 @pytest.mark.parametrize("size", [(8, 12), (9, 15), (4, 4)])  # (9, 15) leaves positions that no window has
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_equals_plain_layers(heads: int, ratio: int, size: tuple[int, int], drop_path: float) -> None:
+def test_equals_plain_form(
+    heads: int, ratio: int, size: tuple[int, int], drop_path: float, fast_calls: list[int]
+) -> None:
     half = Half(heads, ratio, drop_path).double()
     x = torch.randn(5, *size, 8, dtype=torch.float64, requires_grad=True)
     actual, expected = outputs_and_gradients(half, x)
@@ -63,6 +72,18 @@ def test_equals_plain_layers(heads: int, ratio: int, size: tuple[int, int], drop
             fast = module(x)
             torch.manual_seed(1)
             torch.testing.assert_close(fast, module.plain(x), rtol=0, atol=1e-12)
+    assert len(fast_calls) == 3
+
+
+def test_plain_form_is_attention_as_it_is_written() -> None:
+    half, x = Half(heads=2).double(), torch.randn(2, 9, 15, 8, dtype=torch.float64)
+    attn, normed = half.attn, half.norm1(x)
+    reduced = attn.norm(attn.sr(normed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+    k, v = attn.kv(reduced).chunk(2, dim=-1)
+    # (B, heads, positions, channels of a head)
+    q, k, v = (t.flatten(1, 2).unflatten(2, (2, -1)).transpose(1, 2) for t in (attn.q(normed), k, v))
+    out = (torch.softmax(q @ k.transpose(2, 3) / q.shape[3] ** 0.5, dim=3) @ v).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(half.plain(x), x + attn.proj(out.view(x.shape)), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -110,12 +131,12 @@ def test_attention_dropout_is_drawn_as_without_the_fast_form() -> None:
 
 
 @pytest.mark.parametrize("name", ["q", "sr", "proj"])
-def test_hooks_on_layers_are_called(name: str) -> None:
+def test_hooks_on_layers_are_called(name: str, fast_calls: list[int]) -> None:
     half, x = Half(), torch.randn(1, 8, 8, 8)
     calls = []
     getattr(half.attn, name).register_forward_hook(lambda *_: calls.append(name))
     torch.testing.assert_close(half(x), half.plain(x), rtol=0, atol=1e-5)
-    assert calls == [name, name]
+    assert calls == [name, name] and not fast_calls
 
 
 @pytest.mark.parametrize(

@@ -1,40 +1,49 @@
-"""Mix-FFN in strips, with the norm before it and the shortcut, against the plain layers: all gradients."""
+"""Mix-FFN in strips, with the norm before it and the shortcut, against the plain form: all gradients."""
 
 import copy
 
 import pytest
 import torch
-from timm.layers import DropPath
 from torch import nn
 from torch.func import functional_call
 
-from vitseg_zoo.encoders.mix_block import Block, MixFFN
+from vitseg_zoo.encoders import mix_block
+from vitseg_zoo.encoders.mix_block import Block
 from vitseg_zoo.ops import mix_ffn
-from vitseg_zoo.ops.dispatch import linear
+from vitseg_zoo.ops.dispatch import plain_forms
+from vitseg_zoo.ops.linear import linear
 
 
-class Half(nn.Module):
+class Nothing(nn.Module):
+    """A first half of a block that adds nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+class Half(Block):
     """The second half of a block."""
 
     def __init__(self, dim: int = 8, hidden: int = 16, drop: float = 0.0, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.norm, self.mlp, self.drop_path = (
-            nn.LayerNorm(dim),
-            MixFFN(dim, hidden, drop),
-            DropPath(drop_path),
+        super().__init__(
+            dim, 1, hidden / dim, 1, proj_drop=drop, drop_path=drop_path, norm_layer=nn.LayerNorm
         )
-        for parameter in self.norm.parameters():
+        self.norm1, self.attn, self.drop_path1 = nn.Identity(), Nothing(), nn.Identity()
+        for parameter in self.norm2.parameters():
             nn.init.normal_(parameter)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mlp = self.mlp
-        layers = (self.norm, mlp.fc1, mlp.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path)
-        return mix_ffn.mix_ffn(x, *layers)
-
     def plain(self, x: torch.Tensor) -> torch.Tensor:
-        mlp = self.mlp
-        hidden = mlp.dwconv(mlp.fc1(self.norm(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x + self.drop_path(mlp.drop(mlp.fc2(mlp.drop(mlp.act(hidden)))))
+        with plain_forms():
+            return self(x)
+
+
+@pytest.fixture(autouse=True)
+def fast_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one each time the fast form runs."""
+    calls: list[int] = []
+    fast = mix_block.mix_ffn
+    monkeypatch.setattr(mix_block, "mix_ffn", lambda *a, **k: calls.append(1) or fast(*a, **k))
+    return calls
 
 
 def assert_equal(module: Half, x: torch.Tensor) -> None:
@@ -59,8 +68,13 @@ def assert_equal(module: Half, x: torch.Tensor) -> None:
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("keeps", [0, 1, 2])  # maps
 @pytest.mark.parametrize("drop_path", [0.0, 0.5])
-def test_equals_plain_layers(
-    elements: int, dilation: int, keeps: int, drop_path: float, monkeypatch: pytest.MonkeyPatch
+def test_equals_plain_form(
+    elements: int,
+    dilation: int,
+    keeps: int,
+    drop_path: float,
+    monkeypatch: pytest.MonkeyPatch,
+    fast_calls: list[int],
 ) -> None:
     monkeypatch.setattr(mix_ffn, "_STRIP_ELEMENTS", elements)
     monkeypatch.setattr(mix_ffn, "_KEPT_STRIP_ELEMENTS", elements)
@@ -69,6 +83,7 @@ def test_equals_plain_layers(
     module = Half(drop_path=drop_path).double()
     module.mlp.set_dilation(dilation)
     assert_equal(module, torch.randn(3, 40, 7, 8, dtype=torch.float64, requires_grad=True))
+    assert len(fast_calls) == 2
 
 
 @pytest.mark.parametrize(("dim", "maps"), [(32, 0), (64, 2), (128, 2), (160, 1), (320, 1)])
@@ -86,21 +101,22 @@ def test_keeps_as_many_hidden_maps_as_channels_warrant(dim: int, maps: int) -> N
 
 
 @pytest.mark.parametrize("change", ["dropout", "hook", "no bias", "no norm weights", "frozen", "other norm"])
-def test_other_layers_train_as_they_would(change: str) -> None:
+def test_other_layers_train_as_they_would(change: str, fast_calls: list[int]) -> None:
     module = Half(drop=0.5 if change == "dropout" else 0.0, drop_path=0.5 if change != "dropout" else 0.0)
     calls = []
     if change == "hook":
         module.mlp.fc1.register_forward_hook(lambda *args: calls.append(1))
     if change == "no bias":
-        module.norm.bias = module.mlp.fc1.bias = module.mlp.dwconv.bias = module.mlp.fc2.bias = None
+        module.norm2.bias = module.mlp.fc1.bias = module.mlp.dwconv.bias = module.mlp.fc2.bias = None
     if change == "no norm weights":
-        module.norm = nn.LayerNorm(8, elementwise_affine=False)
+        module.norm2 = nn.LayerNorm(8, elementwise_affine=False)
     if change == "frozen":
         module.mlp.fc1.requires_grad_(False)
     if change == "other norm":
-        module.norm = nn.RMSNorm(8)
+        module.norm2 = nn.RMSNorm(8)
     assert_equal(module.double(), torch.randn(2, 5, 6, 8, dtype=torch.float64, requires_grad=True))
     assert bool(calls) == (change == "hook")
+    assert bool(fast_calls) == (change not in ("hook", "other norm"))
 
 
 def test_hooks_on_a_blocks_parts_are_called() -> None:

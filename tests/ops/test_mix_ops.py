@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitseg_zoo.encoders.mix_block import MixFFN
-from vitseg_zoo.ops.dispatch import linear, with_drop_path
+from vitseg_zoo.ops.drop_path import with_drop_path
+from vitseg_zoo.ops.linear import linear
 
 
 class OnMaps(nn.Sequential):

@@ -20,6 +20,7 @@ from timm.models import get_pretrained_cfg
 import vitseg_zoo
 from vitseg_zoo.cli import COMMANDS, load_command, main
 from vitseg_zoo.weights import catalog
+from vitseg_zoo.weights import entry as weights_entry
 from vitseg_zoo.weights import license as weights_license
 from vitseg_zoo.weights.catalog import get_entry, list_entries
 
@@ -43,6 +44,35 @@ def test_entries_say_all(entry):
     assert entry.license != "unknown" and entry.commercial_use is not None
     assert entry.training_data and entry.metric and entry.metric_source
     assert len(entry.mean) == len(entry.std) and entry.input_size
+
+
+def test_entries_of_nvidia_are_pinned():
+    entry = get_entry("segformer_b0.nv_ade20k_512")
+    assert entry.revision == "489d5cd81a0b59fab9b7ea758d3548ebe99677da" and entry.file_format == "safetensors"
+    assert entry.sha256 == "6ae39addd01de6b1b8bde2cf677d43a5cd733424b8d186de3f95d1c51fee23f9"
+    pinned = [entry for entry in list_entries("*.nv_*") if entry.repo_id.startswith("nvidia/")]
+    assert len(pinned) == 12 + 3 + 6
+    for entry in pinned:
+        assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
+        # A checksum is of one file at one commit.
+        if entry.sha256:
+            assert re.fullmatch("[0-9a-f]{40}", entry.revision) and len(entry.filenames) == 1
+    assert sum(bool(re.fullmatch("[0-9a-f]{40}", entry.revision)) for entry in pinned) == 9 + 6
+    assert get_entry("mit_b0.imagenet").sha256 is None  # another file than NVIDIA's own
+
+
+def test_nvidias_models_are_run_as_they_were_measured():
+    for entry in list_entries("segformer_*", kind="model"):
+        if entry.repo_id:
+            assert entry.arguments["align_corners"] == entry.repo_id.startswith("smp-hub/")
+            assert (
+                "sliding windows" in entry.metric
+                or "shorter side" in entry.metric
+                or "not stated" in entry.metric
+            )
+    assert "road (6) and skyscraper (48)" in get_entry("segformer_b1.nv_ade20k_512").limits
+    model = vitseg_zoo.create_model("segformer_b0.nv_cityscapes_512x1024")
+    assert model.segmentation_head[1].align_corners is False
 
 
 def test_names_are_unique_and_listed():
@@ -140,7 +170,8 @@ def test_sizes_are_those_of_the_models():
 
 
 def test_packaged_files_are_listed_by_what_they_say(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(catalog, "PACKAGED", tmp_path)
+    for module in (catalog, weights_entry):
+        monkeypatch.setattr(module, "PACKAGED", tmp_path)
     model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=3).eval()
     names, colors = ("pet", "background", "border"), ((1, 2, 3), (4, 5, 6), (7, 8, 9))
     vitseg_zoo.save_model(
@@ -200,7 +231,7 @@ def test_commands(tmp_path, capsys):
         "Table 1",
         "nvidia/segformer-b2",
         "wall, building, sky",
-        "not known beforehand",
+        "187ca07bea003a57",
     ):
         assert part in shown
     assert main(["info", "vitseg"]) == 0

@@ -17,7 +17,8 @@ from torch import nn
 import vitseg_zoo
 from vitseg_zoo.cli import main
 from vitseg_zoo.weights.checkpoint import read_checkpoint
-from vitseg_zoo.weights.saving import convert_file, load_model, save_model
+from vitseg_zoo.weights.loading import load_model
+from vitseg_zoo.weights.saving import convert_file, save_model
 
 
 def randomize(model):

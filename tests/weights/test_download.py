@@ -22,7 +22,7 @@ from hub_server import HostedFile, HubServer
 from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
 
-from vitseg_zoo.weights.catalog import NVIDIA_LICENSE
+from vitseg_zoo.weights.entry import NVIDIA_LICENSE
 
 NAME = "segformer_b0.smp_ade20k_512"
 REPO = "smp-hub/segformer-b0-512x512-ade-160k"
@@ -243,8 +243,8 @@ def test_pickle_bomb(hub, environment, tmp_path):
     """Some repositories have a pickle alone; what it would run is not run."""
     torch.save({"weight": torch.zeros(9), "extra": Bomb()}, tmp_path / "bomb.bin")
     bomb = HostedFile((tmp_path / "bomb.bin").read_bytes())
-    hub.files["nvidia/segformer-b0-finetuned-ade-512-512/pytorch_model.bin"] = bomb
-    result = vitseg(environment, "convert", "segformer_b0.nv_ade20k_512", "out.safetensors", cwd=tmp_path)
+    hub.files["nvidia/segformer-b4-finetuned-ade-512-512/pytorch_model.bin"] = bomb
+    result = vitseg(environment, "convert", "segformer_b4.nv_ade20k_512", "out.safetensors", cwd=tmp_path)
     assert result.returncode == 1 and "pytorch_model.bin holds Python objects" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bomb.bin", "home"]
 
@@ -396,9 +396,9 @@ def build(environment, names):
 
 def test_encoders_are_fetched_checked_and_carried_like_models(hub, environment, tmp_path):
     torch.manual_seed(0)
-    timms = timm.create_model("mit_b0").state_dict()
+    timms = timm.create_model("mit_pvt_b0").state_dict()
     smps = segmentation_models_pytorch.encoders.get_encoder("mit_b0", weights=None).state_dict()
-    hub.files["nvidia/mit-b0/model.safetensors"] = HostedFile(save_tensors(timms))
+    hub.files["timm/pvt_v2_b0.in1k/model.safetensors"] = HostedFile(save_tensors(timms))
     hub.files["smp-hub/mit_b0.imagenet/model.safetensors"] = copied = HostedFile(save_tensors(smps))
     lines = [
         f"{smps['block4.1.mlp.fc2.bias'][:3].tolist()} [0.485, 0.456, 0.406]",
@@ -409,21 +409,20 @@ def test_encoders_are_fetched_checked_and_carried_like_models(hub, environment, 
     assert_one_sentence(output.strip(), "OSError", "model.safetensors", "announced", "deleted")
     copied.announced = None
 
-    first, second = (start(environment, "vz-mit_b0 mit_b0.nv_in1k", BUILD) for _ in range(2))  # at once
+    first, second = (start(environment, "vz-mit_b0 mit_pvt_b0.in1k", BUILD) for _ in range(2))  # at once
     for process in (first, second):
         output, errors = process.communicate(timeout=600)
         assert output.splitlines() == lines
         assert [line for line in errors.splitlines() if "commercially" in line] == [
-            f"{name}: the weights must not be used commercially. License: {NVIDIA_LICENSE}."
-            for name in ("mit_b0.imagenet", "mit_b0.nv_in1k")
+            f"mit_b0.imagenet: the weights must not be used commercially. License: {NVIDIA_LICENSE}."
         ]
 
-    result = vitseg(environment, "download", "mit_b0.imagenet", "mit_b0", "--to", str(tmp_path / "stick"))
+    result = vitseg(environment, "download", "mit_b0.imagenet", "mit_pvt_b0", "--to", str(tmp_path / "stick"))
     assert result.returncode == 0, result.stderr
     hub.files.clear()
     alone = environment | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "other")}
     alone["VITSEG_ZOO_WEIGHTS"] = str(tmp_path / "stick")
-    assert build(alone, "vz-mit_b0 mit_b0.nv_in1k")[1].splitlines() == lines
+    assert build(alone, "vz-mit_b0 mit_pvt_b0.in1k")[1].splitlines() == lines
 
 
 def test_encoders_in_a_cache_that_cannot_be_written(hub, environment, tmp_path):

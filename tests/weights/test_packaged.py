@@ -13,7 +13,8 @@ from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE, OxfordPets
 from vitseg_zoo.inference.evaluate import evaluate
 from vitseg_zoo.weights import catalog
-from vitseg_zoo.weights.catalog import DEFAULT_MODEL, PACKAGED, get_entry
+from vitseg_zoo.weights.catalog import DEFAULT_MODEL, get_entry
+from vitseg_zoo.weights.entry import PACKAGED
 from vitseg_zoo.weights.metadata import METADATA
 
 FILES = sorted(Path(str(PACKAGED)).glob("*.safetensors"))
@@ -87,3 +88,9 @@ def test_an_altered_file_is_named(name: str, tmp_path: Path, monkeypatch: pytest
     for load in (vitseg_zoo.load_model, lambda name: vitseg_zoo.create_model(name, pretrained=True)):
         with pytest.raises(OSError, match=rf"{name}\.safetensors was altered"):
             load(name)
+
+
+def test_licenses_are_beside_the_files():
+    text = Path(str(PACKAGED), "LICENSES.md").read_text(encoding="utf-8")
+    assert all(path.name in text for path in FILES)
+    assert get_entry("segformer_b0.pets").license == "CC-BY-SA-4.0" and "CC BY-SA 4.0" in text

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 
 import vitseg_zoo
+from vitseg_zoo.weights.entry import NVIDIA_LICENSE
 
 METADATA = {
     "class_names": ["pet", "rest"],
@@ -163,6 +164,7 @@ def test_wrong_metadata(tmp_path):
         ("input_size", 64, r"input_size should be \(height, width\) in pixels, got 64"),
         ("input_size", (64, 0), r"input_size should be .* got \[64, 0\]"),
         ("input_size", (64.5, 64), "input_size should be"),
+        ("fit", "crop", "fit should be one of squeeze, shorter_side, tiles, whole, got 'crop'"),
         ("mean", 0.5, "mean should be 3 finite numbers, one for each channel .* got 0.5"),
         ("mean", (0.5, 0.5), "mean should be 3 finite numbers"),
         ("std", (0.2, 0.2, 0), "std should be 3 finite numbers above 0, .* got"),
@@ -370,3 +372,14 @@ def test_numbers_beyond_half_precision_are_kept(tmp_path):
         dtypes = [file.get_tensor(key).dtype for key in file.keys()]  # noqa: SIM118
     assert dtypes.count(torch.float32) == 1 and torch.float16 in dtypes
     assert torch.equal(vitseg_zoo.load_model(path)[0].get_parameter(name), weight)
+
+
+def test_nvidias_license_lies_beside_its_weights(tmp_path):
+    model = vitseg_zoo.create_model("segformer_b0.nv_ade20k_512")
+    vitseg_zoo.save_model(model, tmp_path / "own.safetensors", license="mit")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.safetensors"]
+    vitseg_zoo.save_model(model, tmp_path / "b0.safetensors", license=NVIDIA_LICENSE)
+    notice = (tmp_path / "b0.LICENSE.txt").read_text()
+    assert "https://github.com/NVlabs/SegFormer/blob/master/LICENSE" in notice and "3.1" in notice
+    vitseg_zoo.save_pretrained(model, tmp_path / "folder", license=NVIDIA_LICENSE)
+    assert (tmp_path / "folder" / "model.LICENSE.txt").read_text() == notice

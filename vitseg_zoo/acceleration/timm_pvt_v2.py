@@ -1,46 +1,83 @@
 """timm's PVTv2 (`pvt_v2.py`, Apache-2.0): its parts as subclasses with the same parameters and interface."""
 
+from types import NoneType
+
 import torch
+from timm.layers import DropPath
 from timm.models import checkpoint, pvt_v2
 from torch import nn
 
-from vitseg_zoo.ops.dispatch import conv_nhwc, is_plain, linear
-from vitseg_zoo.ops.mix_attention import mix_attention
-from vitseg_zoo.ops.mix_ffn import mix_ffn
+from vitseg_zoo.ops.dispatch import reason_to_call
+from vitseg_zoo.ops.linear import conv_nhwc, linear
+from vitseg_zoo.ops.mix_attention import LAYER_NORMS, mix_attention
+from vitseg_zoo.ops.mix_ffn import is_mix_conv, mix_ffn
 from vitseg_zoo.ops.not_scriptable import NotScriptable
+
+_DROP_PATHS = (DropPath, nn.Identity)
 
 
 class FastBlock(NotScriptable, pvt_v2.Block):
-    """A block of timm's PVTv2 on tokens (B, H * W, C), also "linear"; with hooks the original."""
+    """A block of timm's PVTv2 on tokens (B, H * W, C), also "linear"; the original where a part changed."""
 
     def forward(self, x: torch.Tensor, feat_size: list[int]) -> torch.Tensor:
-        attn, mlp = self.attn, self.mlp
-        if not is_plain((), around=(attn, mlp)):
+        if self.why_plain() is not None:
             return super().forward(x, feat_size)
+        attn, mlp = self.attn, self.mlp
         x = x.unflatten(1, tuple(feat_size))  # (B, H, W, C)
         x = mix_attention(
             x,
-            self.norm1,
-            attn.q,
-            attn.sr if attn.pool is None else None,
-            attn.norm,
-            self._keys_values,
-            attn.proj,
-            attn.proj_drop,
-            self.drop_path1,
-            attn.num_heads,
-            attn.attn_drop.p if self.training else 0.0,
+            norm=self.norm1,
+            q=attn.q,
+            sr=attn.sr if attn.pool is None else None,
+            sr_norm=attn.norm,
+            kv=self._keys_values,
+            proj=attn.proj,
+            drop=attn.proj_drop,
+            drop_path=self.drop_path1,
+            num_heads=attn.num_heads,
+            dropout_p=attn.attn_drop.p if attn.training else 0.0,
         )
         return mix_ffn(
             x,
-            self.norm2,
-            lambda t: mlp.relu(linear(mlp.fc1, t)),
-            mlp.dwconv,
-            mlp.act,
-            mlp.drop,
-            mlp.fc2,
-            self.drop_path2,
+            norm=self.norm2,
+            fc1=mlp.fc1 if type(mlp.relu) is nn.Identity else lambda t: mlp.relu(linear(mlp.fc1, t)),
+            dwconv=mlp.dwconv,
+            act=mlp.act,
+            drop=mlp.drop,
+            fc2=mlp.fc2,
+            drop_path=self.drop_path2,
         ).flatten(1, 2)
+
+    def why_plain(self) -> str | None:
+        """Say why the block runs timm's own code; None if it is fast."""
+        attn, mlp = self.attn, self.mlp
+        reason = reason_to_call((attn, pvt_v2.Attention), (mlp, pvt_v2.MlpWithDepthwiseConv))
+        reason = reason or reason_to_call(
+            (self.norm1, LAYER_NORMS),
+            (attn.q, nn.Linear),
+            (attn.kv, nn.Linear),
+            (attn.attn_drop, nn.Dropout),
+            (attn.proj, nn.Linear),
+            (attn.proj_drop, nn.Dropout),
+            (attn.pool, (nn.AdaptiveAvgPool2d, NoneType)),
+            (attn.sr, (nn.Conv2d, NoneType)),
+            (attn.norm, (*LAYER_NORMS, NoneType)),
+            (attn.act, (nn.GELU, NoneType)),
+            (self.drop_path1, _DROP_PATHS),
+            (self.norm2, LAYER_NORMS),
+            (mlp.fc1, nn.Linear),
+            (mlp.relu, (nn.Identity, nn.ReLU)),
+            (mlp.dwconv, nn.Conv2d),
+            (mlp.act, nn.GELU),
+            (mlp.drop, nn.Dropout),
+            (mlp.fc2, nn.Linear),
+            (self.drop_path2, _DROP_PATHS),
+        )
+        if reason is None and attn.scale != (attn.q.out_features // attn.num_heads) ** -0.5:
+            return f"an attention scale of {attn.scale}"
+        if reason is None and not is_mix_conv(mlp.dwconv):
+            return "another convolution in Mix-FFN"
+        return reason
 
     def _keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         attn = self.attn

@@ -109,7 +109,7 @@ class Eomt(TokenModel):
         self.finish(encoder_name, channels, aux_params)
 
     def anneal_masks(self, progress: float) -> None:
-        """Sets masked attention for a point of the training (paper, section 3.3).
+        """Set masked attention for a point of the training (paper, section 3.3).
 
         At the start every query attends only to the patches of the mask that it predicts, which speeds
         learning up. Block by block, the earliest first, that becomes ever less likely, until at the end no
@@ -127,7 +127,7 @@ class Eomt(TokenModel):
     def forward(
         self, x: torch.Tensor, return_queries: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor] | list[QueryPrediction]:
-        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W).
+        """Map images (B, in_channels, H, W) to logits (B, classes, H, W).
 
         Args:
             x: The images.
@@ -144,7 +144,7 @@ class Eomt(TokenModel):
         return masks
 
     def _predict(self, x: torch.Tensor) -> tuple[list[QueryPrediction], torch.Tensor]:
-        """The queries' predictions, and the map of patches (B, D, h, w) behind the last block."""
+        """Return the queries' predictions, and the map of patches (B, D, h, w) behind the last block."""
         model, patch = self.encoder.model, self.encoder.patch_size
         grid = (-(-x.shape[2] // patch), -(-x.shape[3] // patch))
         num_queries = self.decoder.queries.shape[1]
@@ -170,7 +170,7 @@ class Eomt(TokenModel):
         return [*predictions, prediction], patches
 
     def _read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> tuple[QueryPrediction, torch.Tensor]:
-        """Reads the prediction off tokens (B, prefix + h*w + Q, D), and gives the map of patches too."""
+        """Read the prediction off tokens (B, prefix + h*w + Q, D), and give the map of patches too."""
         prefix, num_queries = self.encoder.model.num_prefix_tokens, self.decoder.queries.shape[1]
         tokens = self.encoder.model.norm(tokens)
         patches = tokens[:, prefix:-num_queries].transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
@@ -179,7 +179,7 @@ class Eomt(TokenModel):
     def _attention_mask(
         self, prediction: QueryPrediction, grid: tuple[int, int], probability: float
     ) -> torch.Tensor:
-        """Masked attention for some queries by chance in training, else for all or none, the likelier."""
+        """Mask the attention of some queries by chance in training, else for all or none, the likelier."""
         logits = prediction.mask_logits.detach()
         if self.training:
             free = torch.rand(logits.shape[:2], device=logits.device) >= probability

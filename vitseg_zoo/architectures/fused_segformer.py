@@ -4,20 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from torch import Tensor, nn
 
 from vitseg_zoo.architectures.base import configured_encoder
-from vitseg_zoo.architectures.hub import ModelCardMixin
+from vitseg_zoo.architectures.hub import HubModel
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 from vitseg_zoo.ops.bilinear import upsample
-from vitseg_zoo.ops.dispatch import is_plain
+from vitseg_zoo.ops.dispatch import may_bypass
 from vitseg_zoo.ops.not_scriptable import NotScriptable
+from vitseg_zoo.ops.segformer_head import is_pixelwise
 
 
-class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
+class FusedSegformer(NotScriptable, HubModel):
     """SegFormer (Xie et al. 2021): the outputs of `smp.Segformer`, several times faster.
 
     Paper: https://arxiv.org/abs/2105.15203. Arguments and state dict are those of `smp.Segformer` with the
@@ -102,7 +103,7 @@ class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
         self.initialize()
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Maps images (B, in_channels, H, W) to logits (B, classes, H, W)."""
+        """Map images (B, in_channels, H, W) to logits (B, classes, H, W)."""
         if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
             self.check_input_shape(x)
         features = self.encoder(x)
@@ -122,8 +123,9 @@ class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
 
 
 def _classifies_pixels(head: nn.Module, decoder: nn.Module) -> bool:
-    """Whether a head is SMP's, as it was made, and begins with a linear layer; no hooks look on."""
-    if type(head) is not SegmentationHead or not is_plain([head[0]], around=[head, decoder]):
-        return False
-    conv = head[0]
-    return isinstance(conv, nn.Conv2d) and conv.kernel_size == conv.stride == (1, 1) and not any(conv.padding)
+    """Tell whether the decoder may call the first layer of a head: SMP's, with a linear layer in front."""
+    return (
+        may_bypass((head, SegmentationHead), (decoder, type(decoder)))
+        and is_pixelwise(head[0])
+        and may_bypass((head[0], nn.Conv2d))
+    )

@@ -1,20 +1,23 @@
 """What the zoo's architectures add to SMP's `save_pretrained`, `from_pretrained` and `push_to_hub`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub import ModelCard
 from segmentation_models_pytorch.base import SegmentationModel
 
 
-class ModelCardMixin:
-    """The zoo's own model card; comes before `SegmentationModel` among the bases of an architecture."""
+class HubModel(SegmentationModel):
+    """SMP's base of all models with the zoo's own model card, and with what its files say of an encoder."""
+
+    # What a file says of the encoder's own arguments is given to the architecture, SMP's take none.
+    passes_arguments_to_encoder: ClassVar[bool] = True
 
     @classmethod
     def from_pretrained(
         cls, *args: Any, encoder_weights: str | None = None, **kwargs: Any
     ) -> SegmentationModel:
-        """Loads a saved model; the encoder's weights are in its file, so that the encoder's own stay away."""
+        """Load a saved model; the encoder's weights are in its file, so that the encoder's own stay away."""
         return super().from_pretrained(*args, encoder_weights=encoder_weights, **kwargs)
 
     @classmethod
@@ -25,7 +28,7 @@ class ModelCardMixin:
         return super()._from_pretrained(**current_arguments(cls.__name__.lower(), kwargs))
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """SMP's, with a card whose snippet reads what is saved, and what the encoder was configured with."""
+        """Save as SMP does; the card's snippet reads what is saved, with the encoder as it is configured."""
         from vitseg_zoo.weights.metadata import encoder_arguments
 
         channels, arguments = encoder_arguments(self)
@@ -35,7 +38,7 @@ class ModelCardMixin:
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        """SMP's, with a card whose snippet reads what is published."""
+        """Publish as SMP does, with a card whose snippet reads what is published."""
         from vitseg_zoo.weights.download_errors import explained_upload
 
         kwargs["model_card_kwargs"] = {"where": repo_id, **(kwargs.get("model_card_kwargs") or {})}
@@ -50,7 +53,7 @@ class ModelCardMixin:
         dataset: str | None = None,
         **metadata: Any,
     ) -> ModelCard:
-        """Writes the card; `huggingface_hub` calls this with the `model_card_kwargs` of `save_pretrained`.
+        """Write the card; `huggingface_hub` calls this with the `model_card_kwargs` of `save_pretrained`.
 
         Args:
             args: There for SMP's interface.

@@ -11,6 +11,8 @@ import re
 import sys
 from types import ModuleType
 
+from vitseg_zoo.terminal import say
+
 # Group -> command -> what `vitseg --help` says of it.
 COMMANDS = {
     "look": {
@@ -20,7 +22,10 @@ COMMANDS = {
         "bench": "measure SegFormer here against SMP and Hugging Face",
     },
     "train": {
+        "check": "look through images and masks of your own: layout, classes, what is wrong",
         "quickstart": "train ViT-seg next to a CNN in minutes, without a download",
+        "train": "train a model on your own images and masks",
+        "recipe": "list the training recipes, or copy one here to edit it",
     },
     "use": {
         "predict": "write masks and overlays of images, at their own size",
@@ -46,12 +51,13 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
         return 1
     except ModuleNotFoundError as error:
-        print(f"vitseg {name}: {_what_to_install(error)}", file=sys.stderr)
+        say(f"vitseg {name}: {_what_to_install(error)}", file=sys.stderr)
         return 1
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         message = str(message).partition(", supported encoders")[0]  # SMP would list hundreds
-        print(f"vitseg {name}: {message}", file=sys.stderr)
+        message = message.replace("\n", " ")
+        say(f"vitseg {name}: {message}", file=sys.stderr)
         return 1
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from vitseg_zoo.ops.dispatch import HAS_BF16
+from vitseg_zoo.ops.linear import HAS_BF16
 
 # Depths and channels are those of the paper; the head has 256 channels for B0 and B1, 768 for the others.
 _HEAD_CHANNELS = {"b0": 256, "b1": 256}

@@ -2,9 +2,11 @@
 
 import argparse
 
+from vitseg_zoo.terminal import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "source", metavar="IN", help="checkpoint of any kind, a folder of `save_pretrained`, or a name"
     )
@@ -13,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts; prints what was recognized and what was left over."""
+    """Convert; print what was recognized and what was left over."""
     from pathlib import Path
 
     from vitseg_zoo.weights.metadata import METADATA
@@ -23,14 +25,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"The file to write should end in .safetensors, got {args.target}.")
     known = {} if args.license is None else {"license": args.license}
     report, metadata = convert_file(args.source, args.target, **known)
-    print(report)
+    say(report)
     arguments = ", ".join(f"{key}={value!r}" for key, value in metadata["arguments"].items())
-    print(f"model: smp.create_model({metadata['architecture']!r}, {arguments})")
-    print(f"source: {metadata['source']}")
+    say(f"model: smp.create_model({metadata['architecture']!r}, {arguments})")
+    say(f"source: {metadata['source']}")
     unknown = [key for key in METADATA[:4] if key not in metadata]
     if metadata["license"] == "unknown":
         unknown.append("license")
     if unknown:
-        print(f"not known, and not in the file: {', '.join(unknown)}")
-    print(f"written: {Path(args.target)} ({Path(args.target).stat().st_size / 1e6:.1f} MB)")
+        say(f"not known, and not in the file: {', '.join(unknown)}")
+    say(f"written: {Path(args.target)} ({Path(args.target).stat().st_size / 1e6:.1f} MB)")
     return 0

@@ -2,9 +2,11 @@
 
 import argparse
 
+from vitseg_zoo.terminal import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("names", nargs="+", metavar="NAME", help="name of weights, as `vitseg list` shows it")
     parser.add_argument(
         "--to", metavar="DIR", help="folder to put files into instead of the cache, made if need be"
@@ -12,15 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Downloads; prints where each file is."""
+    """Download; print where each file is."""
     from vitseg_zoo.weights.catalog import get_entry
     from vitseg_zoo.weights.download import FOLDER_VARIABLE, download_to, fetch
     from vitseg_zoo.weights.license import license_notice
 
     for entry in [get_entry(name) for name in args.names]:
         if notice := license_notice(entry.name, entry.commercial_use, entry.license):
-            print(notice)
-        print(download_to(entry, args.to) if args.to else fetch(entry))
+            say(notice)
+        say(download_to(entry, args.to) if args.to else fetch(entry))
     if args.to:
-        print(f"On the other machine, set {FOLDER_VARIABLE} to where you copy {args.to}.")
+        say(f"On the other machine, set {FOLDER_VARIABLE} to where you copy {args.to}.")
     return 0

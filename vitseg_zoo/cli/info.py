@@ -4,6 +4,8 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from vitseg_zoo.terminal import say
+
 _LABELS = {
     "name": "name",
     "kind": "kind",
@@ -32,15 +34,16 @@ _LABELS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument("name", help="name of a model, an encoder or an architecture, or a .safetensors file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what is known, one fact a line."""
+    """Print what is known, one fact a line."""
     from pathlib import Path
 
-    from vitseg_zoo.registry import list_models, timm_name
+    from vitseg_zoo.models import list_models
+    from vitseg_zoo.registry import timm_name
     from vitseg_zoo.weights.catalog import entry_of_file, get_entry, list_entries
 
     if Path(args.name).is_file():
@@ -52,13 +55,11 @@ def run(args: argparse.Namespace) -> int:
     if args.name in list_models(kind="encoder") or "." not in args.name:
         entries = list_entries(f"{weights}.*")
         if not entries and args.name in list_models(kind="encoder"):
-            print(
-                f"{args.name}: an encoder without weights; encoder_weights=None starts it from random ones."
-            )
+            say(f"{args.name}: an encoder without weights; encoder_weights=None starts it from random ones.")
             return 0
         for entry in entries or [get_entry(args.name)]:
             _print_entry(entry)
-            print()
+            say()
         return 0
     return _print_entry(get_entry(weights))
 
@@ -81,16 +82,16 @@ def _print_entry(entry: Any) -> int:
     for key, label in _LABELS.items():
         value = facts.get(key)
         if value not in (None, "", (), {}) or key == "commercial_use":
-            print(f"{label + ':':23}{_text(key, value)}")
+            say(f"{label + ':':23}{_text(key, value)}")
     if entry.kind == "model" and facts["source"] == entry.url:  # a file of the user's own
-        print(f"{'use:':23}vitseg_zoo.load_model({str(own_file)!r})")
+        say(f"{'use:':23}vitseg_zoo.load_model({str(own_file)!r})")
     elif entry.kind == "model":
-        print(f"{'use:':23}vitseg_zoo.create_model({entry.name!r}, pretrained=True)")
+        say(f"{'use:':23}vitseg_zoo.create_model({entry.name!r}, pretrained=True)")
     else:
         tag = entry.name.partition(".")[2]
-        print(f"{'use:':23}smp.create_model('unet', 'vz-{entry.architecture}', {tag!r})")
+        say(f"{'use:':23}smp.create_model('unet', 'vz-{entry.architecture}', {tag!r})")
         if tag != "imagenet":  # SMP's name, which timm does not know
-            print(f"{'':23}timm.create_model({entry.name!r}, pretrained=True)")
+            say(f"{'':23}timm.create_model({entry.name!r}, pretrained=True)")
     return 0
 
 

@@ -3,12 +3,14 @@
 import argparse
 from typing import Any
 
+from vitseg_zoo.terminal import say
+
 # Building a model only to count its parameters takes up to a second: not for hundreds of encoders.
 _MOST_COUNTED = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
+    """Add the command's arguments."""
     parser.add_argument(
         "filter", nargs="?", default="", help="wildcard that names have to match, as '*mit_b*'"
     )
@@ -20,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table."""
-    from vitseg_zoo.registry import list_models
+    """Print the table."""
+    from vitseg_zoo.models import list_models
 
     names = {kind: list_models(args.filter, kind) for kind in ("model", "architecture", "encoder")}
     rows: list[tuple[str, ...]] = []
@@ -36,9 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"No name matches {args.filter!r}; wildcards stand for a part, as in '*mit*'.")
     _print_table([("name", "kind", "parameters", "stride", "license of the weights", "weights"), *rows])
     if not counted and args.kind in (None, "encoder"):
-        print(
-            f"Parameters of encoders are counted where at most {_MOST_COUNTED} match: vitseg list 'vz-mit*'"
-        )
+        say(f"Parameters of encoders are counted where at most {_MOST_COUNTED} match: vitseg list 'vz-mit*'")
     return 0
 
 
@@ -58,7 +58,7 @@ def _encoder_rows(names: list[str], counted: bool) -> list[tuple[str, ...]]:
     entries: dict[str, list[Any]] = {}
     for entry in list_entries(kind="encoder"):
         entries.setdefault(entry.architecture, []).append(entry)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in names:
         weights = entries.get(timm_name(name), [])
         tags = ", ".join(entry.name.partition(".")[2] for entry in weights) or "none"
@@ -69,7 +69,7 @@ def _encoder_rows(names: list[str], counted: bool) -> list[tuple[str, ...]]:
 
 
 def _measure(name: str) -> tuple[str, str]:
-    """Parameters of an encoder and stride of its coarsest own map, built without memory for its weights."""
+    """Count an encoder's parameters, and give its coarsest stride, without memory for its weights."""
     import torch
     from segmentation_models_pytorch.encoders import get_encoder
 
@@ -87,4 +87,4 @@ def _license(entry: Any) -> str:
 def _print_table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

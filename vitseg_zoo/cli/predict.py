@@ -14,8 +14,9 @@ from PIL import Image
 from vitseg_zoo.data.images import MODES, read_image
 from vitseg_zoo.inference.predictor import palette_image, predict_image
 from vitseg_zoo.palette import distinct_colors
+from vitseg_zoo.terminal import say
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
-from vitseg_zoo.weights.saving import load_model
+from vitseg_zoo.weights.loading import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
     if len(names) > 256:
         raise ValueError(f"a palette PNG holds 256 classes, but the model has {len(names)}.")
 
-    print(f"{args.checkpoint or args.weights} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
+    say(f"{args.checkpoint or args.weights} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    Image.MAX_IMAGE_PIXELS = None  # the user's own photographs may be large
+    Image.MAX_IMAGE_PIXELS = None  # the limit of `data.images` holds: photographs have up to 200 million
     failed = 0
     for path, (mask_path, overlay_path) in targets.items():
         try:
@@ -74,14 +75,14 @@ def run(args: argparse.Namespace) -> int:
                 overlay.paste(photograph, mask=Image.fromarray(labels == names.index("background")))
             _save(overlay, overlay_path, "JPEG")
         except ValueError as error:
-            print(f"vitseg predict: {error}", file=sys.stderr)
+            say(f"vitseg predict: {error}", file=sys.stderr)
             failed += 1
             continue
         shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
         largest = [
             f"{names[index]} {shares[index]:.1%}" for index in np.argsort(-shares)[:5] if shares[index]
         ]
-        print(f"{mask_path}: {', '.join(largest)}")
+        say(f"{mask_path}: {', '.join(largest)}")
     return 1 if failed else 0
 
 

@@ -58,8 +58,8 @@ def trace(model: nn.Module, image: torch.Tensor) -> tuple[list[Step], Step]:
         return record
 
     hooks = [
-        module.register_forward_hook(recorder(name, *how))
-        for name, module, *how in (_vit_seg_steps(model) if is_vit_seg else _modules(model))
+        module.register_forward_hook(recorder(name, parameters, show))
+        for name, module, parameters, show in (_vit_seg_steps(model) if is_vit_seg else _modules(model))
     ]
     was_training = model.training
     try:
@@ -115,7 +115,7 @@ def _vit_seg_steps(model: VitSeg) -> Iterator[_Traced]:
 
 
 def _modules(model: nn.Module) -> Iterator[_Traced]:
-    """All modules below a timm model, or below the encoder, the decoder and the heads of an SMP model."""
+    """Yield all modules below a timm model, or below an SMP model's encoder, decoder and heads."""
     whole = {"", "encoder", "decoder", "segmentation_head", "classification_head"}
     for name, module in model.named_modules():
         # The fused decoder computes from its layers' weights, without calling them.
@@ -125,7 +125,7 @@ def _modules(model: nn.Module) -> Iterator[_Traced]:
 
 
 def _last_shape(value: Any) -> tuple[int, ...] | None:
-    """Shape of the last tensor in what a module takes or gives; None if there is none."""
+    """Return the shape of the last tensor in what a module takes or gives; None if there is none."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape)
     if isinstance(value, dict):
@@ -136,7 +136,7 @@ def _last_shape(value: Any) -> tuple[int, ...] | None:
 
 
 def format_steps(steps: list[Step], whole: Step) -> str:
-    """The steps as a text table that closes with the whole model."""
+    """Format the steps as a text table that closes with the whole model."""
     rows = [("step", "shape in", "shape out", "parameters")]
     rows += [(s.name, str(s.shape_in), str(s.shape_out), f"{s.parameters:,}") for s in [*steps, whole]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

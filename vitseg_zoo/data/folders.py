@@ -1,20 +1,25 @@
 """A user's own images and masks in folders, and their check before a training starts."""
 
-from collections import Counter
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from vitseg_zoo.data.class_files import read_class_file
 from vitseg_zoo.data.images import read_image
+from vitseg_zoo.data.layouts import IMAGE_ENDINGS, list_files
+from vitseg_zoo.data.masks import read_mask
+from vitseg_zoo.palette import distinct_colors
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
 
 
 class ImageFolders(Sequence):
     """Photographs with masks, as `root`/`split`/images/NAME.jpg and `root`/`split`/masks/NAME.png.
+
+    `SegmentationFolder` reads any other layout, and masks of colors or of 0 and 255.
 
     A mask has one channel (or a palette), whose values are the lines of `root`/classes.txt, counted from 0.
     Files are found and paired here; `check` reads them all.
@@ -26,12 +31,13 @@ class ImageFolders(Sequence):
 
     Attributes:
         class_names: lines of classes.txt.
+        palette: a color for each of them.
 
     Raises:
         FileNotFoundError: a folder, classes.txt or the partner of an image or a mask is missing; or there are
             no images.
         ValueError: two images or masks have the same name but for the suffix; or classes.txt is empty, is not
-            UTF-8, has an empty line between classes, or names a class twice.
+            UTF-8, has an empty line between classes, or names a class twice; or `ignore_index` is a class.
 
     Example:
         >>> folders = ImageFolders("clothing", "train")  # doctest: +SKIP
@@ -49,11 +55,18 @@ class ImageFolders(Sequence):
                     f"there is no {kind} {needed}: {root} should hold {split}/images/NAME.jpg, "
                     f"{split}/masks/NAME.png and classes.txt, a class a line."
                 )
-        self.class_names = _read_class_names(classes)
+        self.class_names, _ = read_class_file(classes)
+        if ignore_index is not None and 0 <= ignore_index < len(self.class_names):
+            raise ValueError(
+                f"ignore_index {ignore_index} is the class {self.class_names[ignore_index]} of {classes}: "
+                "pixels without a label need a value that is no class."
+            )
+        self.palette = distinct_colors(len(self.class_names))
         self.ignore_index = ignore_index
-        found, labeled = _by_name(images, IMAGE_SUFFIXES), _by_name(masks, (".png",))
+        self.folder = root / split
+        found, labeled = _by_name(images, IMAGE_ENDINGS), _by_name(masks, _MASK_ENDINGS)
         if not found:
-            raise FileNotFoundError(f"{images} has no images ({', '.join(IMAGE_SUFFIXES)}).")
+            raise FileNotFoundError(f"{images} has no images ({', '.join(IMAGE_ENDINGS)}).")
         for kind, lacking in (("masks", found.keys() - labeled), ("images", labeled.keys() - found)):
             if lacking:
                 raise FileNotFoundError(
@@ -68,15 +81,11 @@ class ImageFolders(Sequence):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
         image = read_image(image_path)
-        try:
-            with Image.open(mask_path) as file:
-                mask = np.asarray(file)
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{mask_path} cannot be read as a mask: {error}.") from error
+        mask = read_mask(mask_path)
         if mask.ndim != 2:
             raise ValueError(
-                f"{mask_path} has {mask.shape[2]} channels: a mask has one, with the number of a class "
-                "in each pixel, not its color."
+                f"{mask_path} has {mask.shape[2]} channels: a mask has one, with the number of a class in "
+                "each pixel, not its color; `vitseg check` and SegmentationFolder understand colors."
             )
         if mask.shape != image.shape[:2]:
             raise ValueError(
@@ -95,52 +104,43 @@ class ImageFolders(Sequence):
         """
         with ThreadPoolExecutor() as pool:
             values = list(pool.map(self._values, range(len(self))))
-        declared = {*range(len(self.class_names)), self.ignore_index}
+        count = len(self.class_names)
+        declared = {*range(count), self.ignore_index}
         wrong = [index for index, seen in enumerate(values) if seen - declared]
+        seen = set().union(*values)
         if wrong:
             undeclared = sorted(set().union(*(values[index] for index in wrong)) - declared)
+            advice = "add the classes, or, if it means pixels without a label, name the value as ignore_index"
+            if len(seen) == count and undeclared == sorted(seen)[-len(undeclared) :]:
+                levels = _few(f"{value} instead of {i}" for i, value in enumerate(sorted(seen)) if value != i)
+                advice = (
+                    f"they hold gray levels, {levels}; `vitseg check` and SegmentationFolder understand them"
+                )
             raise ValueError(
                 f"{len(wrong)} of {len(self)} masks have the values {_few(undeclared)}, but classes.txt "
-                f"declares 0 to {len(self.class_names) - 1}: add the classes, or, if it means pixels without "
-                f"a label, name the value as ignore_index ({_few(self.pairs[i][1].name for i in wrong)})."
+                f"declares 0 to {count - 1}: {advice} ({_few(self.pairs[i][1].name for i in wrong)})."
             )
+        lacking = [name for index, name in enumerate(self.class_names) if index not in seen]
+        if lacking:
+            warnings.warn(f"no mask of {self.folder} has a pixel of {_few(lacking)}.", stacklevel=2)
         return self
 
     def _values(self, index: int) -> set[int]:
         return set(np.unique(self[index][1]).tolist())
 
 
-def _by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder by their names without suffix, which say what belongs together."""
+def _by_name(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
+    """The files of a folder by their paths without ending, which say what belongs together."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes:
-            other = found.setdefault(path.stem, path)
+    for path in map(folder.joinpath, list_files(folder)):
+        if path.suffix.lower() in endings:
+            other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
             if other is not path:
                 raise ValueError(
                     f"{folder} has both {other.name} and {path.name}, which only their suffixes tell apart: "
                     "rename or remove one."
                 )
     return found
-
-
-def _read_class_names(path: Path) -> tuple[str, ...]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # editors of Windows put a mark before the first name
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: save it in that encoding.") from error
-    names = tuple(line.strip() for line in text.rstrip().splitlines())
-    if not names:
-        raise ValueError(f"{path} is empty: it should name the classes, one a line.")
-    if "" in names:
-        raise ValueError(
-            f"{path} has nothing in line {names.index('') + 1}: the numbers of lines are the values of "
-            "masks, so name that class or take the line out."
-        )
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:  # their scores would become one
-        raise ValueError(f"{path} names {_few(repeated)} more than once: give each class a name of its own.")
-    return names
 
 
 def _few(values) -> str:

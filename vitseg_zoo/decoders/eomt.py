@@ -77,11 +77,11 @@ class QueryDecoder(nn.Module):
         trunc_normal_(self.queries, std=0.02)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimizer should not decay, in timm's form."""
+        """Return the names of parameters that an optimizer should not decay, in timm's form."""
         return {"queries"}
 
     def forward(self, queries: torch.Tensor, patches: torch.Tensor) -> QueryPrediction:
-        """Maps queries (B, Q, D) and patches (B, D, h, w), both behind the last norm, to a prediction."""
+        """Map queries (B, Q, D) and patches (B, D, h, w), both behind the last norm, to a prediction."""
         masks = torch.einsum("bqd,bdhw->bqhw", self.mask_head(queries), self.upscale(patches))
         padded_size = (patches.shape[2] * self.patch_size, patches.shape[3] * self.patch_size)
         return QueryPrediction(masks, self.class_head(queries), padded_size)
@@ -90,7 +90,7 @@ class QueryDecoder(nn.Module):
 def query_attention_mask(
     mask_logits: torch.Tensor, grid: tuple[int, int], num_prefix_tokens: int
 ) -> torch.Tensor:
-    """Which token may attend to which, where queries look only at the patches of their own masks.
+    """Say which token may attend to which, where queries look only at the patches of their own masks.
 
     Args:
         mask_logits: (B, Q, h, w); a query attends to the patches where its mask is positive, and to all where
@@ -119,11 +119,12 @@ class SemanticHead(nn.Module):
     """
 
     def forward(self, prediction: QueryPrediction) -> torch.Tensor:
-        """Maps a prediction to logits (B, classes, H, W) of the padded size."""
+        """Map a prediction to logits (B, classes, H, W) of the padded size."""
         classes = prediction.class_logits.softmax(dim=-1)[..., :-1]
         scores = torch.einsum("bqc,bqhw->bchw", classes, prediction.mask_logits.sigmoid())
         scores = F.interpolate(scores, size=prediction.padded_size, mode="bilinear", align_corners=False)
-        scores = scores.float().clamp_min(1e-6)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # half has no 1 - 1e-6
+        scores = scores.clamp_min(1e-6)
         if scores.shape[1] > 1:
             return scores.log()
         # Several queries may claim a pixel: as a probability, the score ends at one.

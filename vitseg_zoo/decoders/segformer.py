@@ -1,123 +1,31 @@
-"""SegFormer's all-MLP head, computed at each level's own resolution.
+"""SegFormer's all-MLP head: SMP's, and computed in another order where that is the same.
 
 Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
-https://arxiv.org/abs/2105.15203, section 3.2. The parameters of `FusedSegformerDecoder` are those of SMP's
-`SegformerDecoder` (MIT license), which it extends, so that state dicts fit in both directions.
+https://arxiv.org/abs/2105.15203, section 3.2. The plain form is that of SMP's `SegformerDecoder` (MIT
+license), which `FusedSegformerDecoder` extends, so that state dicts fit in both directions:
 
-Difference from the original, which projects each level to E channels (W_i, b_i), resamples all to a quarter
-of the image, concatenates, and fuses them by a 1 x 1 convolution F, a batch norm and a ReLU: bilinear weights
-sum to one, so resampling commutes with linear layers on channels and with their biases, and
+    fuse(concatenate(resample(mlp_i(x_i)) for each level i)).
 
-    F cat_i(up(W_i x_i + b_i)) = sum_i up(F_i W_i x_i) + sum_i F_i b_i.
-
-The products F_i W_i are small and made anew in each pass: parameters, gradients and batch statistics are
-those of the original, and nothing can be out of date. In evaluation the batch norm is folded into them too.
-On a CPU the output is computed in strips of rows; see `head_rows`.
+The fast one, `ops.segformer_head`, multiplies each level once, at its own resolution.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
+from segmentation_models_pytorch.base.modules import Conv2dReLU
+from segmentation_models_pytorch.decoders.segformer.decoder import MLP, SegformerDecoder
 from torch import nn
 
-from vitseg_zoo.ops.bilinear import resample
-from vitseg_zoo.ops.dispatch import Layer, is_plain, runs_eagerly_on_cpu
-from vitseg_zoo.ops.segformer_head import HeadRows, classified_head
-
-
-def fuse_head(
-    linears: Sequence[nn.Linear], fuse: nn.Conv2d, norm: nn.BatchNorm2d
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Multiplies the projections of the levels with the fusion, and with the batch norm in evaluation.
-
-    Args:
-        linears: The projection of each level, C_i to E channels.
-        fuse: 1 x 1 convolution of the concatenated levels to E channels; its columns are in the same order.
-        norm: Its batch norm.
-
-    Returns:
-        The products, (E, C_i) each, and the bias (E,), in full precision under autocast too.
-    """
-    with torch.autocast(fuse.weight.device.type, enabled=False):
-        parts = fuse.weight.flatten(1).chunk(len(linears), dim=1)  # (E, E) each
-        bias = sum(part @ linear.bias for part, linear in zip(parts, linears, strict=True))
-        if fuse.bias is not None:
-            bias = bias + fuse.bias
-        if not uses_batch_statistics(norm):
-            scale = torch.rsqrt(norm.running_var + norm.eps)
-            shift = -norm.running_mean * scale
-            if norm.affine:
-                scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-            parts = [scale[:, None] * part for part in parts]
-            bias = scale * bias + shift
-        return [part @ linear.weight for part, linear in zip(parts, linears, strict=True)], bias
-
-
-def uses_batch_statistics(norm: nn.BatchNorm2d) -> bool:
-    """Whether a batch norm normalizes by the batch at hand, as in training, so that it cannot be folded."""
-    return norm.training or norm.running_mean is None
-
-
-def fused_head(
-    maps: Sequence[torch.Tensor],
-    linears: Sequence[nn.Linear],
-    fuse: nn.Conv2d,
-    norm: nn.BatchNorm2d,
-    size: Sequence[int],
-    classify: Layer = nn.Identity(),  # noqa: B008
-) -> torch.Tensor:
-    """Projects levels, resamples them to one size, fuses, normalizes and classifies them.
-
-    Args:
-        maps: One (B, C_i, H_i, W_i) a level, coarse to fine.
-        linears: See `fuse_head`; in the order of `maps`.
-        fuse: See `fuse_head`.
-        norm: See `fuse_head`.
-        size: Height H and width W of the output.
-        classify: What is applied to the output (B, E, H, W), pixel by pixel.
-
-    Returns:
-        (B, classes, H, W), or (B, E, H, W) behind the ReLU without `classify`.
-    """
-    weights, bias = fuse_head(linears, fuse, norm)
-    if runs_eagerly_on_cpu(maps[0]):
-        if not (uses_batch_statistics(norm) or torch.is_grad_enabled()):
-            return HeadRows(maps, weights, bias, size).whole(classify)
-        if _trains(norm, classify, size) and not torch.is_autocast_enabled("cpu"):
-            return classified_head(HeadRows(maps, weights, bias, size), norm, classify)
-    output = None
-    for level, weight in zip(maps[::-1], weights[::-1], strict=True):
-        # The finest level takes the bias, and the others are added to it in place.
-        level = _project(level, weight, bias if output is None else None, size)
-        output = level if output is None else output.add_(level)
-    output = F.relu_(norm(output) if uses_batch_statistics(norm) else output)
-    return classify(output)
-
-
-def _trains(norm: nn.BatchNorm2d, classify: Layer, size: Sequence[int]) -> bool:
-    """Whether `classified_head` has the gradients: plain layers, more than one value for each channel."""
-    return (
-        type(norm) is nn.BatchNorm2d
-        and norm.affine
-        and uses_batch_statistics(norm)
-        and isinstance(classify, nn.Conv2d)
-        and classify.kernel_size == (1, 1)
-        and is_plain([norm, classify])
-        and min(size) > 1
-    )
-
-
-def _project(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, size: Sequence[int]
-) -> torch.Tensor:
-    """A linear layer on channels, and resampling: (B, C, h, w) to (B, E, *size)."""
-    finer = x.shape[2] * x.shape[3] > size[0] * size[1]
-    if finer:  # resampled first, which leaves less to project
-        x = resample(x, size)
-    x = F.conv2d(x, weight[:, :, None, None], bias)
-    return x if finer else resample(x, size)
+from vitseg_zoo.ops.dispatch import Layer, reason_to_call
+from vitseg_zoo.ops.segformer_head import (
+    HeadRows,
+    fuse_head,
+    fused_head,
+    reason_not_to_fuse,
+    uses_batch_statistics,
+)
 
 
 class FusedSegformerDecoder(SegformerDecoder):
@@ -157,22 +65,45 @@ class FusedSegformerDecoder(SegformerDecoder):
         features: Sequence[torch.Tensor],
         classify: Layer = nn.Identity(),  # noqa: B008
     ) -> torch.Tensor:
-        """Maps the image and its levels to (B, E, H / 4, W / 4), or to what `classify` makes of it."""
+        """Map the image and its levels to (B, E, H / 4, W / 4), or to what `classify` makes of each pixel."""
+        if self.why_plain() is not None:
+            return classify(self._drop(super().forward(features)))
         if self.dropout and self.training:
-            output = fused_head(*self._head(features))
-            return classify(F.dropout2d(output, self.dropout))
-        return fused_head(*self._head(features), classify)
+            return classify(self._drop(fused_head(**self._parts(features))))
+        return fused_head(**self._parts(features), classify=classify)
 
     def rows(self, features: Sequence[torch.Tensor]) -> HeadRows | None:
-        """The output in evaluation as rows that are computed when asked for; None where it cannot be."""
-        maps, linears, fuse, norm, size = self._head(features)
-        if uses_batch_statistics(norm):
+        """Return the output in evaluation as rows that are computed when asked for; None if it cannot be."""
+        if self.why_plain() is not None:
             return None
-        return HeadRows(maps, *fuse_head(linears, fuse, norm), size)
+        parts = self._parts(features)
+        if uses_batch_statistics(parts["norm"]) or parts["maps"][0].dtype is torch.float16:
+            return None
+        return HeadRows(
+            parts["maps"], *fuse_head(parts["linears"], parts["fuse"], parts["norm"]), parts["size"]
+        )
 
-    def _head(self, features: Sequence[torch.Tensor]) -> tuple:
-        """The arguments of `fused_head`, coarse to fine as the weights are ordered."""
-        maps = features[-len(self.mlp_stage) :][::-1]
-        linears = [stage.linear for stage in self.mlp_stage]
-        size = [side // 4 for side in features[0].shape[2:]]
-        return maps, linears, self.fuse_stage[0], self.fuse_stage[1], size
+    def why_plain(self) -> str | None:
+        """Say why the head computes as SMP's does, layer by layer; None if it is fused."""
+        stages, fuse_stage = self.mlp_stage, self.fuse_stage
+        reason = reason_to_call(
+            (stages, nn.ModuleList), (fuse_stage, Conv2dReLU), *((stage, MLP) for stage in stages)
+        )
+        if reason is not None:
+            return reason
+        if len(fuse_stage) != 3:
+            return f"{len(fuse_stage)} layers in the fusion in place of 3"
+        return reason_not_to_fuse([stage.linear for stage in stages], *fuse_stage)
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout2d(x, self.dropout, self.training) if self.dropout else x
+
+    def _parts(self, features: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """Give the arguments of `fused_head`, coarse to fine as the weights are ordered."""
+        return {
+            "maps": features[-len(self.mlp_stage) :][::-1],
+            "linears": [stage.linear for stage in self.mlp_stage],
+            "fuse": self.fuse_stage[0],
+            "norm": self.fuse_stage[1],
+            "size": [side // 4 for side in features[0].shape[2:]],
+        }

@@ -27,7 +27,7 @@ class LinearDecoder(nn.Conv2d):
         super().__init__(channels, classes, kernel_size=1)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Maps features, the last of them (B, D, h, w), to scores (B, classes, h, w)."""
+        """Map features, the last of them (B, D, h, w), to scores (B, classes, h, w)."""
         return super().forward(features[-1])
 
 
@@ -83,11 +83,11 @@ class MaskTransformerDecoder(nn.Module):
             nn.init.zeros_(self.mask_norm.bias)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimizer should not decay, in timm's form."""
+        """Return the names of parameters that an optimizer should not decay, in timm's form."""
         return {"class_tokens"}
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Maps features, the last of them (B, D, h, w), to scores of the patches, (B, classes, h, w)."""
+        """Map features, the last of them (B, D, h, w), to scores of the patches, (B, classes, h, w)."""
         batch, _, height, width = features[-1].shape
         patches = self.proj_in(features[-1].flatten(2).transpose(1, 2))  # (B, h*w, D)
         tokens = torch.cat([patches, self.class_tokens.expand(batch, -1, -1)], dim=1)  # (B, h*w + K, D)

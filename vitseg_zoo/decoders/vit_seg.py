@@ -37,7 +37,7 @@ class PatchDecoder(nn.Module):
         self.hidden = TokenMLP(channels) if head == "mlp" else nn.Identity()
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
-        """Maps features, the last of them (B, D, h, w), to tokens (B, h, w, D)."""
+        """Map features, the last of them (B, D, h, w), to tokens (B, h, w, D)."""
         return self.hidden(features[-1].permute(0, 2, 3, 1))
 
 

@@ -31,7 +31,7 @@ class FixedGridRunner:
         return FixedGridRunner, ()  # copying or pickling a model leaves the copy behind
 
     def __call__(self, model: nn.Module, x: torch.Tensor, **kwargs: Any) -> list[torch.Tensor]:
-        """Gives the maps of a model's blocks for an image (B, C, H, W) of whole patches."""
+        """Give the maps of a model's blocks for an image (B, C, H, W) of whole patches."""
         embed = model.patch_embed
         if not embed.strict_img_size or tuple(x.shape[2:]) == tuple(embed.img_size):
             return model.forward_intermediates(x, intermediates_only=True, **kwargs)

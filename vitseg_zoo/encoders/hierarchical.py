@@ -13,9 +13,8 @@ from timm.models import create_model
 from torch import nn
 
 from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn
-from vitseg_zoo.encoders.pretrained import fetch_pointed
+from vitseg_zoo.encoders.pretrained import resolve_pointer
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
-from vitseg_zoo.weights.smp_pointer import read_pointer
 
 
 class HierarchicalEncoder(TimmEncoder):
@@ -76,18 +75,18 @@ class HierarchicalEncoder(TimmEncoder):
         return self.model.feature_info[self._depth - 2]["reduction"]
 
     def make_dilated(self, output_stride: int) -> None:
-        """Replaces the strides of levels coarser than `output_stride`, 8 or 16, by dilation."""
+        """Replace the strides of levels coarser than `output_stride`, 8 or 16, by dilation."""
         if output_stride not in (8, 16):
             raise ValueError(f"Output stride should be 16 or 8, got {output_stride}.")
         self.model.set_output_stride(output_stride)
         self._output_stride = output_stride
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps an image (B, C, H, W) to itself and the levels, (B, C_i, ceil(H / 2**i), ceil(W / 2**i))."""
+        """Map an image (B, C, H, W) to itself and the levels, (B, C_i, ceil(H / 2**i), ceil(W / 2**i))."""
         return [x, self.stride_2(x), *self.model.forward_intermediates(x, intermediates_only=True)]
 
     def stride_2(self, x: torch.Tensor) -> torch.Tensor:
-        """Unfolds 2 x 2 pixels into channels: (B, C, H, W) to (B, 4 C or 0, ceil(H / 2), ceil(W / 2))."""
+        """Unfold 2 x 2 pixels into channels: (B, C, H, W) to (B, 4 C or 0, ceil(H / 2), ceil(W / 2))."""
         height, width = x.shape[2:]
         if not self.unfolds_image:
             return x.new_empty(x.shape[0], 0, -(-height // 2), -(-width // 2))
@@ -97,9 +96,9 @@ class HierarchicalEncoder(TimmEncoder):
 def _convert_while_loading(
     module: HierarchicalEncoder, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
 ) -> None:
-    own = {key: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-    if name := read_pointer(own):
-        own = fetch_pointed(name)
-    weights = {key.removeprefix(prefix).removeprefix("model."): value for key, value in own.items()}
+    own = {
+        key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)
+    }
+    weights = {key.removeprefix("model."): value for key, value in resolve_pointer(own).items()}
     for key, value in checkpoint_filter_fn(weights, module.model).items():
         state_dict[f"{prefix}model.{key}"] = value

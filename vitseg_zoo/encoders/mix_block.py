@@ -15,9 +15,12 @@ from timm.models import checkpoint
 from torch import nn
 
 from vitseg_zoo.ops.dense_conv import dense_conv
-from vitseg_zoo.ops.dispatch import add_branch, conv_nhwc, image_scale, is_plain, linear
-from vitseg_zoo.ops.mix_attention import attention, mix_attention
-from vitseg_zoo.ops.mix_ffn import mix_ffn
+from vitseg_zoo.ops.dispatch import may_bypass, runs_eagerly_on_cpu
+from vitseg_zoo.ops.linear import conv_nhwc, linear
+from vitseg_zoo.ops.mix_attention import LAYER_NORMS, attention, mix_attention
+from vitseg_zoo.ops.mix_ffn import is_mix_conv, mix_ffn
+
+_DROP_PATHS = (DropPath, nn.Identity)
 
 
 class EfficientAttention(nn.Module):
@@ -56,32 +59,29 @@ class EfficientAttention(nn.Module):
             self.norm = nn.LayerNorm(dim, **dd)
 
     def set_dilation(self, dilation: int) -> None:
-        """Takes keys and values from every `dilation`-th position, those that the strided network has."""
+        """Take keys and values from every `dilation`-th position, those that the strided network has."""
         self.dilation = dilation
         if self.sr_ratio > 1:
             self.sr.stride, self.sr.dilation = (self.sr_ratio * dilation,) * 2, (dilation,) * 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (B, H, W, C) to (B, H, W, C)."""
-        k, v = self.keys_values(self.reduce(x))
-        out = attention(linear(self.q, x), k, v, self.num_heads, self.attn_drop.p if self.training else 0.0)
-        return self.proj_drop(linear(self.proj, out.view(x.shape)))
-
-    def keys_values(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps the reduced map (B, h, w, C) to keys and values of that shape."""
-        return linear(self.kv, x).chunk(2, dim=-1)
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        q = self.q(x)  # (B, H, W, C)
+        k, v = self.kv(self.reduce(x)).chunk(2, dim=-1)  # (B, h, w, C) each
+        out = attention(q, k, v, self.num_heads, self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(self.proj(out.view(x.shape)))
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (B, H, W, C) to the positions of keys and values, (B, h, w, C)."""
+        """Map (B, H, W, C) to the positions of keys and values, (B, h, w, C)."""
         if self.sr_ratio == 1:
             return x[:, :: self.dilation, :: self.dilation] if self.dilation > 1 else x
         missing = self.missing(x)
         if any(missing):
             x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0]))
-        return self.norm(dense_conv(self.sr, x))
+        return self.norm(conv_nhwc(self.sr, x))
 
     def missing(self, x: torch.Tensor) -> list[int]:
-        """The rows and columns that a map (B, H, W, C) lacks for one window of the reduction."""
+        """Return the rows and columns that a map (B, H, W, C) lacks for one window of the reduction."""
         return [max(self.dilation * (self.sr_ratio - 1) + 1 - size, 0) for size in x.shape[1:3]]
 
 
@@ -103,13 +103,13 @@ class MixFFN(nn.Module):
         self.drop = nn.Dropout(proj_drop)
 
     def set_dilation(self, dilation: int) -> None:
-        """Spreads the convolution over every `dilation`-th position."""
+        """Spread the convolution over every `dilation`-th position."""
         self.dwconv.dilation = self.dwconv.padding = (dilation, dilation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (B, H, W, C) to (B, H, W, C)."""
-        hidden = self.drop(self.act(conv_nhwc(self.dwconv, linear(self.fc1, x))))
-        return self.drop(linear(self.fc2, hidden))
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        x = self.drop(self.act(conv_nhwc(self.dwconv, self.fc1(x))))  # (B, H, W, hidden)
+        return self.drop(self.fc2(x))
 
 
 class Block(nn.Module):
@@ -136,34 +136,83 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x, mlp = self.attend(x), self.mlp
-        if _is_closed(mlp, MixFFN, x):
-            return add_branch(x, mlp(self.norm2(x)), image_scale(x, self.drop_path2))
-        return mix_ffn(x, self.norm2, mlp.fc1, mlp.dwconv, mlp.act, mlp.drop, mlp.fc2, self.drop_path2)
+        """Map (B, H, W, C) to (B, H, W, C)."""
+        fast = self._attends_fast(x)
+        x = self._attend_fast(x) if fast else x + self.drop_path1(self.attn(self.norm1(x)))
+        fast = self._feeds_fast(x)
+        return self._feed_fast(x) if fast else x + self.drop_path2(self.mlp(self.norm2(x)))
 
-    def attend(self, x: torch.Tensor) -> torch.Tensor:
-        """The first half of the block."""
+    def _attends_fast(self, x: torch.Tensor) -> bool:
+        """Tell whether `mix_attention` is the first half of the block."""
         attn = self.attn
-        if _is_closed(attn, EfficientAttention, x) or attn.sr_ratio == 1 or any(attn.missing(x)):
-            return add_branch(x, attn(self.norm1(x)), image_scale(x, self.drop_path1))
-        return mix_attention(
-            x,
-            self.norm1,
-            attn.q,
-            attn.sr,
-            attn.norm,
-            attn.keys_values,
-            attn.proj,
-            attn.proj_drop,
-            self.drop_path1,
-            attn.num_heads,
-            attn.attn_drop.p if attn.training else 0.0,
+        return (
+            runs_eagerly_on_cpu(x)
+            and type(attn) is EfficientAttention
+            and may_bypass(
+                (self.norm1, LAYER_NORMS),
+                (attn, EfficientAttention),
+                (attn.q, nn.Linear),
+                (attn.kv, nn.Linear),
+                (attn.attn_drop, nn.Dropout),
+                (attn.proj, nn.Linear),
+                (attn.proj_drop, nn.Dropout),
+                (self.drop_path1, _DROP_PATHS),
+            )
+            and (
+                attn.dilation == 1
+                if attn.sr_ratio == 1
+                else may_bypass((attn.sr, nn.Conv2d), (attn.norm, LAYER_NORMS)) and not any(attn.missing(x))
+            )
         )
 
+    def _attend_fast(self, x: torch.Tensor) -> torch.Tensor:
+        attn = self.attn
+        reduces = attn.sr_ratio > 1
+        return mix_attention(
+            x,
+            norm=self.norm1,
+            q=attn.q,
+            sr=attn.sr if reduces else None,
+            sr_norm=attn.norm if reduces else None,
+            kv=lambda reduced: linear(attn.kv, reduced).chunk(2, dim=-1),
+            proj=attn.proj,
+            drop=attn.proj_drop,
+            drop_path=self.drop_path1,
+            num_heads=attn.num_heads,
+            dropout_p=attn.attn_drop.p if attn.training else 0.0,
+        )
 
-def _is_closed(module: nn.Module, known: type[nn.Module], x: torch.Tensor) -> bool:
-    """Whether a module has to be called as it is: of another class, with hooks, or seen by `torch.fx`."""
-    return type(module) is not known or not is_plain((), around=(module,)) or isinstance(x, torch.fx.Proxy)
+    def _feeds_fast(self, x: torch.Tensor) -> bool:
+        """Tell whether `mix_ffn` is the second half of the block."""
+        mlp = self.mlp
+        return (
+            runs_eagerly_on_cpu(x)
+            and type(mlp) is MixFFN
+            and may_bypass(
+                (self.norm2, LAYER_NORMS),
+                (mlp, MixFFN),
+                (mlp.fc1, nn.Linear),
+                (mlp.dwconv, nn.Conv2d),
+                (mlp.act, nn.GELU),
+                (mlp.drop, nn.Dropout),
+                (mlp.fc2, nn.Linear),
+                (self.drop_path2, _DROP_PATHS),
+            )
+            and is_mix_conv(mlp.dwconv)
+        )
+
+    def _feed_fast(self, x: torch.Tensor) -> torch.Tensor:
+        mlp = self.mlp
+        return mix_ffn(
+            x,
+            norm=self.norm2,
+            fc1=mlp.fc1,
+            dwconv=mlp.dwconv,
+            act=mlp.act,
+            drop=mlp.drop,
+            fc2=mlp.fc2,
+            drop_path=self.drop_path2,
+        )
 
 
 class OverlapPatchEmbed(nn.Module):
@@ -212,7 +261,7 @@ class Stage(nn.Module):
         self.norm = norm_layer(dim, **dd)
 
     def set_dilation(self, first: int, dilation: int, stride: int) -> None:
-        """Sets the dilation of the patch embedding (`first`) and of the blocks, and the stride between."""
+        """Set the dilation of the patch embedding (`first`) and of the blocks, and the stride between."""
         proj = self.downsample.proj
         proj.stride, proj.dilation, proj.padding = (stride, stride), (first, first), (first, first)
         for block in self.blocks:

@@ -6,7 +6,7 @@ https://arxiv.org/abs/2106.13797. Written from them and from timm's `pvt_v2.py` 
 parameters are kept: `mit_b0` is its `pvt_v2_b0` with `mlp_ratios=(4, 4, 4, 4)`.
 
 Differences from timm's PVTv2:
-* maps stay channels-last, (B, H, W, C) in memory, between all layers; see `mix_ops`;
+* maps stay channels-last, (B, H, W, C) in memory, between all layers; see `ops.linear`;
 * `output_stride` 8 or 16 replaces the last strides by dilation, such that every output of the strided
   network is found unchanged among those of the dilated one;
 * maps smaller than the spatial reduction are padded to it, so that images of any size are taken.

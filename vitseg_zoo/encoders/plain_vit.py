@@ -22,7 +22,7 @@ from vitseg_zoo.encoders.timm_encoder import TimmEncoder
 
 
 def is_plain_vit_class(cls: type) -> bool:
-    """Whether a timm model class makes plain ViTs that can be run on images of any size.
+    """Say whether a timm model class makes plain ViTs that can be run on images of any size.
 
     That is: intermediate features; one patch size, width and depth for the whole model; and a grid of tokens
     that can change, by the model's own method or because its patch embedding takes any size.
@@ -41,7 +41,7 @@ def is_plain_vit_class(cls: type) -> bool:
 
 
 def plain_vit_names() -> list[str]:
-    """Names of timm's own plain ViTs, without building any: all of modules that define such a class."""
+    """List timm's own plain ViTs, without building any: all of modules that define such a class."""
     names: list[str] = []
     for module_name in list_modules():
         module = sys.modules.get(f"timm.models.{module_name}")
@@ -53,7 +53,7 @@ def plain_vit_names() -> list[str]:
 
 
 def create_plain_vit(name: str, in_channels: int = 3, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Builds a timm ViT without classifier that takes images of any size, where its class can do that.
+    """Build a timm ViT without classifier that takes images of any size, where its class can do that.
 
     Raises:
         ValueError: If the model is no plain ViT.
@@ -81,11 +81,11 @@ def _plain_vit_classes(module: ModuleType) -> Iterator[type]:
 
 
 def _init_parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Parameters of a class and, where it passes on what it does not know, of those that it builds on."""
+    """Return the parameters of a class, and of those that it builds on where it passes others to them."""
     parameters: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base) and base is not object:
-            own = inspect.signature(base.__init__).parameters
+            own = inspect.signature(vars(base)["__init__"]).parameters
             parameters = {**own, **parameters}
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values()):
                 break
@@ -93,13 +93,13 @@ def _init_parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _has_norm(model: nn.Module) -> bool:
-    """Whether the width behind the blocks stays: SAM has no norm there, but a neck that changes it."""
+    """Say whether the width behind the blocks stays: SAM has no norm there, but a neck that changes it."""
     info = model.feature_info[-1]
     return info.get("num_chs_norm", info["num_chs"]) == info["num_chs"]
 
 
 def _side(size: int | tuple[int, int]) -> int:
-    """Side of a square that timm gives as a number or a pair."""
+    """Return the side of a square that timm gives as a number or a pair."""
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) != 1:
         raise ValueError(f"patch_size should be a square, got {size}.")
@@ -134,7 +134,7 @@ class TimmViT(TimmEncoder):
         self._runner = FixedGridRunner()
 
     def _blocks(self, total: int) -> list[int]:
-        """Indices, ascending, of the blocks whose tokens are read."""
+        """Return the indices, ascending, of the blocks whose tokens are read."""
         raise NotImplementedError
 
     @property
@@ -143,7 +143,7 @@ class TimmViT(TimmEncoder):
         return self.model.feature_info[0]["num_chs"]
 
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps an image (B, C, H, W) to maps (B, D, ceil(H / p), ceil(W / p)) of the chosen blocks.
+        """Map an image (B, C, H, W) to maps (B, D, ceil(H / p), ceil(W / p)) of the chosen blocks.
 
         Images are padded with zeros at the right and bottom to whole patches. Class and register tokens are
         left out. `model.norm` is applied to every block's tokens; where timm norms the pooled tokens instead
@@ -206,5 +206,5 @@ class PlainViTEncoder(TimmViT):
         return self.patch_size
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps an image (B, C, H, W) to itself and to (B, D, ceil(H / p), ceil(W / p)), p a patch's side."""
+        """Map an image (B, C, H, W) to itself and to (B, D, ceil(H / p), ceil(W / p)), p a patch's side."""
         return [x, *self.maps(x)]

@@ -1,32 +1,54 @@
-"""Weights of timm's models for the zoo's encoders: SMP's table of them, and the conversion while loading.
+"""The one door from encoders to weights: how timm and SMP come to pretrained ones, and what converts them.
 
 All are fetched by `vitseg_zoo.weights.download`: checked, resumed, and found in the folder that the variable
 VITSEG_ZOO_WEIGHTS names.
+
+SMP takes an encoder's weights and normalization from a repository of the Hugging Face Hub: a `config.json`
+with `mean` and `std` at its top, and a `model.safetensors` of the encoder's own keys. timm's repositories
+have another form, and not all have that file. So SMP is led to a pointer: a repository that exists only in
+the Hub's local cache. Its `config.json` holds the normalization, its `model.safetensors` only the name of the
+weights. The encoder reads the name while it loads (`resolve_pointer`).
 """
 
+import hashlib
+import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import adapt_input_conv, create_model, get_pretrained_cfg, resolve_pretrained_cfg
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+from safetensors.torch import save_file
+from timm.models import adapt_input_conv, get_pretrained_cfg, load_state_dict, resolve_pretrained_cfg
 from torch import nn
 
-from vitseg_zoo.weights.checkpoint import read_checkpoint
+from vitseg_zoo.files import atomic_path
 from vitseg_zoo.weights.download import fetch
 from vitseg_zoo.weights.encoder_catalog import encoder_entry, entry_of_cfg
+from vitseg_zoo.weights.entry import WeightsEntry
 from vitseg_zoo.weights.license import say_license
-from vitseg_zoo.weights.smp_pointer import REPO_ID, read_pointer, write_pointer
 
 StateDict = dict[str, torch.Tensor]
+
+# In the local cache alone. Nobody can register it: https://huggingface.co/api/ is the Hub's own interface, so
+# that there is no user of that name.
+POINTER_REPO_ID = "api/vitseg-zoo-timm"
+_POINTER_KEY = "vitseg_zoo.timm_model"
+
+# Ends the name of a model without weights. SMP's own examples ask for `"imagenet"`, mean and deviation of it.
+UNTRAINED = ".untrained"
 
 # What a timm checkpoint may have beyond an encoder's model: classifiers, and blocks behind the last one used.
 _BEYOND_ENCODER = re.compile(r"^(head|head_dist|fc_norm|attn_pool|norm|neck|pre_logits|blocks\.\d+)\.")
 
 
 class TimmWeights(dict):
-    """An entry of SMP's `pretrained_settings` that leads to weights of timm; see `smp_pointer`.
+    """An entry of SMP's `pretrained_settings` that leads to weights of timm.
 
     Args:
         name: Name of the timm model, with the tag of its weights, or without for the default tag; or a name
@@ -34,7 +56,7 @@ class TimmWeights(dict):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(repo_id=REPO_ID)
+        super().__init__(repo_id=POINTER_REPO_ID)
         self.name = name
 
     def __missing__(self, key: str) -> str:
@@ -46,8 +68,65 @@ class TimmWeights(dict):
         return write_pointer(name, cfg.mean, cfg.std)  # again at each use: the cache may have been emptied
 
 
+def write_pointer(name: str, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Put a pointer to weights into the Hub's cache, where it is not there.
+
+    A revision is the hash of the contents: the files are written where they are absent, are never changed,
+    and are found offline, and in a cache that cannot be written but has them.
+
+    Args:
+        name: Name of the weights, as timm or the catalog have it.
+        mean: Of images in [0, 1], for each channel.
+        std: Likewise.
+
+    Returns:
+        The revision of `POINTER_REPO_ID` that has them.
+
+    Raises:
+        OSError: If the cache cannot be written.
+    """
+    config = {"timm_model": name, "input_space": "RGB", "input_range": [0, 1]}
+    content = json.dumps(config | {"mean": list(mean), "std": list(std)})
+    # As long as a commit's, which the Hub's cache asks for.
+    revision = hashlib.sha1(content.encode()).hexdigest()
+    storage = repo_folder_name(repo_id=POINTER_REPO_ID, repo_type="model")
+    folder = Path(constants.HF_HUB_CACHE) / storage / "snapshots" / revision
+    try:
+        if not (path := folder / "config.json").exists():
+            with atomic_path(path) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+        if not (path := folder / "model.safetensors").exists():
+            with atomic_path(path) as temporary:
+                save_file({_POINTER_KEY: torch.tensor(list(name.encode()), dtype=torch.uint8)}, temporary)
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"SMP asks for {name} in the Hub's cache, and {constants.HF_HUB_CACHE} cannot be written "
+            f"({error.strerror}): set HF_HOME to a folder of your own, or run this once as its owner.",
+        ) from error
+    return revision
+
+
+def resolve_pointer(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Give the weights that a pointer names, as their file has them; another state dict comes back as it is.
+
+    The article's models have none: an empty state dict stands for what the encoder has.
+
+    Raises:
+        OSError: If the weights cannot be had; see `vitseg_zoo.weights.download.fetch`.
+    """
+    if set(state_dict) != {_POINTER_KEY}:
+        return dict(state_dict)
+    name = bytes(state_dict[_POINTER_KEY].tolist()).decode()
+    if name.endswith(UNTRAINED):
+        return {}
+    entry = encoder_entry(name)
+    # A model of the user's own may name a local file instead.
+    return load_state_dict(str(_fetch(entry) if entry else get_pretrained_cfg(name).file))
+
+
 def with_checked_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Lets timm load a model's pretrained weights from a file that was fetched and checked.
+    """Let timm load a model's pretrained weights from a file that was fetched and checked.
 
     Args:
         name: Name of the timm model, with or without tag.
@@ -61,23 +140,21 @@ def with_checked_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, A
     """
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     cfg = resolve_pretrained_cfg(name, arguments.get("pretrained_cfg"), overlay)
+    if arguments.get("pretrained") and f".{cfg.tag}" == UNTRAINED:
+        return {**arguments, "pretrained": False}
     if cfg.source or cfg.file or cfg.state_dict or not (cfg.hf_hub_id or cfg.url):
         return dict(arguments)
-    entry = entry_of_cfg(cfg)
-    say_license(entry.name, entry.commercial_use, entry.license)
-    path = fetch(entry, arguments.get("cache_dir"))
+    path = _fetch(entry_of_cfg(cfg), arguments.get("cache_dir"))
     return {**arguments, "pretrained_cfg_overlay": {**overlay, "file": str(path), "custom_load": False}}
 
 
-def fetch_pointed(name: str) -> StateDict:
-    """The weights that a pointer names, as their file has them; errors are those of `fetch`."""
-    entry = encoder_entry(name)
+def _fetch(entry: WeightsEntry, cache_dir: str | Path | None = None) -> Path:
     say_license(entry.name, entry.commercial_use, entry.license)
-    return read_checkpoint(fetch(entry)).weights
+    return fetch(entry, cache_dir)
 
 
 def convert_while_loading(encoder: nn.Module, state_dict: StateDict, prefix: str, *args: Any) -> None:
-    """Rewrites a state dict, in place, into that of an encoder that keeps a timm ViT as `model`.
+    """Rewrite a state dict, in place, into that of an encoder that keeps a timm ViT as `model`.
 
     Taken are: the encoder's own; the timm model's, with or without classifier; and, where the encoder is
     loaded by itself, a whole SMP model's, or the pointer that `TimmWeights` gives. Position embeddings and
@@ -87,9 +164,8 @@ def convert_while_loading(encoder: nn.Module, state_dict: StateDict, prefix: str
     own = {
         key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)
     }
-    if name := read_pointer(own):
-        own = create_model(name, **with_checked_weights(name, {"pretrained": True})).state_dict()
-    elif not prefix and any(key.startswith("encoder.") for key in own):
+    own = resolve_pointer(own) or encoder.state_dict()
+    if not prefix and any(key.startswith("encoder.") for key in own):
         own = {
             key.removeprefix("encoder."): value for key, value in own.items() if key.startswith("encoder.")
         }
@@ -98,23 +174,36 @@ def convert_while_loading(encoder: nn.Module, state_dict: StateDict, prefix: str
         weights = {
             key.removeprefix("model."): value for key, value in own.items() if key.startswith("model.")
         }
+        weights = timm_filter(model)(weights, model)
         others = {key: value for key, value in own.items() if not key.startswith("model.")}
     else:
-        kept = model.state_dict().keys()
-        weights = {key: value for key, value in own.items() if key in kept or not _BEYOND_ENCODER.match(key)}
+        # Before timm's conversion, which looks for the module of each key, and behind it, which renames some.
+        weights = _without_rest(timm_filter(model)(_without_rest(own, model), model), model)
         # timm knows nothing of what the encoder adds to its model: that stays as it is.
         others = {key: value for key, value in encoder.state_dict().items() if not key.startswith("model.")}
-    weights = timm_filter(model)(weights, model)
     if not prefix:
         weights = adapt_in_channels(weights, model)
     state_dict.update({f"{prefix}model.{key}": value for key, value in weights.items()})
     state_dict.update({f"{prefix}{key}": value for key, value in others.items()})
 
 
+def _without_rest(weights: StateDict, model: nn.Module) -> StateDict:
+    """Leave out what a timm model of the same name has beyond `model`, which was made shorter."""
+    parts = {part[0] for key in model.state_dict() if (part := _BEYOND_ENCODER.match(key))}
+    return {
+        key: value
+        for key, value in weights.items()
+        if (part := _BEYOND_ENCODER.match(key)) is None or part[0] in parts
+    }
+
+
 def timm_filter(model: nn.Module) -> Callable[[StateDict, nn.Module], StateDict]:
-    """The function with which timm's module of a model converts and resamples checkpoints."""
+    """Give the function with which timm's module of a model converts and resamples checkpoints."""
     module = sys.modules[type(model).__module__]
-    return getattr(module, "checkpoint_filter_fn", lambda state_dict, model: state_dict)
+    filter_fn = getattr(module, "checkpoint_filter_fn", lambda state_dict, model: state_dict)
+    if "adapt_layer_scale" in signature(filter_fn).parameters:  # DeiT-III's names, which timm asks for by it
+        filter_fn = partial(filter_fn, adapt_layer_scale=True)
+    return filter_fn
 
 
 def adapt_in_channels(state_dict: StateDict, model: nn.Module) -> StateDict:

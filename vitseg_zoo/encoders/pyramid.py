@@ -61,7 +61,7 @@ class PyramidEncoder(TimmViT):
         return sorted(set(self._level_blocks(total)))
 
     def _level_blocks(self, total: int) -> list[int]:
-        """Index of the block that each level reads; levels share blocks where there are few."""
+        """Return the index of the block that each level reads; levels share blocks where there are few."""
         return [math.ceil(total * level / self._depth) - 1 for level in range(1, self._depth + 1)]
 
     @property
@@ -75,7 +75,7 @@ class PyramidEncoder(TimmViT):
         return [self.embed_dim // shuffle**2 for shuffle in shuffles]
 
     def _shuffle(self, level: int) -> int:
-        """By how much a level unfolds channels into space; what is left to its stride is interpolated."""
+        """Say by how much a level unfolds channels into space; what is left to its stride is interpolated."""
         shuffle = max(1, self._grid_stride // 2**level)
         while shuffle > 1 and (self.embed_dim % shuffle**2 or self.embed_dim // shuffle**2 < _MIN_CHANNELS):
             shuffle //= 2
@@ -92,13 +92,13 @@ class PyramidEncoder(TimmViT):
         return min(self._output_stride, 2**self._depth)
 
     def make_dilated(self, output_stride: int) -> None:
-        """Resamples levels coarser than `output_stride`, 8 or 16, to that stride, as DeepLab and PAN ask."""
+        """Resample levels coarser than `output_stride`, 8 or 16, to that stride, as DeepLab and PAN ask."""
         if output_stride not in (8, 16):
             raise ValueError(f"Output stride should be 16 or 8, got {output_stride}.")
         self._output_stride = output_stride
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Maps an image (B, C, H, W) to itself and to levels (B, C_i, ceil(H / 2 ** i), ceil(W / 2 ** i))."""
+        """Map an image (B, C, H, W) to itself and to levels (B, C_i, ceil(H / 2 ** i), ceil(W / 2 ** i))."""
         height, width = x.shape[2:]
         blocks = self._level_blocks(len(self.model.feature_info))
         grids = [self._resample_to_grid(tokens, height, width) for tokens in self.maps(x)]
@@ -111,7 +111,7 @@ class PyramidEncoder(TimmViT):
         return levels
 
     def _resample_to_grid(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Brings tokens (B, D, ceil(H / p), ceil(W / p)) to the grid's stride, (B, D, ceil(H / g), ...)."""
+        """Bring tokens (B, D, ceil(H / p), ceil(W / p)) to the grid's stride, (B, D, ceil(H / g), ...)."""
         patch, grid = self.patch_size, self._grid_stride
         if patch == grid:
             return tokens
@@ -127,7 +127,7 @@ class PyramidEncoder(TimmViT):
         return resampled[..., : -(-height // grid), : -(-width // grid)]
 
     def _to_level(self, grid: torch.Tensor, level: int, stride: int) -> torch.Tensor:
-        """Brings a map (B, D, h, w) of the grid to a level's stride, (B, C_i, ...)."""
+        """Bring a map (B, D, h, w) of the grid to a level's stride, (B, C_i, ...)."""
         feature = F.pixel_shuffle(grid, self._shuffle(level))
         return change_stride(feature, self._grid_stride // self._shuffle(level), stride, F.avg_pool2d)
 
@@ -156,7 +156,7 @@ class SimpleFeaturePyramidEncoder(PyramidEncoder):
         return [64, 128, 256, 256, 256][: self._depth]
 
     def _ups(self, level: int) -> int:
-        """How many times a level doubles the grid's resolution."""
+        """Say how many times a level doubles the grid's resolution."""
         return max(0, int(math.log2(self._grid_stride)) - level)
 
     def _to_level(self, grid: torch.Tensor, level: int, stride: int) -> torch.Tensor:
@@ -167,7 +167,7 @@ class SimpleFeaturePyramidEncoder(PyramidEncoder):
 
 
 def _learned_level(channels_in: int, channels: int, ups: int) -> nn.Sequential:
-    """ViTDet's path to one level: `ups` transposed convolutions, then two convolutions that all have."""
+    """Build ViTDet's path to one level: `ups` transposed convolutions, then the two that all have."""
     layers: list[nn.Module] = []
     for up in range(ups):
         channels_out = max(channels_in // 2, channels)
@@ -181,7 +181,7 @@ def _learned_level(channels_in: int, channels: int, ups: int) -> nn.Sequential:
 
 
 def change_stride(x: torch.Tensor, stride: int, new_stride: int, pool: Any) -> torch.Tensor:
-    """Resamples a map: bilinearly to a finer stride, by pooling to a coarser one."""
+    """Resample a map: bilinearly to a finer stride, by pooling to a coarser one."""
     if new_stride < stride:
         return F.interpolate(x, scale_factor=stride // new_stride, mode="bilinear", align_corners=False)
     if new_stride > stride:
@@ -190,7 +190,7 @@ def change_stride(x: torch.Tensor, stride: int, new_stride: int, pool: Any) -> t
 
 
 def _pool_whole(x: torch.Tensor, size: int, pool: Any) -> torch.Tensor:
-    """Pools windows of `size`; those that reach beyond the map repeat its last row and column."""
+    """Pool windows of `size`; those that reach beyond the map repeat its last row and column."""
     height, width = x.shape[2:]
     if height % size or width % size:
         x = F.pad(x, (0, -width % size, 0, -height % size), mode="replicate")

@@ -15,7 +15,7 @@ PYRAMIDS = {
 
 
 def smp_entry(name: str, tags: list[str]) -> dict[str, dict[str, Any]]:
-    """A timm ViT's entries for SMP's table of encoders.
+    """Return a timm ViT's entries for SMP's table of encoders.
 
     Args:
         name: Name of the timm model.

@@ -30,21 +30,21 @@ class TimmEncoder(NotScriptable, nn.Module):
         self._use(self._build(in_channels, pretrained=pretrained, **kwargs), in_channels)
 
     def _build(self, in_channels: int, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        """Builds the timm model, and changes nothing of the encoder."""
+        """Build the timm model, and change nothing of the encoder."""
         raise NotImplementedError
 
     def _use(self, model: nn.Module, in_channels: int) -> None:
-        """Takes a model of `_build`."""
+        """Take a model of `_build`."""
         self.model = model
         self._in_channels = in_channels
 
     def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
-        """Makes the encoder take `in_channels` image channels; `pretrained` keeps and adapts its weights."""
+        """Make the encoder take `in_channels` image channels; `pretrained` keeps and adapts its weights."""
         if in_channels != self._in_channels:
             self._rebuild(in_channels, self._kwargs, keep_weights=pretrained)
 
     def configure(self, **kwargs: Any) -> None:
-        """Rebuilds the timm model with further arguments; weights, and which are frozen, stay.
+        """Rebuild the timm model with further arguments; weights, and which are frozen, stay.
 
         SMP's architectures have no way of passing arguments on to such an encoder, so this is theirs. To be
         called before the optimizer is made. `vitseg_zoo.save_model` notes the arguments in its file.
@@ -68,7 +68,7 @@ class TimmEncoder(NotScriptable, nn.Module):
         self.configured = {**self.configured, **kwargs}
 
     def train(self, mode: bool = True) -> nn.Module:
-        """As every module does; norms with frozen parameters keep their running statistics, as in SMP."""
+        """Set the mode; norms with frozen parameters keep their running statistics, as in SMP."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _NormBase) and module.affine and not module.weight.requires_grad:
@@ -76,11 +76,11 @@ class TimmEncoder(NotScriptable, nn.Module):
         return self
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Saves memory in training by computing each block again in the backward pass."""
+        """Save memory in training by computing each block again in the backward pass."""
         self.model.set_grad_checkpointing(enable)
 
     def _rebuild(self, in_channels: int, kwargs: Mapping[str, Any], keep_weights: bool = True) -> None:
-        """Puts another timm model into the state of the one before, and then into its place."""
+        """Put another timm model into the state of the one before, and then into its place."""
         old, model = self.model, self._build(in_channels, **kwargs)
         parameter = next(old.parameters())
         model.to(parameter.device, parameter.dtype)

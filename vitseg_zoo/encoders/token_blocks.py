@@ -18,7 +18,7 @@ TokensAndArguments = tuple[torch.Tensor, list[dict[str, Any]]]
 
 @singledispatch
 def embed_tokens(model: nn.Module, image: torch.Tensor, extra_tokens: int) -> TokensAndArguments:
-    """Turns an image into what the first block of a timm ViT is given.
+    """Turn an image into what the first block of a timm ViT is given.
 
     Args:
         model: A `VisionTransformer` or `Eva` of timm, or a subclass.
@@ -35,7 +35,7 @@ def embed_tokens(model: nn.Module, image: torch.Tensor, extra_tokens: int) -> To
 
 
 def takes_tokens(model: nn.Module) -> bool:
-    """Whether further tokens can be put among those of a timm ViT."""
+    """Say whether further tokens can be put among those of a timm ViT."""
     return embed_tokens.dispatch(type(model)) is not embed_tokens.dispatch(object)
 
 

@@ -64,7 +64,7 @@ class NormalizedPatchEmbed(PatchEmbed):
 
 
 def _patchify(patch_size: tuple[int, int]) -> nn.PixelUnshuffle:
-    """Patches (B, C * p * p, H / p, W / p) of an image (B, C, H, W), the channels in the order (c, y, x)."""
+    """Cut an image (B, C, H, W) into patches (B, C * p * p, H / p, W / p), channels ordered (c, y, x)."""
     if patch_size[0] != patch_size[1]:
         raise ValueError(f"patch_size should be a square, got {patch_size}.")
     return nn.PixelUnshuffle(patch_size[0])
@@ -135,7 +135,7 @@ class VitSegTransformer(vision_transformer.VisionTransformer):
         self.init_weights(needs_reset=False)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
-        """Initializes weights as the article does; `mode` is there for timm's interface and has no effect."""
+        """Initialize weights as the article does; `mode` is there for timm's interface and has no effect."""
         if needs_reset:
             for module in self.modules():
                 if module is not self and hasattr(module, "reset_parameters"):
@@ -181,7 +181,7 @@ default_cfgs = generate_default_cfgs(
 def checkpoint_filter_fn(
     state_dict: dict[str, torch.Tensor], model: nn.Module, **kwargs: Any
 ) -> dict[str, torch.Tensor]:
-    """Fits weights to a model: patches and positions as timm does, the input's norm to its channels.
+    """Fit weights to a model: patches and positions as timm does, the input's norm to its channels.
 
     timm adapts the first convolution to the number of channels; the norm in front of it repeats its own.
     """
@@ -208,44 +208,47 @@ def _create_vit_seg(variant: str, pretrained: bool = False, **kwargs: Any) -> Vi
 
 @register_model
 def vitseg_tiny_patch16_128(pretrained: bool = False, **kwargs: Any) -> VitSegTransformer:
-    """ViT-seg, tiny: 12 blocks of 192 channels, 16 x 16 patches."""
+    """Build ViT-seg, tiny: 12 blocks of 192 channels, 16 x 16 patches."""
     model_args = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
     return _create_vit_seg("vitseg_tiny_patch16_128", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def vitseg_tiny_patch8_128(pretrained: bool = False, **kwargs: Any) -> VitSegTransformer:
-    """ViT-seg, tiny: 12 blocks of 192 channels, 8 x 8 patches."""
+    """Build ViT-seg, tiny: 12 blocks of 192 channels, 8 x 8 patches."""
     model_args = dict(patch_size=8, embed_dim=192, depth=12, num_heads=3)
     return _create_vit_seg("vitseg_tiny_patch8_128", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def vitseg_small_patch16_128(pretrained: bool = False, **kwargs: Any) -> VitSegTransformer:
-    """ViT-seg, small: 12 blocks of 384 channels, 16 x 16 patches."""
+    """Build ViT-seg, small: 12 blocks of 384 channels, 16 x 16 patches."""
     model_args = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
     return _create_vit_seg("vitseg_small_patch16_128", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def vitseg_small_patch8_128(pretrained: bool = False, **kwargs: Any) -> VitSegTransformer:
-    """ViT-seg, small: 12 blocks of 384 channels, 8 x 8 patches."""
+    """Build ViT-seg, small: 12 blocks of 384 channels, 8 x 8 patches."""
     model_args = dict(patch_size=8, embed_dim=384, depth=12, num_heads=6)
     return _create_vit_seg("vitseg_small_patch8_128", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def vitseg_base_patch16_128(pretrained: bool = False, **kwargs: Any) -> VitSegTransformer:
-    """ViT-seg as the article has it: 12 blocks of 768 channels, 8 heads, 16 x 16 patches."""
+    """Build ViT-seg as the article has it: 12 blocks of 768 channels, 8 heads, 16 x 16 patches."""
     model_args = dict(patch_size=16, embed_dim=768, depth=12, num_heads=8)
     return _create_vit_seg("vitseg_base_patch16_128", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def vitseg_base_patch8_128(pretrained: bool = False, **kwargs: Any) -> VitSegTransformer:
-    """ViT-seg, base: 12 blocks of 768 channels, 8 heads, 8 x 8 patches."""
+    """Build ViT-seg, base: 12 blocks of 768 channels, 8 heads, 8 x 8 patches."""
     model_args = dict(patch_size=8, embed_dim=768, depth=12, num_heads=8)
     return _create_vit_seg("vitseg_base_patch8_128", pretrained, **dict(model_args, **kwargs))
 
 
-smp_encoders = {key: entry for name in default_cfgs for key, entry in smp_entry(name, tags=[]).items()}
+# The tag without weights is `"imagenet"` too: what SMP's own training examples ask for, and normalize by.
+smp_encoders = {
+    key: entry for name in default_cfgs for key, entry in smp_entry(name, tags=["untrained"]).items()
+}

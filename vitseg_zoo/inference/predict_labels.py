@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.decoders.vit_seg import PatchHead
 from vitseg_zoo.ops.bilinear import is_bilinear
-from vitseg_zoo.ops.dispatch import is_plain
+from vitseg_zoo.ops.dispatch import may_bypass
 from vitseg_zoo.ops.segformer_head import HeadRows
 
 # Logits that are held at once, in elements: 8 MB in fp32, small enough to stay in a processor's cache.
@@ -34,7 +34,12 @@ _MONOTONE = (nn.Identity, nn.Sigmoid, nn.Softmax, nn.LogSoftmax, nn.Tanh)
 
 
 @torch.inference_mode()
-def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | None = None) -> torch.Tensor:
+def predict_labels(
+    model: nn.Module,
+    image: torch.Tensor,
+    size: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.int64,
+) -> torch.Tensor:
     """Predicts the class of every pixel without holding (classes, H, W) logits.
 
     The result is `model(image).argmax(1)` but for pixels where two classes are equal up to rounding. Heads
@@ -50,9 +55,10 @@ def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | 
         image: (B, C, H, W), normalized as the model expects.
         size: Height and width of the labels, for example those of a photograph before it was resized for the
             model. Logits are resampled to it bilinearly, a strip at a time.
+        dtype: Of the labels; `torch.uint8` holds 256 classes in an eighth of the memory.
 
     Returns:
-        (B, H, W) int64 class indices, of `size` or as large as the model's output, of Hugging Face as large
+        (B, H, W) class indices, of `size` or as large as the model's output, of Hugging Face as large
         as the image.
         For a model of one class 1 where its logit is positive, else 0. The activation is seen if it belongs
         to a `segmentation_head`, also of a model inside another module; any other output of one class is
@@ -76,19 +82,23 @@ def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | 
     head, decoder = getattr(model, "segmentation_head", None), getattr(model, "decoder", None)
     layers = _row_layers(head)
     if layers is None:
-        return _labels_of(model(image), model, (height, width), size)
+        return _labels_of(model(image), model, (height, width), size, dtype)
     upsample = layers[-1] if isinstance(layers[-1], nn.Upsample) else None
-    fused = upsample is not None and isinstance(decoder, FusedSegformerDecoder) and is_plain((), [decoder])
+    fused = (
+        upsample is not None
+        and isinstance(decoder, FusedSegformerDecoder)
+        and may_bypass((decoder, type(decoder)))
+    )
     reached, x = _run_to(decoder if fused else head, model, image)
     if not reached:
-        return _labels_of(x, model, (height, width), size)
+        return _labels_of(x, model, (height, width), size, dtype)
     if upsample is None:
         is_patches = isinstance(head, PatchHead)
         strips = _patch_strips(layers, x) if is_patches else _convolved_strips(layers[0], x)
         if size is not None:
             logits = torch.cat(list(strips), dim=2)[:, :, :height, :width]
-            return _labels_of(logits, nn.Identity(), (height, width), size)
-        labels = [_largest(strip) for strip in strips]
+            return _labels_of(logits, nn.Identity(), (height, width), size, dtype)
+        labels = [_largest(strip).to(dtype) for strip in strips]
     else:
         rows = decoder.rows(x) if fused else None
         if rows is None:
@@ -98,7 +108,8 @@ def predict_labels(model: nn.Module, image: torch.Tensor, size: Sequence[int] | 
             size = [int(side * upsample.scale_factor) for side in (rows.height, rows.width)]
         else:
             height, width = size
-        labels = list(_upsampled_labels(conv, rows, size, bool(upsample.align_corners)))
+        strips = _upsampled_labels(conv, rows, size, bool(upsample.align_corners))
+        labels = [strip.to(dtype) for strip in strips]
     return torch.cat(labels, dim=1)[:, :height, :width]
 
 
@@ -140,7 +151,7 @@ def _row_layers(head: Any) -> list[nn.Module] | None:
     if (
         not isinstance(head, nn.Sequential)
         or type(head).forward is not nn.Sequential.forward
-        or not is_plain((), head.modules())
+        or not may_bypass(*((module, type(module)) for module in head.modules()))
     ):
         return None
     *layers, activation = [layer for layer in head if type(layer) is not nn.Identity] or [None]
@@ -169,13 +180,18 @@ def _keeps_size(layer: nn.Module) -> bool:
 
 
 def _labels_of(
-    output: Any, model: nn.Module, image_size: Sequence[int], size: Sequence[int] | None
+    output: Any,
+    model: nn.Module,
+    image_size: Sequence[int],
+    size: Sequence[int] | None,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Labels of what a model gave for images; what is labels already stays."""
     from_transformers = hasattr(output, "logits")
     logits = output.logits if from_transformers else output[0] if isinstance(output, tuple) else output
     if isinstance(logits, torch.Tensor) and logits.ndim == 3 and not logits.is_floating_point():
-        return logits.long() if size is None else F.interpolate(logits[:, None].double(), size)[:, 0].long()
+        labels = logits if size is None else F.interpolate(logits[:, None].double(), size)[:, 0]
+        return labels.to(dtype)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 4:
         what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"{type(model).__name__} should give logits (B, classes, H, W), but gives {what}.")
@@ -184,8 +200,9 @@ def _labels_of(
     if from_transformers and size is None:
         size = image_size
     if size is None or logits.shape[2:] == tuple(size):
-        return _largest(logits)
-    return torch.cat(list(_upsampled_labels(nn.Identity(), _MapRows(logits), size, False)), dim=1)
+        return _largest(logits).to(dtype)
+    strips = _upsampled_labels(nn.Identity(), _MapRows(logits), size, False)
+    return torch.cat([strip.to(dtype) for strip in strips], dim=1)
 
 
 def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:

@@ -1,31 +1,310 @@
-"""A model and its metadata, from photographs to labels at their own size."""
+"""A model and its metadata, from images of any size to labels at their own size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
+from vitseg_zoo.data.images import MODES, read_image
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.predict_labels import predict_labels
+from vitseg_zoo.inference.tiles import ReadRows, blend_tiles
+from vitseg_zoo.weights.metadata import FITS
+from vitseg_zoo.weights.saving import load_model
+
+ImageLike = np.ndarray | torch.Tensor | Image.Image | str | Path
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of an image, at the image's own size."""
+
+    labels: np.ndarray  # (H, W) class indices, uint8 or, of more than 256 classes, uint16
+    probabilities: np.ndarray | None = None  # (classes, H, W) float32, if asked for
+    confidence: np.ndarray | None = None  # (H, W) float32: the probability of the label, if asked for
+
+
+class Predictor:
+    """Segment images of any size as the weights' metadata say the model was trained.
+
+    How an image comes to the model is `fit`:
+
+    - `"squeeze"`: resized to `input_size`, its ratio of sides not kept; the default where there is an
+      `input_size` and nothing else is said, as for the models that this package trains.
+    - `"shorter_side"`: resized so that its shorter side is that of `input_size`, as on ADE20K.
+    - `"tiles"`: at its own size, in overlapping tiles of `input_size` or `tile`, whose logits are blended, as
+      on Cityscapes.
+    - `"whole"`: at its own size, rounded up to multiples of 32; the default without an `input_size`.
+
+    Args:
+        model: A model of `smp.create_model`, of Hugging Face, or any module that maps images to logits
+            (B, classes, h, w); or what `load_model` takes: a file, a folder, a name of the catalog. It is
+            moved to the device and switched to evaluation mode.
+        device: `"auto"` is CUDA, else MPS, else the CPU.
+        metadata: `mean` and `std` of images in [0, 1] (default 0 and 1), `input_size` (height, width), `fit`,
+            `class_names` and so on, in place of those of the file or of `model.pretrained_cfg`.
+        fit: How an image comes to the model, in place of what the metadata say.
+        tile: Side of the tiles in pixels, a multiple of 32; means `fit="tiles"`.
+        overlap: Part of a tile that its neighbor covers, too, in [0, 1).
+        batch_size: Tiles, or images of one size, that the model is given at once.
+
+    Raises:
+        ValueError: If `fit`, `tile` or `overlap` is none of these; see also `load_model`.
+
+    Example:
+        >>> predictor = Predictor("segformer_b0.pets", device="cpu")
+        >>> image = np.zeros((50, 70, 3), np.uint8)
+        >>> predictor(image).labels.shape
+        (50, 70)
+        >>> predictor([image, image[:20]], confidence=True)[1].confidence.shape
+        (20, 70)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | str | Path,
+        device: str | torch.device = "auto",
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        fit: str | None = None,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        batch_size: int = 1,
+    ) -> None:
+        if isinstance(model, nn.Module):
+            known = dict(getattr(model, "pretrained_cfg", {}))
+        else:
+            model, known = load_model(model)
+        self.metadata: dict[str, Any] = known | dict(metadata or {})
+        # What the metadata do not say, an SMP model knows of itself.
+        config = dict(getattr(model, "config", {})) if hasattr(model, "segmentation_head") else {}
+        arguments = config | self.metadata.get("arguments", {})
+        self.channels: int = arguments.get("in_channels", 3)
+        names = self.metadata.get("class_names") or ()
+        self.classes: int | None = arguments.get("classes") or len(names) or None
+
+        size = self.metadata.get("input_size")
+        self.fit = "tiles" if tile else fit or self.metadata.get("fit") or ("squeeze" if size else "whole")
+        if self.fit not in FITS:
+            raise ValueError(f"fit should be one of {', '.join(FITS)}, got {self.fit!r}.")
+        if tile and fit not in (None, "tiles"):
+            raise ValueError(f"tile goes with fit='tiles', and not with fit={fit!r}.")
+        if self.fit != "whole" and not (size or tile):
+            raise ValueError(f"The metadata have no input_size for {self.fit}: say a tile, or fit='whole'.")
+        if tile is not None and (tile < 32 or tile % 32):
+            raise ValueError(f"tile should be a multiple of 32 pixels, got {tile}.")
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap should be in range [0, 1), got {overlap}.")
+        self.size: tuple[int, int] | None = (tile, tile) if tile else tuple(size) if size else None
+        self.overlap, self.batch_size = overlap, batch_size
+
+        if device == "auto":
+            mps = torch.backends.mps.is_available()
+            device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self._mean, self._std = (
+            torch.tensor(self.metadata.get(key) or [default], dtype=torch.float32).view(1, -1, 1, 1)
+            for key, default in (("mean", 0.0), ("std", 1.0))
+        )
+
+    def describe(self) -> str:
+        """Say in one line how an image comes to the model."""
+        height, width = self.size or (0, 0)
+        return {
+            "squeeze": f"images are squeezed to {width} x {height} pixels",
+            "shorter_side": f"the images' shorter side is resized to {min(height, width)} pixels",
+            "tiles": f"images are cut into tiles of {width} x {height} pixels that overlap by "
+            f"{self.overlap:.0%}",
+            "whole": "images keep their own size, rounded up to multiples of 32 pixels",
+        }[self.fit]
+
+    def __call__(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        probabilities: bool = False,
+        confidence: bool = False,
+    ) -> Any:
+        """Predict the class of each pixel of one image or of many.
+
+        Args:
+            images: One image or a list of them: a path, a PIL image, an array (H, W, C) or (H, W), or a
+                tensor (C, H, W), of whole numbers from 0 to 255 or floats from 0 to 1. Arrays (B, H, W, C)
+                and tensors (B, C, H, W) are many images.
+            probabilities: Give the probabilities of all classes, too. Of a model of one class, that of it.
+            confidence: Give the probability of each pixel's label, too.
+
+        Returns:
+            A `Prediction`, or a list of them. Of a model of one class, the label 1 is its presence.
+
+        Raises:
+            ValueError: If an image cannot be read, or has other channels than the model takes.
+        """
+        is_many = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+        arrays = [self._as_array(image) for image in images] if is_many else [self._as_array(images)]
+        results: list[Prediction] = []
+        while len(results) < len(arrays):
+            first = len(results)
+            last = first + 1  # images of one size go through the model together
+            while (
+                last < min(len(arrays), first + self.batch_size)
+                and arrays[last].shape == arrays[first].shape
+                and arrays[last].dtype == arrays[first].dtype
+            ):
+                last += 1
+            results += self._predict(arrays[first:last], probabilities, confidence)
+        return results if is_many else results[0]
+
+    @torch.inference_mode()
+    def label_rows(self, read: ReadRows, size: tuple[int, int], first_row: int = 0) -> Iterator[np.ndarray]:
+        """Predict an image in tiles from top to bottom, with memory for one row of tiles.
+
+        Args:
+            read: Gives rows of the image: `read(top, bottom)` is (bottom - top, W, C) or (bottom - top, W).
+            size: Height and width of the image.
+            first_row: Go on from this row, down to which an earlier call came.
+
+        Yields:
+            Labels (rows, W) of the next rows, uint8 or uint16.
+        """
+        rows: list[np.ndarray] = []
+        blocks = blend_tiles(
+            lambda tiles: self._logits(self._to_pixels(tiles)),
+            *(read, size, self.size, self.overlap, self.batch_size, first_row),
+        )
+        for _, left, logits in blocks:
+            rows.append(self._labels(nn.Identity(), logits[None], None)[0])
+            if left + rows[-1].shape[1] == size[1]:
+                yield np.concatenate(rows, axis=1)
+                rows = []
+
+    @torch.inference_mode()
+    def _predict(
+        self, images: Sequence[np.ndarray], probabilities: bool, confidence: bool
+    ) -> list[Prediction]:
+        size = images[0].shape[:2]
+        if self.fit == "tiles" and not (probabilities or confidence):
+            return [
+                Prediction(np.concatenate(list(self.label_rows(lambda a, b, image=image: image[a:b], size))))
+                for image in images
+            ]
+        if self.fit == "tiles":
+            logits = torch.cat([self._blended(image) for image in images])
+        else:
+            resized = resize(self._fitted(*size))
+            pixels = self._to_pixels(np.stack([resized(image=image)["image"] for image in images]))
+            if not (probabilities or confidence):
+                return [Prediction(labels) for labels in self._labels(self.model, pixels, size)]
+            logits = F.interpolate(self._logits(pixels), size, mode="bilinear")
+        labels = self._labels(nn.Identity(), logits, None)
+        chances = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
+        largest = chances.amax(1) if logits.shape[1] > 1 else torch.maximum(chances, 1 - chances)[:, 0]
+        return [
+            Prediction(
+                labels[index],
+                chances[index].float().cpu().numpy() if probabilities else None,
+                largest[index].float().cpu().numpy() if confidence else None,
+            )
+            for index in range(len(images))
+        ]
+
+    def _fitted(self, height: int, width: int) -> tuple[int, int]:
+        """The size at which the model sees an image."""
+        if self.fit == "squeeze":
+            return self.size
+        if self.fit == "shorter_side":
+            scale = min(self.size) / min(height, width)
+            return tuple(max(round(side * scale / 32), 1) * 32 for side in (height, width))
+        return -(-height // 32) * 32, -(-width // 32) * 32
+
+    def _to_pixels(self, images: np.ndarray) -> torch.Tensor:
+        """(B, h, w, C) or (B, h, w) to (B, C, h, w), normalized, on the device."""
+        images = images.reshape(*images.shape[:3], -1)
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).contiguous()
+        pixels = pixels.float() if pixels.is_floating_point() else pixels / 255
+        return (pixels - self._mean.to(self.device)) / self._std.to(self.device)
+
+    def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes, h, w) of the model, before its activation if it has one."""
+        output = self.model(pixels)
+        logits = output.logits if hasattr(output, "logits") else output
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        head = getattr(self.model, "segmentation_head", None)
+        activations = [part for part in head.modules() if isinstance(part, Activation)] if head else []
+        activation = activations[-1].activation if activations else None
+        if isinstance(activation, nn.Sigmoid):
+            logits = logits.logit(eps=1e-7)
+        elif isinstance(activation, nn.Softmax):
+            logits = logits.clamp(min=1e-30).log()
+        if logits.shape[2:] != pixels.shape[2:]:  # Hugging Face's are smaller
+            logits = F.interpolate(logits, pixels.shape[2:], mode="bilinear")
+        return logits
+
+    def _blended(self, image: np.ndarray) -> torch.Tensor:
+        """Logits (1, classes, H, W) of an image in tiles."""
+        whole = None
+        for top, left, block in blend_tiles(
+            lambda tiles: self._logits(self._to_pixels(tiles)),
+            lambda top, bottom: image[top:bottom],
+            *(image.shape[:2], self.size, self.overlap, self.batch_size),
+        ):
+            if whole is None:
+                whole = block.new_empty(1, len(block), *image.shape[:2])
+            whole[0, :, top : top + block.shape[1], left : left + block.shape[2]] = block
+        return whole
+
+    def _labels(self, model: nn.Module, pixels: torch.Tensor, size: tuple[int, int] | None) -> np.ndarray:
+        """Labels (B, H, W), as small numbers as hold all classes."""
+        is_small = self.classes is not None and self.classes <= 256
+        labels = predict_labels(model, pixels, size, torch.uint8 if is_small else torch.int32)
+        return labels.cpu().numpy().astype(np.uint8 if is_small else np.uint16, copy=False)
+
+    def _as_array(self, image: ImageLike) -> np.ndarray:
+        """An image as (H, W, C) or (H, W), uint8 or float32."""
+        if isinstance(image, str | Path | Image.Image) and self.channels not in MODES:
+            raise ValueError(f"the model takes {self.channels} channels, but photographs have 3 or 1.")
+        if isinstance(image, str | Path):
+            return read_image(Path(image), self.channels)
+        if isinstance(image, Image.Image):
+            return np.asarray(ImageOps.exif_transpose(image).convert(MODES[self.channels]))
+        if isinstance(image, torch.Tensor):
+            array = np.moveaxis(image.detach().cpu().numpy(), 0, -1) if image.ndim == 3 else image.numpy()
+        else:
+            array = np.asarray(image)
+        channels = array.shape[2] if array.ndim == 3 else 1
+        if array.ndim not in (2, 3) or channels != self.channels:
+            what = "(C, H, W)" if isinstance(image, torch.Tensor) else "(H, W, C)"
+            raise ValueError(
+                f"an image should be {what} of {self.channels} channels, got {tuple(image.shape)}."
+            )
+        if np.issubdtype(array.dtype, np.floating):
+            return array.astype(np.float32, copy=False)
+        if array.dtype != np.uint8:
+            raise ValueError(f"an image should have 8-bit numbers or floats from 0 to 1, got {array.dtype}.")
+        return array
 
 
 def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, Any]) -> np.ndarray:
-    """Predicts the class of each pixel of one image.
+    """Predict the class of each pixel of one image, with the model where it is.
 
     Args:
-        model: maps images (1, C, h, w) to logits, as `vitseg_zoo.load_model` returns it.
+        model: Maps images (1, C, h, w) to logits, as `vitseg_zoo.load_model` returns it.
         image: (H, W, 3) or (H, W) uint8.
-        metadata: `mean` and `std` of images in [0, 1] (default 0 and 1), and `input_size` (h, w), to which
-            the image is resized as in training; by default its own size, rounded up to a multiple of 32.
+        metadata: See `Predictor`.
 
     Returns:
         (H, W) uint8 class indices, at the image's own size.
 
     Raises:
-        ValueError: A predicted class is above 255.
+        ValueError: If a predicted class is above 255.
 
     Example:
         >>> import segmentation_models_pytorch as smp
@@ -33,22 +312,13 @@ def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, An
         >>> predict_image(model, np.zeros((50, 70, 3), np.uint8), {"input_size": (64, 64)}).shape
         (50, 70)
     """
-    height, width = image.shape[:2]
-    size = metadata.get("input_size") or (-(-height // 32) * 32, -(-width // 32) * 32)
-    resized = resize(tuple(size))(image=image)["image"].reshape(*size, -1)  # (h, w, C)
-    device = next(model.parameters()).device
-    pixels = torch.tensor(resized, device=device).permute(2, 0, 1)[None] / 255  # (1, C, h, w)
-    mean, std = (
-        torch.tensor(metadata.get(key) or [default], device=device).view(1, -1, 1, 1)
-        for key, default in (("mean", 0.0), ("std", 1.0))
-    )
-    labels = predict_labels(model, (pixels - mean) / std, (height, width))[0]
+    labels = Predictor(model, next(model.parameters()).device, metadata=metadata)(image).labels
     if labels.max() > 255:  # would become another class
         raise ValueError(
             f"a mask of 8 bits holds the classes 0 to 255, but the model predicts class {labels.max()}: "
             "use predict_labels, which returns all of them."
         )
-    return labels.to("cpu", torch.uint8).numpy()
+    return labels.astype(np.uint8, copy=False)
 
 
 def palette_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:

@@ -13,14 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitseg_zoo.ops import memory
-from vitseg_zoo.ops.dispatch import Layer, is_plain, runs_eagerly_on_cpu
+from vitseg_zoo.ops.dispatch import Layer, has_operations, may_bypass, runs_eagerly_on_cpu
+
+_HAS_OPERATIONS = has_operations(
+    {"aten.upsample_bilinear2d.out": "self output_size align_corners scales_h scales_w out"}
+)
 
 # Columns of a matrix whose zeros are left out together.
 _BAND_COLUMNS = 16
 
 
 def resample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
-    """Resamples a map (B, C, h, w) bilinearly to (B, C, *size).
+    """Resample a map (B, C, h, w) bilinearly to (B, C, *size).
 
     Args:
         x: The map.
@@ -34,7 +38,7 @@ def resample(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Ten
     size = tuple(size)
     if tuple(x.shape[2:]) == size:
         return x
-    on_cpu = runs_eagerly_on_cpu(x)
+    on_cpu = _HAS_OPERATIONS and runs_eagerly_on_cpu(x)
     if on_cpu and not torch.is_grad_enabled():
         return _resampled(x, size, align_corners)
     if on_cpu and x.requires_grad:
@@ -51,7 +55,7 @@ def _resampled(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
 
 
 def is_bilinear(layer: Layer) -> bool:
-    """Whether a layer is an `nn.Upsample` that upsamples bilinearly by a whole number."""
+    """Tell whether a layer is an `nn.Upsample` that upsamples bilinearly by a whole number."""
     return (
         isinstance(layer, nn.Upsample)
         and layer.mode == "bilinear"
@@ -61,21 +65,25 @@ def is_bilinear(layer: Layer) -> bool:
 
 
 def upsample(layer: Layer, x: Tensor) -> Tensor:
-    """Applies a layer to a map (B, C, h, w): one that `is_bilinear` by `resample`."""
-    if runs_eagerly_on_cpu(x) and is_bilinear(layer) and is_plain((), around=(layer,)):
+    """Apply a layer to a map (B, C, h, w): one that `is_bilinear` by `resample`."""
+    if (
+        runs_eagerly_on_cpu(x)
+        and is_bilinear(layer)
+        and may_bypass((layer, (nn.Upsample, nn.UpsamplingBilinear2d)))
+    ):
         size = [int(layer.scale_factor) * side for side in x.shape[2:]]
         return resample(x, size, bool(layer.align_corners))
     return layer(x)
 
 
 def resampling_matrix(size_in: int, size_out: int, like: Tensor, align_corners: bool = False) -> Tensor:
-    """The matrix (size_out, size_in) of `resample` along one side, of the device and dtype of `like`."""
+    """Give the matrix (size_out, size_in) of `resample` along one side, of the device and dtype of `like`."""
     identity = torch.eye(size_in, dtype=like.dtype, device=like.device)  # what is done to unit vectors
     return resample(identity[None, None], (size_out, size_in), align_corners)[0, 0]
 
 
 def add_doubled(output: Tensor, x: Tensor) -> None:
-    """Adds to rows (..., 2 w, C) rows (..., w, C) that `resample` would double, in place.
+    """Add to rows (..., 2 w, C) rows (..., w, C) that `resample` would double, in place.
 
     The centers of the doubled columns lie a quarter beside those of the columns they are made of.
     """
@@ -88,15 +96,15 @@ def add_doubled(output: Tensor, x: Tensor) -> None:
         column[..., end, :].add_(x[..., end, :], alpha=0.25)
 
 
-def gradient_of_doubled(gradient: Tensor) -> Tensor:
-    """The gradient (..., w, C) of `x` in `add_doubled` from that of its output."""
-    left, right = gradient.unflatten(-2, (-1, 2)).unbind(-2)
-    to_x = torch.add(left, right).mul_(0.75)
-    to_x[..., :-1, :].add_(left[..., 1:, :], alpha=0.25)
-    to_x[..., 1:, :].add_(right[..., :-1, :], alpha=0.25)
+def gradient_of_doubled(grad_output: Tensor) -> Tensor:
+    """Give the gradient (..., w, C) of `x` in `add_doubled` from that of its output."""
+    left, right = grad_output.unflatten(-2, (-1, 2)).unbind(-2)
+    grad_x = torch.add(left, right).mul_(0.75)
+    grad_x[..., :-1, :].add_(left[..., 1:, :], alpha=0.25)
+    grad_x[..., 1:, :].add_(right[..., :-1, :], alpha=0.25)
     for column, end in ((left, 0), (right, -1)):
-        to_x[..., end, :].add_(column[..., end, :], alpha=0.25)
-    return to_x
+        grad_x[..., end, :].add_(column[..., end, :], alpha=0.25)
+    return grad_x
 
 
 class _Resample(torch.autograd.Function):
@@ -109,23 +117,23 @@ class _Resample(torch.autograd.Function):
         return _resampled(x, size, align_corners)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        rows, columns = (resampling_matrix(*side, gradient, ctx.align_corners) for side in ctx.sides)
-        nchw = gradient.is_contiguous()
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = (resampling_matrix(*side, grad_output, ctx.align_corners) for side in ctx.sides)
+        nchw = grad_output.is_contiguous()
         # Rows are the second of three dimensions.
-        gradient_rows = gradient.flatten(0, 1) if nchw else gradient.permute(0, 2, 3, 1).flatten(2)
+        grad_rows = grad_output.flatten(0, 1) if nchw else grad_output.permute(0, 2, 3, 1).flatten(2)
         bands = []
         with torch.autocast("cpu", enabled=False):
             for used, to_rows in _bands(rows):
-                band = to_rows.T @ gradient_rows[:, used]
+                band = to_rows.T @ grad_rows[:, used]
                 band = band @ columns if nchw else columns.T @ band.unflatten(2, (len(columns), -1))
                 bands.append(band)
-        to_x = torch.cat(bands, 1)
-        return to_x.unflatten(0, gradient.shape[:2]) if nchw else to_x.permute(0, 3, 1, 2), None, None
+        grad_x = torch.cat(bands, 1)
+        return grad_x.unflatten(0, grad_output.shape[:2]) if nchw else grad_x.permute(0, 3, 1, 2), None, None
 
 
 def _bands(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A `resampling_matrix` without most of its zeros: of a few columns at a time, the rows that are used."""
+    """Yield a few columns of a `resampling_matrix` at a time, with the rows that are used, not all zeros."""
     for columns in matrix.split(_BAND_COLUMNS, 1):
         used = columns.any(1).nonzero().flatten().tolist() or [0]
         rows = slice(used[0], used[-1] + 1)

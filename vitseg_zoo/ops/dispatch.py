@@ -1,180 +1,186 @@
-"""Operations of MiT on maps (B, H, W, C), as functions over layers, and the forms that are fast on a CPU.
+"""Which form of an operation runs: the plain one, or a fast one that gives the same.
 
-Papers: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
-https://arxiv.org/abs/2105.15203, and "PVT v2: Improved Baselines with Pyramid Vision Transformer",
-https://arxiv.org/abs/2106.13797. Follows timm's `pvt_v2.py` (Apache-2.0).
+The plain form calls a model's layers one after the other, as the papers have them. Fast forms compute the
+same from the layers' weights without calling them: in another order, in strips that stay in a CPU's cache, or
+by operations that PyTorch's own layers have no way to. One runs only where all of this holds:
 
-Differences from it: maps stay channels-last from end to end, so that layer norms, linear layers,
-convolutions and attention work on the same memory. Functions take layers, not weights: the same code runs
-in the zoo's encoders and in the models that `vitseg_zoo.accelerate` finds, hooks and adapters on the layers
-included.
+* it is not switched off, by the environment's `VITSEG_ZOO_PLAIN=1` or by `plain_forms`;
+* PyTorch has the private operations that it is made of, with the arguments that it knows (`has_operations`);
+* the parts that it bypasses are what they were when it was written (`may_bypass`);
+* where it only pays on a CPU, the tensors are on one, and nobody records or transforms what is computed
+  (`runs_eagerly_on_cpu`).
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
-from timm.layers import LayerNorm
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.nn.modules import module as torch_module
 
 Layer = Callable[[torch.Tensor], torch.Tensor]
+# A part of a model, and the class or classes that a fast form knows it by.
+Part = tuple[object, type | tuple[type, ...]]
+
+_plain_only = os.environ.get("VITSEG_ZOO_PLAIN", "").lower() not in ("", "0", "false", "off", "no")
 
 
-def runs_eagerly_on_cpu(x: torch.Tensor) -> bool:
-    """Whether the forms of an operation that only pay on a CPU may be used.
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Switch off every fast form inside a `with` block, in all threads.
 
-    Not while a graph is recorded, under the transforms of `torch.func`, in forward-mode differentiation, nor
-    where dispatch modes such as `FlopCounterMode` look on: those see the plain forms.
+    Example:
+        >>> import timm
+        >>> model, image = timm.create_model("mit_b0").eval(), torch.rand(1, 3, 64, 64)
+        >>> with torch.no_grad(), plain_forms():
+        ...     expected = model(image)
+        >>> with torch.no_grad():
+        ...     torch.testing.assert_close(model(image), expected, atol=1e-4, rtol=1e-4)
     """
-    return x.device.type == "cpu" and not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()
-    )
+    global _plain_only
+    before, _plain_only = _plain_only, True
+    try:
+        yield
+    finally:
+        _plain_only = before
 
 
-def linear(layer: Layer, x: torch.Tensor) -> torch.Tensor:
-    """Applies a linear layer to a map (B, H, W, C): by `pointwise`, or as it is if it is more than that."""
-    if runs_eagerly_on_cpu(x) and type(layer) is nn.Linear and is_plain((layer,)):
-        return pointwise(x, layer.weight, layer.bias)
-    return layer(x)
+def has_operations(arguments: dict[str, str]) -> bool:
+    """Tell whether PyTorch has operations with the arguments that a fast form passes.
 
+    Asked once, when the module of the fast form is imported; it computes nothing.
 
-def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """A linear layer on the channels of a map (B, H, W, C), by oneDNN instead of MKL on a CPU.
+    Args:
+        arguments: The names of an operation's arguments, in order, by the operation's own name and overload.
 
-    The same sums: in fp32 up to a quarter faster where channels are few, in bf16 up to a third. Other shapes,
-    devices and dtypes are left to `F.linear`.
+    Example:
+        >>> has_operations({"aten.mm.out": "self mat2 out"}), has_operations({"aten.mm.out": "left right"})
+        (True, False)
     """
-    dtype = onednn_dtype(x, weight)
-    if dtype is None or x.ndim != 4 or x.shape[3] != weight.shape[1]:
-        return F.linear(x, weight, bias)
-    if not torch.is_grad_enabled():
-        return _onednn_linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
-    if torch.is_autocast_enabled("cpu") or dtype is not torch.float32:
-        return F.linear(x, weight, bias)
-    return _Pointwise.apply(x, weight, bias)
-
-
-def onednn_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype | None:
-    """The type, autocast's included, in which oneDNN's own operations take `x` and `weight`; or None."""
-    if not (_HAS_ONEDNN and runs_eagerly_on_cpu(x) and type(weight) in (torch.Tensor, nn.Parameter)):
-        return None
-    if torch.is_autocast_enabled("cpu") and x.dtype is not torch.float64:
-        dtype = torch.get_autocast_dtype("cpu")
-    else:
-        dtype = x.dtype if x.dtype is weight.dtype else None
-    return dtype if dtype is torch.float32 or (dtype is torch.bfloat16 and HAS_BF16) else None
+    try:
+        for operation, names in arguments.items():
+            namespace, name, overload = operation.split(".")
+            schema = getattr(getattr(getattr(torch.ops, namespace), name), overload)._schema
+            if [argument.name for argument in schema.arguments] != names.split():
+                return False
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 # Operations that PyTorch's compiler also calls; F.linear and F.conv2d have no way to them.
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-# The largest matrix, in elements, for which oneDNN is faster: 0.6 to 0.9 of MKL's time.
-_ONEDNN_UP_TO = 2**15
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and has_operations(
+    {
+        "mkldnn._linear_pointwise.default": "X W B attr scalars algorithm",
+        "mkldnn._convolution_pointwise.default": (
+            "X W B padding stride dilation groups attr scalars algorithm"
+        ),
+        "mkldnn._is_mkldnn_bf16_supported.default": "",
+    }
+)
 # Whether the CPU multiplies bf16 itself; emulated, a step of a training can take minutes.
-HAS_BF16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+HAS_BF16 = HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+# What says whether somebody records or transforms what is computed.
+_SEES_TRANSFORMS = (
+    hasattr(torch._C, "_are_functorch_transforms_active")
+    and hasattr(torch._C, "_len_torch_dispatch_stack")
+    and hasattr(forward_ad, "_current_level")
+)
 
 
-def _onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def runs_eagerly_on_cpu(x: torch.Tensor) -> bool:
+    """Tell whether the forms of an operation on `x` that only pay on a CPU may be used.
 
-
-def pointwise_backward(
-    gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Gradients of `x`, `weight` and `bias` of `pointwise` from that of its output, (B, H, W, C_out)."""
-    flat = gradient.flatten(0, 2)
-    of_bias = None if bias is None else flat.sum(0)
-    # A convolution's own backward pass takes a tenth longer than these, and sometimes half.
-    return times(gradient, weight), flat.T @ x.flatten(0, 2), of_bias
-
-
-def times(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """A map (B, H, W, C) times a matrix (C, D): by oneDNN or MKL, the faster one."""
-    small = matrix.numel() <= _ONEDNN_UP_TO and not torch.is_grad_enabled()
-    if small and onednn_dtype(x, matrix) is torch.float32:
-        return _onednn_linear(x, matrix.T.contiguous(), None)
-    return (x.flatten(0, 2) @ matrix).unflatten(0, x.shape[:3])
-
-
-class _Pointwise(torch.autograd.Function):
-    """oneDNN's linear layer forwards and MKL's matrix products backwards: the faster ones."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.save_for_backward(x, weight, bias)
-        return _onednn_linear(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return pointwise_backward(gradient, *ctx.saved_tensors)
-
-
-def conv_nhwc(conv: Layer, x: torch.Tensor) -> torch.Tensor:
-    """Applies a convolution to a map (B, H, W, C); its memory is what PyTorch calls channels-last."""
-    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-
-
-def with_drop_path(
-    x: torch.Tensor, drop_path: Layer, half: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-) -> torch.Tensor:
-    """Half of a block; on a CPU not computed for the images whose branch stochastic depth drops.
-
-    Args:
-        x: A map (B, H, W, C).
-        drop_path: Dropout of whole images, or the identity.
-        half: Makes the output of a map and its `image_scale`.
-
-    Returns:
-        (B, H, W, C).
+    Not while a graph is recorded, under the transforms of `torch.func`, in forward-mode differentiation,
+    where dispatch modes such as `FlopCounterMode` look on, nor for subclasses of tensors: those see the plain
+    forms.
     """
-    scale = image_scale(x, drop_path)
-    if scale is None or not runs_eagerly_on_cpu(x):
-        return half(x, scale)
-    kept = scale.flatten().nonzero().flatten()
-    if len(kept) in (0, len(x)):  # where none is kept, weights have gradients still: zeros
-        return half(x, scale)
-    output = half(x[kept], scale[kept])
-    return x.to(output.dtype).index_copy(0, kept, output)
-
-
-def image_scale(x: torch.Tensor, drop_path: Layer) -> torch.Tensor | None:
-    """What stochastic depth multiplies each image's branch by, (B, 1, 1, 1); None where it drops nothing."""
-    drops = getattr(drop_path, "training", True) and not isinstance(drop_path, nn.Identity)
-    return drop_path(x.new_ones(x.shape[0], 1, 1, 1)) if drops else None
-
-
-def add_branch(
-    x: torch.Tensor, branch: torch.Tensor, scale: torch.Tensor | None, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """A shortcut and its branch with the `image_scale` of that, in one pass."""
-    if scale is None:
-        return torch.add(x, branch, out=out)
-    return torch.addcmul(x, scale, branch, out=out)
-
-
-def is_plain(layers: Iterable[nn.Module], around: Iterable[nn.Module] = ()) -> bool:
-    """Whether `layers` can be computed from their weights: known ones, without hooks on them or `around`."""
-    layers = list(layers)
-    return all(type(layer) in _PLAIN_TYPES for layer in layers) and not any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
-        for module in (*layers, *around)
+    return (
+        not torch.compiler.is_compiling()
+        and not _plain_only
+        and _SEES_TRANSFORMS
+        and type(x) in (torch.Tensor, nn.Parameter)
+        and x.device.type == "cpu"
+        and not (
+            torch.jit.is_tracing()
+            or torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0
+            or torch._C._len_torch_dispatch_stack()
+        )
     )
 
 
-_PLAIN_TYPES = (
-    nn.Linear,
-    nn.Conv2d,
-    nn.BatchNorm2d,
-    nn.SyncBatchNorm,
-    nn.LayerNorm,
-    LayerNorm,
-)
+def may_bypass(*parts: Part) -> bool:
+    """Tell whether parts of a model may be computed from their weights instead of being called.
+
+    Args:
+        parts: Every part that would not be called, with its class or classes: a subclass, as a
+            parametrization, quantization, an adapter or FSDP2 makes one, is something else.
+
+    Returns:
+        Whether all of them are what they were made as; see `reason_to_call`.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> may_bypass((layer, nn.Linear))
+        True
+        >>> handle = layer.register_forward_hook(print)
+        >>> may_bypass((layer, nn.Linear))
+        False
+    """
+    return reason_to_call(*parts) is None
+
+
+def reason_to_call(*parts: Part) -> str | None:
+    """Say why parts have to be called: the first reason there is, or None if `may_bypass`.
+
+    Reasons are another class than the one given, hooks of anybody but the framework's own, a forward method
+    of the object's own (as Hugging Face's accelerate sets it), and parameters or buffers of a class of their
+    own (DTensor, torchao's quantized ones). Old-style weight norm, spectral norm and pruning have hooks.
+    """
+    if _plain_only:
+        return "VITSEG_ZOO_PLAIN"
+    if _is_foreign(torch_module._global_forward_hooks) or _is_foreign(torch_module._global_forward_pre_hooks):
+        return "a hook on all modules"
+    if torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks:
+        return "a hook on all modules"
+    for part, classes in parts:
+        if not (type(part) is classes or (isinstance(classes, tuple) and type(part) in classes)):
+            return f"{type(part).__name__} in place of {_name_of(classes)}"
+        if not isinstance(part, nn.Module):
+            continue  # None, where a part may be left out
+        if (
+            part._backward_hooks
+            or part._backward_pre_hooks
+            or (part._forward_hooks and _is_foreign(part._forward_hooks))
+            or (part._forward_pre_hooks and _is_foreign(part._forward_pre_hooks))
+        ):
+            return f"a hook on {type(part).__name__}"
+        if "forward" in part.__dict__:
+            return f"{type(part).__name__} with a forward method of its own"
+        for tensors in (part._parameters, part._buffers):
+            for tensor in tensors.values():
+                if tensor is not None and type(tensor) not in _TENSORS:
+                    return f"{type(tensor).__name__} in {type(part).__name__}"
+    return None
+
+
+# The last two are what exporting makes of all tensors.
+_TENSORS = (torch.Tensor, nn.Parameter, FakeTensor, FunctionalTensor)
+# Modules whose hooks change no output and need no call: of transformers to collect what it is asked for, of
+# PyTorch to know which module is running.
+_FRAMEWORKS_HOOKS = ("transformers.utils.output_capturing", "torch.utils.module_tracker")
+
+
+def _is_foreign(hooks: dict[int, Callable]) -> bool:
+    """Tell whether there is a hook that is not one of the framework's own."""
+    return any(getattr(hook, "__module__", None) not in _FRAMEWORKS_HOOKS for hook in hooks.values())
+
+
+def _name_of(classes: type | tuple[type, ...]) -> str:
+    return (classes[0] if isinstance(classes, tuple) else classes).__name__

@@ -15,33 +15,35 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from vitseg_zoo.ops.dense_conv import dense_conv, dense_conv_with
-from vitseg_zoo.ops.dispatch import (
-    Layer,
-    add_branch,
-    is_plain,
-    linear,
-    runs_eagerly_on_cpu,
-    with_drop_path,
-)
+from vitseg_zoo.ops.dispatch import Layer, runs_eagerly_on_cpu
+from vitseg_zoo.ops.drop_path import add_branch, with_drop_path
+from vitseg_zoo.ops.linear import linear
+
+# timm's calls PyTorch's.
+LAYER_NORMS = (nn.LayerNorm, LayerNorm)
 
 
 def mix_attention(
     x: Tensor,
-    norm: Layer,
-    q: Layer,
+    *,
+    norm: nn.LayerNorm,
+    q: nn.Linear,
     sr: nn.Conv2d | None,
     sr_norm: Layer | None,
     kv: Callable[[Tensor], tuple[Tensor, Tensor]],
-    proj: Layer,
+    proj: nn.Linear,
     drop: Layer,
     drop_path: Layer,
     num_heads: int,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """The first half of a block: x + drop_path(drop(proj(attention(q(n), kv(sr_norm(sr(n))))))), n = norm(x).
+    """Compute x + drop_path(drop(proj(attention(q(n), kv(sr_norm(sr(n))))))), n = norm(x), on a map.
+
+    The caller has asked `may_bypass` for the layers.
 
     Args:
         x: A map (B, H, W, C).
@@ -61,8 +63,8 @@ def mix_attention(
     """
 
     def half(x: Tensor, scale: Tensor | None) -> Tensor:
-        if num_heads == 1 and sr is not None and not dropout_p and _can_fold(x, norm, q, sr, proj):
-            branch = _single_head(x, scale, norm, q, sr, sr_norm, kv, proj)
+        if num_heads == 1 and sr is not None and not dropout_p and _can_fold(x, norm, q, sr):
+            branch = _single_head(x, scale, norm=norm, q=q, sr=sr, sr_norm=sr_norm, kv=kv, proj=proj)
             scale = None  # which the few values have
         else:
             normed = norm(x)
@@ -75,7 +77,7 @@ def mix_attention(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, dropout_p: float = 0.0) -> Tensor:
-    """Multi-head attention of every position of a map to all positions of a smaller one.
+    """Let every position of a map attend, in several heads, to all positions of a smaller one.
 
     Args:
         q: Queries (B, H, W, C).
@@ -92,12 +94,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, dropout_p: float 
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p).transpose(1, 2).flatten(2)
 
 
-def _can_fold(x: Tensor, norm: Layer, q: Layer, sr: nn.Conv2d, proj: Layer) -> bool:
-    """Whether `_single_head` computes these layers."""
+def _can_fold(x: Tensor, norm: nn.LayerNorm, q: nn.Linear, sr: nn.Conv2d) -> bool:
+    """Tell whether `_single_head` computes these layers."""
     return (
         runs_eagerly_on_cpu(x)
         and not torch.is_autocast_enabled("cpu")
-        and is_plain((norm, q, sr, proj))
         and all(t is not None for t in (norm.weight, norm.bias, q.bias, sr.bias))
         and x.dtype is norm.weight.dtype
         and x.dtype in (torch.float32, torch.float64)  # others round what is added
@@ -108,6 +109,7 @@ def _can_fold(x: Tensor, norm: Layer, q: Layer, sr: nn.Conv2d, proj: Layer) -> b
 def _single_head(
     x: Tensor,
     scale: Tensor | None,
+    *,
     norm: nn.LayerNorm,
     q: nn.Linear,
     sr: nn.Conv2d,
@@ -115,7 +117,7 @@ def _single_head(
     kv: Callable[[Tensor], tuple[Tensor, Tensor]],
     proj: nn.Linear,
 ) -> Tensor:
-    """`scale * proj(attention(q(n), kv(sr_norm(sr(n)))))` with n = norm(x) and one head; see the module."""
+    """Compute `scale * proj(attention(q(n), kv(sr_norm(sr(n)))))` with n = norm(x) and one head."""
     ones = torch.ones_like(norm.weight)
     # n = (shifted - 1) * weight + bias
     shifted = F.layer_norm(x, ones.shape, ones, ones, norm.eps)

@@ -18,17 +18,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vitseg_zoo.ops.dispatch import (
-    Layer,
-    add_branch,
-    conv_nhwc,
-    is_plain,
-    linear,
-    onednn_dtype,
-    pointwise,
-    runs_eagerly_on_cpu,
-    times,
-    with_drop_path,
+from vitseg_zoo.ops.dispatch import Layer, has_operations, runs_eagerly_on_cpu
+from vitseg_zoo.ops.drop_path import add_branch, with_drop_path
+from vitseg_zoo.ops.linear import conv_nhwc, linear, onednn_dtype, pointwise, times
+
+_HAS_OPERATIONS = has_operations(
+    {
+        "aten.native_layer_norm.default": "input normalized_shape weight bias eps",
+        "aten.native_layer_norm_backward.default": (
+            "grad_out input normalized_shape mean rstd weight bias output_mask"
+        ),
+        "aten.gelu_backward.grad_input": "grad_output self approximate grad_input",
+        "aten.convolution_backward.default": (
+            "grad_output input weight bias_sizes stride padding dilation transposed output_padding groups "
+            "output_mask"
+        ),
+    }
 )
 
 # Elements of a strip of the hidden map. 4 MB in fp32 stay in the cache, and the allocator uses their memory
@@ -44,20 +49,23 @@ _KEPT_STRIP_ELEMENTS = 2**21
 
 def mix_ffn(
     x: Tensor,
-    norm: Layer,
+    *,
+    norm: nn.LayerNorm,
     fc1: Layer,
     dwconv: nn.Conv2d,
     act: Layer,
-    drop: Layer,
-    fc2: Layer,
+    drop: nn.Dropout,
+    fc2: nn.Linear,
     drop_path: Layer,
 ) -> Tensor:
-    """The second half of a block: x + drop_path(fc2(act(dwconv(fc1(norm(x)))))) on a map (B, H, W, C).
+    """Compute x + drop_path(drop(fc2(drop(act(dwconv(fc1(norm(x)))))))) on a map (B, H, W, C).
+
+    The caller has asked `may_bypass` for the layers, and `is_mix_conv` for the convolution.
 
     Args:
         x: The map.
         norm: Norm of each position.
-        fc1: Linear layer to the hidden channels.
+        fc1: Linear layer to the hidden channels, or it and what works on each position behind it.
         dwconv: 3 x 3 depthwise convolution.
         act: Activation, element by element.
         drop: Dropout, behind `act` and behind `fc2`.
@@ -67,13 +75,35 @@ def mix_ffn(
     Returns:
         (B, H, W, C).
     """
-    layers = norm, fc1, dwconv, act, drop, fc2
-    return with_drop_path(x, drop_path, lambda x, scale: _mix_ffn(x, scale, *layers))
+
+    def half(x: Tensor, scale: Tensor | None) -> Tensor:
+        if runs_eagerly_on_cpu(x) and not torch.is_grad_enabled():
+            return _in_strips(x, scale, norm=norm, fc1=fc1, dwconv=dwconv, act=act, drop=drop, fc2=fc2)
+        trains = _HAS_OPERATIONS and runs_eagerly_on_cpu(x) and not torch.is_autocast_enabled("cpu")
+        drops = drop.training and drop.p > 0
+        if trains and not drops and _is_gelu(act) and type(fc1) is nn.Linear:
+            weights = [tensor for layer in (norm, fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
+            return _MixFFN.apply(x, norm.eps, dwconv, scale, *weights)
+        hidden = drop(act(conv_nhwc(dwconv, linear(fc1, norm(x)))))
+        return add_branch(x, drop(linear(fc2, hidden)), scale)
+
+    return with_drop_path(x, drop_path, half)
 
 
-def _mix_ffn(
+def is_mix_conv(conv: nn.Conv2d) -> bool:
+    """Tell whether a convolution keeps the size of its input, row by row, as Mix-FFN's does."""
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.stride == (1, 1)
+        and conv.padding == conv.dilation
+        and conv.padding_mode == "zeros"
+    )
+
+
+def _in_strips(
     x: Tensor,
     scale: Tensor | None,
+    *,
     norm: Layer,
     fc1: Layer,
     dwconv: nn.Conv2d,
@@ -81,28 +111,20 @@ def _mix_ffn(
     drop: Layer,
     fc2: Layer,
 ) -> Tensor:
-    """`mix_ffn` with the `image_scale` of its branch."""
-    if runs_eagerly_on_cpu(x) and not torch.is_grad_enabled():
-        output = None
-        for images, start, stop, top, bottom in _strips(x, dwconv, _STRIP_ELEMENTS):
-            hidden = linear(fc1, norm(x[images, top:bottom]))
-            hidden = _activated(dwconv, act, hidden)[:, start - top : stop - top]
-            strip_scale = None if scale is None else scale[images]
-            strip = add_branch(x[images, start:stop], drop(linear(fc2, drop(hidden))), strip_scale)
-            if strip.shape[:3] == x.shape[:3]:
-                return strip
-            if output is None:
-                output = strip.new_empty(x.shape)
-            output[images, start:stop] = strip
-            del hidden  # before the next strip asks for memory, which is still in the cache
-        return output
-    if runs_eagerly_on_cpu(x) and not torch.is_autocast_enabled("cpu"):
-        drops = getattr(drop, "training", False) and getattr(drop, "p", 1.0) > 0
-        if _is_gelu(act) and not drops and is_plain((norm, fc1, dwconv, fc2), around=(act,)):
-            weights = [tensor for layer in (norm, fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
-            return _MixFFN.apply(x, norm.eps, dwconv, scale, *weights)
-    hidden = drop(act(conv_nhwc(dwconv, linear(fc1, norm(x)))))
-    return add_branch(x, drop(linear(fc2, hidden)), scale)
+    """Run `mix_ffn` without gradients, with the `image_scale` of its branch."""
+    output = None
+    for images, start, stop, top, bottom in _strips(x, dwconv, _STRIP_ELEMENTS):
+        hidden = linear(fc1, norm(x[images, top:bottom]))
+        hidden = _activated(dwconv, act, hidden)[:, start - top : stop - top]
+        strip_scale = None if scale is None else scale[images]
+        strip = add_branch(x[images, start:stop], drop(linear(fc2, drop(hidden))), strip_scale)
+        if strip.shape[:3] == x.shape[:3]:
+            return strip
+        if output is None:
+            output = strip.new_empty(x.shape)
+        output[images, start:stop] = strip
+        del hidden  # before the next strip asks for memory, which is still in the cache
+    return output
 
 
 _GELU = nn.GELU()
@@ -113,9 +135,9 @@ def _is_gelu(act: Layer) -> bool:
 
 
 def _activated(dwconv: nn.Conv2d, act: Layer, x: Tensor) -> Tensor:
-    """`act(conv_nhwc(dwconv, x))` without gradients: GELU by oneDNN while the convolution writes."""
+    """Compute `act(conv_nhwc(dwconv, x))` without gradients: GELU by oneDNN while the convolution writes."""
     dtype = onednn_dtype(x, dwconv.weight)
-    if dtype is None or not _is_gelu(act) or not is_plain((dwconv,), around=(act,)):
+    if dtype is None or not _is_gelu(act):
         return act(conv_nhwc(dwconv, x))
     return torch.ops.mkldnn._convolution_pointwise(
         x.to(dtype).permute(0, 3, 1, 2),
@@ -132,7 +154,7 @@ def _activated(dwconv: nn.Conv2d, act: Layer, x: Tensor) -> Tensor:
 
 
 def _strips(x: Tensor, dwconv: nn.Conv2d, elements: int) -> Iterator[tuple[slice, int, int, int, int]]:
-    """Parts of a map whose hidden map has about `elements`.
+    """Yield parts of a map whose hidden map has about `elements`.
 
     Yields:
         Images; first and last row (exclusive); the same with the rows that the convolution reaches.
@@ -186,24 +208,32 @@ class _MixFFN(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # Once: gradient checkpointing gives them out a single time.
         x, scale, *saved = ctx.saved_tensors
         weights, kept = _Weights(*saved[:8]), saved[8:]
-        to_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-        to_weights = _Sums()
+        grad_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+        grad_weights = _Sums()
         maps = len(kept) // len(ctx.strips)
         for i, (images, start, stop, top, bottom) in enumerate(ctx.strips):
-            of_output = gradient[images, start:stop]
-            of_output = of_output if scale is None else of_output * scale[images]
-            strip = x[images, top:bottom], start - top, of_output, kept[maps * i : maps * (i + 1)]
-            of_x = _strip_backward(*strip, weights, to_weights, ctx.conv, ctx.eps)
+            grad_strip = grad_output[images, start:stop]
+            grad_strip = grad_strip if scale is None else grad_strip * scale[images]
+            grad_rows = _strip_backward(
+                x[images, top:bottom],
+                grad_strip,
+                halo=start - top,
+                kept=kept[maps * i : maps * (i + 1)],
+                weights=weights,
+                grad_weights=grad_weights,
+                conv=ctx.conv,
+                eps=ctx.eps,
+            )
             shared = 2 * (start - top)  # rows with the strip above
-            to_x[images, top : top + shared] += of_x[:, :shared]
+            grad_x[images, top : top + shared] += grad_rows[:, :shared]
             rows = slice(top + shared, bottom)
-            torch.add(gradient[images, rows], of_x[:, shared:], out=to_x[images, rows])
-            del of_x  # as above
-        return to_x, None, None, None, *(to_weights.get(name) for name in _Weights._fields)
+            torch.add(grad_output[images, rows], grad_rows[:, shared:], out=grad_x[images, rows])
+            del grad_rows  # as above
+        return grad_x, None, None, None, *(grad_weights.get(name) for name in _Weights._fields)
 
 
 class _Weights(NamedTuple):
@@ -223,41 +253,42 @@ class _Sums(dict[str, Tensor]):
     """Gradients by the name of the weight, added up strip by strip."""
 
     def add(self, name: str, share: Tensor | None) -> None:
-        """Adds a strip's share, if there is one, whose memory may be taken."""
+        """Add a strip's share, if there is one, whose memory may be taken."""
         if share is not None:
             self[name] = self[name].add_(share) if name in self else share
 
     def add_product(self, name: str, left: Tensor, right: Tensor) -> None:
-        """Adds the product of two matrices."""
+        """Add the product of two matrices."""
         self[name] = self[name].addmm_(left, right) if name in self else left @ right
 
 
 def _strip_backward(
     x: Tensor,
+    grad_output: Tensor,
+    *,
     halo: int,
-    of_output: Tensor,
     kept: Sequence[Tensor],
     weights: _Weights,
-    to_weights: _Sums,
+    grad_weights: _Sums,
     conv: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int],
     eps: float,
 ) -> Tensor:
-    """The gradient of a strip's branch: that of its rows is returned, those of weights go to `to_weights`.
+    """Return the gradient of a strip's rows, and add those of the weights to `grad_weights`.
 
     A function of its own, so that a strip's maps are free, and their memory still in the cache, for the next.
 
     Args:
         x: Rows of the input, those that the convolution reaches included.
+        grad_output: Gradient of the output.
         halo: How many of them are above those of the output.
-        of_output: Gradient of the output.
         kept: What was kept of the hidden map: before the convolution, behind it.
         weights: The weights.
-        to_weights: Their gradients.
+        grad_weights: Their gradients.
         conv: Stride, padding, dilation and groups of the convolution.
         eps: Of the norm.
     """
     norm = weights.norm, weights.norm_bias
-    inner = slice(halo, halo + of_output.shape[1])
+    inner = slice(halo, halo + grad_output.shape[1])
     normed, mean, inverse_std = torch.native_layer_norm(x, x.shape[3:], *norm, eps)
     # (b, rows + halo, W, hidden) and (b, rows, W, hidden)
     first = kept[0] if kept else pointwise(normed, weights.fc1, weights.fc1_bias)
@@ -267,41 +298,41 @@ def _strip_backward(
         convolved = F.conv2d(first.permute(0, 3, 1, 2), weights.conv, weights.conv_bias, *conv)
         second = convolved.permute(0, 2, 3, 1)[:, inner]
         del convolved
-    to_weights.add_product("fc2", of_output.flatten(0, 2).T, F.gelu(second).flatten(0, 2))
-    of_second = of_activated = times(of_output, weights.fc2)
+    grad_weights.add_product("fc2", grad_output.flatten(0, 2).T, F.gelu(second).flatten(0, 2))
+    grad_second = grad_activated = times(grad_output, weights.fc2)
     if first.shape != second.shape:
         # Rows of the halo belong to other strips: nothing comes back from them.
-        of_second = torch.empty_like(first)
-        of_second[:, : inner.start] = 0
-        of_second[:, inner.stop :] = 0
-    torch.ops.aten.gelu_backward.grad_input(of_activated, second, grad_input=of_second[:, inner])
-    del second, of_activated
-    of_first, of_conv, of_conv_bias = _depthwise_backward(of_second, first, weights, conv)
-    to_weights.add_product("fc1", of_first.flatten(0, 2).T, normed.flatten(0, 2))
-    of_normed = times(of_first, weights.fc1)
+        grad_second = torch.empty_like(first)
+        grad_second[:, : inner.start] = 0
+        grad_second[:, inner.stop :] = 0
+    torch.ops.aten.gelu_backward.grad_input(grad_activated, second, grad_input=grad_second[:, inner])
+    del second, grad_activated
+    grad_first, grad_conv, grad_conv_bias = _depthwise_backward(grad_second, first, weights, conv)
+    grad_weights.add_product("fc1", grad_first.flatten(0, 2).T, normed.flatten(0, 2))
+    grad_normed = times(grad_first, weights.fc1)
     wanted = [True, *(weight is not None for weight in norm)]
-    of_x, of_norm, of_norm_bias = torch.ops.aten.native_layer_norm_backward(
-        of_normed, x, x.shape[3:], mean, inverse_std, *norm, wanted
+    grad_x, grad_norm, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_normed, x, x.shape[3:], mean, inverse_std, *norm, wanted
     )
-    to_weights.add("norm", of_norm)
-    to_weights.add("norm_bias", of_norm_bias)
-    to_weights.add("fc1_bias", None if weights.fc1_bias is None else of_first.sum((0, 1, 2)))
-    to_weights.add("conv", of_conv)
-    to_weights.add("conv_bias", of_conv_bias)
-    to_weights.add("fc2_bias", None if weights.fc2_bias is None else of_output.sum((0, 1, 2)))
-    return of_x
+    grad_weights.add("norm", grad_norm)
+    grad_weights.add("norm_bias", grad_norm_bias)
+    grad_weights.add("fc1_bias", None if weights.fc1_bias is None else grad_first.sum((0, 1, 2)))
+    grad_weights.add("conv", grad_conv)
+    grad_weights.add("conv_bias", grad_conv_bias)
+    grad_weights.add("fc2_bias", None if weights.fc2_bias is None else grad_output.sum((0, 1, 2)))
+    return grad_x
 
 
 def _depthwise_backward(
-    gradient: Tensor,
+    grad_output: Tensor,
     x: Tensor,
     weights: _Weights,
     conv: tuple[tuple[int, int], tuple[int, int], tuple[int, int], int],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of `x`, weight and bias of the convolution of a map from that of its output."""
+    """Give the gradients of `x`, weight and bias of the convolution of a map."""
     stride, padding, dilation, groups = conv
-    of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
-        gradient.permute(0, 3, 1, 2),
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_output.permute(0, 3, 1, 2),
         x.permute(0, 3, 1, 2),
         weights.conv,
         None if weights.conv_bias is None else weights.conv_bias.shape,
@@ -313,4 +344,4 @@ def _depthwise_backward(
         groups,
         [True, True, weights.conv_bias is not None],
     )
-    return of_x.permute(0, 2, 3, 1), of_weight, of_bias
+    return grad_x.permute(0, 2, 3, 1), grad_weight, grad_bias

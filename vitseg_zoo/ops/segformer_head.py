@@ -1,8 +1,18 @@
-"""The fused all-MLP head a strip of rows at a time, for CPUs: the map of E channels stays in the cache.
+"""SegFormer's all-MLP head, fused: each level is multiplied once, at its own resolution.
 
-See `all_mlp` for the mathematics. In evaluation the batch norm is folded into the weights, and `HeadRows`
-gives the output row by row. In training `classified_head` has gradients of its own, which keep one map of E
-channels instead of several: what the backward pass needs beside it is computed again.
+Paper: "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
+https://arxiv.org/abs/2105.15203, section 3.2. It projects each level to E channels (W_i, b_i), resamples all
+to a quarter of the image, concatenates, and fuses them by a 1 x 1 convolution F, a batch norm and a ReLU.
+Bilinear weights sum to one, so resampling commutes with linear layers on channels and with their biases, and
+
+    F cat_i(up(W_i x_i + b_i)) = sum_i up(F_i W_i x_i) + sum_i F_i b_i.
+
+The products F_i W_i are small and made anew in each pass: parameters, gradients and batch statistics are
+those of the original, and nothing can be out of date. In evaluation the batch norm is folded into them too.
+
+On a CPU the sum is made a strip of rows at a time: the map of E channels stays in the cache. In evaluation
+`HeadRows` gives the output row by row. In training `classified_head` has gradients of its own, which keep one
+map of E channels instead of several: what the backward pass needs beside it is computed again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +25,160 @@ from torch.autograd.function import once_differentiable
 
 from vitseg_zoo.ops import memory
 from vitseg_zoo.ops.bilinear import add_doubled, gradient_of_doubled, resample, resampling_matrix
-from vitseg_zoo.ops.dispatch import Layer, pointwise, pointwise_backward
+from vitseg_zoo.ops.dispatch import (
+    Layer,
+    has_operations,
+    may_bypass,
+    reason_to_call,
+    runs_eagerly_on_cpu,
+)
+from vitseg_zoo.ops.linear import pointwise, pointwise_backward
+
+_HAS_OPERATIONS = has_operations(
+    {
+        "aten.batch_norm_update_stats.default": "input running_mean running_var momentum",
+        "aten.threshold_backward.grad_input": "grad_output self threshold grad_input",
+    }
+)
 
 # Elements of a strip, 4 MB in fp32: it stays in the cache, and the allocator uses its memory again.
 _STRIP_ELEMENTS = 2**20
+
+
+def reason_not_to_fuse(
+    linears: Sequence[nn.Module], fuse: nn.Module, norm: nn.Module, activation: nn.Module
+) -> str | None:
+    """Say why a head is another function than `fused_head`, or has to call its layers; None if neither.
+
+    Args:
+        linears: The projection of each level.
+        fuse: Convolution of the concatenated levels.
+        norm: Its norm.
+        activation: What follows.
+    """
+    reason = reason_to_call(
+        *((linear, nn.Linear) for linear in linears),
+        (fuse, nn.Conv2d),
+        (norm, (nn.BatchNorm2d, nn.SyncBatchNorm)),
+        (activation, nn.ReLU),
+    )
+    if reason is None and not is_pixelwise(fuse):
+        return "the fusion is no 1 x 1 convolution"
+    if reason is None and any(linear.bias is None for linear in linears):
+        return "a projection without bias"
+    return reason
+
+
+def is_pixelwise(conv: nn.Module) -> bool:
+    """Tell whether a layer is a convolution of each pixel by itself."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and conv.kernel_size == conv.stride == (1, 1)
+        and conv.padding in ((0, 0), "valid", "same")
+        and conv.groups == 1
+    )
+
+
+def fuse_head(
+    linears: Sequence[nn.Linear], fuse: nn.Conv2d, norm: nn.BatchNorm2d
+) -> tuple[list[Tensor], Tensor]:
+    """Multiply the projections of the levels with the fusion, and with the batch norm in evaluation.
+
+    Args:
+        linears: The projection of each level, C_i to E channels.
+        fuse: 1 x 1 convolution of the concatenated levels to E channels; its columns are in the same order.
+        norm: Its batch norm.
+
+    Returns:
+        The products, (E, C_i) each, and the bias (E,), in full precision under autocast too, and for
+        float16.
+    """
+    with torch.autocast(fuse.weight.device.type, enabled=False):
+        parts = _wide(fuse.weight).flatten(1).chunk(len(linears), dim=1)  # (E, E) each
+        bias = sum(part @ _wide(linear.bias) for part, linear in zip(parts, linears, strict=True))
+        if fuse.bias is not None:
+            bias = bias + fuse.bias
+        if not uses_batch_statistics(norm):
+            scale = torch.rsqrt(_wide(norm.running_var) + norm.eps)
+            shift = -norm.running_mean * scale
+            if norm.affine:
+                scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+            parts = [scale[:, None] * part for part in parts]
+            bias = scale * bias + shift
+        return [part @ _wide(linear.weight) for part, linear in zip(parts, linears, strict=True)], bias
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Widen float16, whose range sums leave; a convolution adds up in float32 inside."""
+    return x.float() if x.dtype is torch.float16 else x
+
+
+def uses_batch_statistics(norm: nn.BatchNorm2d) -> bool:
+    """Tell whether a batch norm uses the statistics of the batch at hand, so that it cannot be folded."""
+    return norm.training or norm.running_mean is None
+
+
+def fused_head(
+    maps: Sequence[Tensor],
+    *,
+    linears: Sequence[nn.Linear],
+    fuse: nn.Conv2d,
+    norm: nn.BatchNorm2d,
+    size: Sequence[int],
+    classify: Layer = nn.Identity(),  # noqa: B008
+) -> Tensor:
+    """Project levels, resample them to one size, fuse, normalize and classify them.
+
+    The caller has asked `reason_not_to_fuse`.
+
+    Args:
+        maps: One (B, C_i, H_i, W_i) a level, coarse to fine.
+        linears: See `fuse_head`; in the order of `maps`.
+        fuse: See `fuse_head`.
+        norm: See `fuse_head`.
+        size: Height H and width W of the output.
+        classify: What is applied to the output (B, E, H, W), pixel by pixel, perhaps to a part at a time.
+
+    Returns:
+        (B, classes, H, W), or (B, E, H, W) behind the ReLU without `classify`.
+    """
+    weights, bias = fuse_head(linears, fuse, norm)
+    is_half = maps[0].dtype is torch.float16
+    if runs_eagerly_on_cpu(maps[0]) and not is_half:
+        if not (uses_batch_statistics(norm) or torch.is_grad_enabled()):
+            return HeadRows(maps, weights, bias, size).whole(classify)
+        if _trains(norm, classify, size) and not torch.is_autocast_enabled("cpu"):
+            return classified_head(HeadRows(maps, weights, bias, size), norm, classify)
+    output = None
+    for level, weight in zip(maps[::-1], weights[::-1], strict=True):
+        # The finest level takes the bias, and the others are added to it in place.
+        level = _project(_wide(level), weight, bias if output is None else None, size)
+        output = level if output is None else output.add_(level)
+    output = output.half() if is_half else output
+    output = F.relu_(norm(output) if uses_batch_statistics(norm) else output)
+    return classify(output)
+
+
+def _trains(norm: nn.BatchNorm2d, classify: Layer, size: Sequence[int]) -> bool:
+    """Tell whether `classified_head` has the gradients: plain layers, more than one value a channel."""
+    return (
+        _HAS_OPERATIONS
+        and type(norm) is nn.BatchNorm2d
+        and norm.affine
+        and uses_batch_statistics(norm)
+        and is_pixelwise(classify)
+        and may_bypass((classify, nn.Conv2d))
+        and min(size) > 1
+    )
+
+
+def _project(x: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
+    """Apply a linear layer on channels, and resample: (B, C, h, w) to (B, E, *size)."""
+    finer = x.shape[2] * x.shape[3] > size[0] * size[1]
+    if finer:  # resampled first, which leaves less to project
+        x = resample(x, size)
+    x = F.conv2d(x, weight[:, :, None, None], bias)
+    return x if finer else resample(x, size)
 
 
 class HeadRows:
@@ -49,11 +209,11 @@ class HeadRows:
             self.coarser.append((*matrices, x))
 
     def __call__(self, first: int, last: int, images: slice = slice(None)) -> Tensor:
-        """Rows `first` to `last` (exclusive) of images behind the ReLU, (b, E, rows, W)."""
+        """Return rows `first` to `last` (exclusive) of images behind the ReLU, (b, E, rows, W)."""
         return F.relu_(self.sums(images, first, last)).permute(0, 3, 1, 2)
 
     def whole(self, classify: Layer) -> Tensor:
-        """What `classify` makes, pixel by pixel, of the output: (B, classes, H, W), made in strips."""
+        """Give what `classify` makes, pixel by pixel, of the output: (B, classes, H, W), made in strips."""
         output = None
         for images, first, last in self.strips():
             part = classify(self(first, last, images))
@@ -64,20 +224,20 @@ class HeadRows:
         return output
 
     def sums(self, images: slice, first: int, last: int) -> Tensor:
-        """Rows `first` to `last` (exclusive) of images before norm and ReLU, (b, rows, W, E)."""
+        """Return rows `first` to `last` (exclusive) of images before norm and ReLU, (b, rows, W, E)."""
         x, weight = self.finest[0]
         # Added up in the weights' precision under autocast too, in which a CPU is faster.
         rows = pointwise(x[images, first:last], weight, self.bias).to(self.bias.dtype).contiguous()
         return self._add_levels(rows, images, first, last)
 
     def write_sums(self, images: slice, first: int, last: int, out: Tensor) -> Tensor:
-        """Like `sums`, written into `out`, and without the bias, which a batch norm cancels."""
+        """Write `sums` into `out`, and without the bias, which a batch norm cancels."""
         x, weight = self.finest[0]
         torch.mm(x[images, first:last].flatten(0, 2), weight.T, out=out.flatten(0, 2))
         return self._add_levels(out, images, first, last)
 
     def _add_levels(self, rows: Tensor, images: slice, first: int, last: int) -> Tensor:
-        """Adds to rows (b, rows, W, E) of the first of the finest levels those of all others."""
+        """Add to rows (b, rows, W, E) of the first of the finest levels those of all others."""
         for x, weight in self.finest[1:]:
             rows += pointwise(x[images, first:last], weight)
         flat = rows.flatten(0, 1)  # (b * rows, W, E)
@@ -92,21 +252,21 @@ class HeadRows:
                 flat.baddbmm_(horizontal.expand(len(flat), -1, -1), part)
         return rows
 
-    def add_gradients(self, strip: tuple[slice, int, int], gradient: Tensor, into: "HeadRows") -> None:
-        """Adds to maps and weights of `into` what a gradient (b, rows, W, E) of a strip means for them."""
+    def add_gradients(self, strip: tuple[slice, int, int], grad_output: Tensor, into: "HeadRows") -> None:
+        """Add to maps and weights of `into` what a gradient (b, rows, W, E) of a strip means for them."""
         images, first, last = strip
-        for (x, weight), (to_x, to_weight) in zip(self.finest, into.finest, strict=True):
-            of_x, of_weight, _ = pointwise_backward(gradient, x[images, first:last], weight, None)
-            to_x[images, first:last] = of_x
-            to_weight += of_weight
-        for (vertical, horizontal, x), (_, _, to_x) in zip(self.coarser, into.coarser, strict=True):
+        for (x, weight), (grad_x, grad_weight) in zip(self.finest, into.finest, strict=True):
+            grad_rows, grad_share, _ = pointwise_backward(grad_output, x[images, first:last], weight, None)
+            grad_x[images, first:last] = grad_rows
+            grad_weight += grad_share
+        for (vertical, horizontal, x), (_, _, grad_x) in zip(self.coarser, into.coarser, strict=True):
             top, bottom = self._between(x, first, last)
-            part = gradient_of_doubled(gradient) if _doubles(horizontal) else horizontal.T @ gradient
+            part = gradient_of_doubled(grad_output) if _doubles(horizontal) else horizontal.T @ grad_output
             to_rows = vertical[first:last, top:bottom].T.expand(len(part), -1, -1)
-            to_x[images, top:bottom].flatten(2).baddbmm_(to_rows, part.flatten(2))  # (b, rows, w * E)
+            grad_x[images, top:bottom].flatten(2).baddbmm_(to_rows, part.flatten(2))  # (b, rows, w * E)
 
     def strips(self) -> Iterator[tuple[slice, int, int]]:
-        """Parts that stay in the cache: images, first and last row (exclusive)."""
+        """Yield parts that stay in the cache: images, first and last row (exclusive)."""
         row = self.width * len(self.bias)
         images = max(1, _STRIP_ELEMENTS // (self.height * row))
         rows = self.height if images > 1 else max(4, _STRIP_ELEMENTS // row)
@@ -115,11 +275,11 @@ class HeadRows:
                 yield slice(image, image + images), first, min(first + rows, self.height)
 
     def tensors(self) -> list[Tensor]:
-        """Maps and weights, for `with_tensors`."""
+        """Return maps and weights, for `with_tensors`."""
         return [tensor for pair in self.finest for tensor in pair] + [x for *_, x in self.coarser]
 
     def with_tensors(self, tensors: Sequence[Tensor], bias: Tensor) -> "HeadRows":
-        """The same head over other maps and weights."""
+        """Make the same head over other maps and weights."""
         other = object.__new__(HeadRows)
         other.height, other.width, other.bias = self.height, self.width, bias
         last = 2 * len(self.finest)
@@ -130,18 +290,18 @@ class HeadRows:
         return other
 
     def _between(self, x: Tensor, first: int, last: int) -> tuple[int, int]:
-        """The rows of a coarser level that rows of the output are interpolated from."""
+        """Return the rows of a coarser level that rows of the output are interpolated from."""
         height = x.shape[1]
         return max(first * height // self.height - 1, 0), min(-(-last * height // self.height) + 1, height)
 
 
 def _doubles(horizontal: Tensor) -> bool:
-    """Whether columns become twice as many, which is faster without a product."""
+    """Tell whether columns become twice as many, which is faster without a product."""
     return horizontal.shape[0] == 2 * horizontal.shape[1]
 
 
 def classified_head(rows: HeadRows, norm: nn.BatchNorm2d, classifier: nn.Conv2d) -> Tensor:
-    """Batch norm in training, ReLU and classifier over the whole sum of a head: (B, classes, H, W).
+    """Apply batch norm in training, ReLU and classifier over the whole sum of a head: (B, classes, H, W).
 
     The running statistics of `norm` move as in its own forward pass.
     """
@@ -183,7 +343,7 @@ class _ClassifiedHead(torch.autograd.Function):
         parts = []
         for strip in rows.strips():
             part = rows.write_sums(*strip, out=_rows_of(total, strip))
-            moments = torch.batch_norm_update_stats(part.permute(0, 3, 1, 2), None, None, 0.0)
+            moments = torch.ops.aten.batch_norm_update_stats(part.permute(0, 3, 1, 2), None, None, 0.0)
             parts.append((part.new_tensor(part[..., 0].numel() / count), *moments))
         shares, means, variances = (torch.stack(column) for column in zip(*parts, strict=True))
         mean = shares @ means
@@ -205,10 +365,10 @@ class _ClassifiedHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         total, mean, inverse_std, norm_weight, norm_bias, weight, head_bias, *tensors = ctx.saved_tensors
         rows = ctx.structure.with_tensors(tensors, head_bias)
-        gradient = gradient.permute(0, 2, 3, 1).contiguous()  # (B, H, W, classes)
+        grad_output = grad_output.permute(0, 2, 3, 1).contiguous()  # (B, H, W, classes)
         scale = norm_weight * inverse_std
         shift = norm_bias - scale * mean
 
@@ -216,32 +376,32 @@ class _ClassifiedHead(torch.autograd.Function):
         buffers = [torch.empty_like(_rows_of(total, next(rows.strips()))) for _ in range(2)]
         for strip in rows.strips():
             part = _rows_of(total, strip)
-            of_logits = _rows_of(gradient, strip).flatten(0, 2).T.contiguous()
+            grad_logits = _rows_of(grad_output, strip).flatten(0, 2).T.contiguous()
             mask = torch.addcmul(shift, part, scale, out=_fitting(buffers[0], part)).gt_(0)
-            signs.addmm_(of_logits, mask.flatten(0, 2))
-            sums.addmm_(of_logits, mask.mul_(part).flatten(0, 2))
-        of_weight = scale * sums + shift * signs
-        of_norm_bias = (weight * signs).sum(0)
-        of_norm_weight = inverse_std * ((weight * sums).sum(0) - mean * of_norm_bias)
+            signs.addmm_(grad_logits, mask.flatten(0, 2))
+            sums.addmm_(grad_logits, mask.mul_(part).flatten(0, 2))
+        grad_weight = scale * sums + shift * signs
+        grad_norm_bias = (weight * signs).sum(0)
+        grad_norm_weight = inverse_std * ((weight * sums).sum(0) - mean * grad_norm_bias)
 
         # What is made again here, with the sums over all strips known, takes less time than to keep it.
         count = total[..., 0].numel()
-        slope = -scale * inverse_std * of_norm_weight / count
-        offset = -scale * of_norm_bias / count - slope * mean
+        slope = -scale * inverse_std * grad_norm_weight / count
+        offset = -scale * grad_norm_bias / count - slope * mean
         scaled = weight * scale
         into = rows.with_tensors([torch.zeros_like(tensor) for tensor in tensors], head_bias)
         for strip in rows.strips():
             part = _rows_of(total, strip)
-            normed, of_total = (_fitting(buffer, part) for buffer in buffers)
+            normed, grad_total = (_fitting(buffer, part) for buffer in buffers)
             torch.addcmul(shift, part, scale, out=normed)
-            torch.mm(_rows_of(gradient, strip).flatten(0, 2), scaled, out=of_total.flatten(0, 2))
-            torch.ops.aten.threshold_backward.grad_input(of_total, normed, 0, grad_input=of_total)
-            of_total += torch.addcmul(offset, part, slope, out=normed)
-            rows.add_gradients(strip, of_total, into)
-        of_bias = gradient.sum((0, 1, 2)) if ctx.has_bias else None
-        of_head_bias = torch.zeros_like(head_bias)  # the norm subtracts it again
+            torch.mm(_rows_of(grad_output, strip).flatten(0, 2), scaled, out=grad_total.flatten(0, 2))
+            torch.ops.aten.threshold_backward.grad_input(grad_total, normed, 0, grad_input=grad_total)
+            grad_total += torch.addcmul(offset, part, slope, out=normed)
+            rows.add_gradients(strip, grad_total, into)
+        grad_bias = grad_output.sum((0, 1, 2)) if ctx.has_bias else None
+        grad_head_bias = torch.zeros_like(head_bias)  # the norm subtracts it again
         return (
-            *(None, None, of_norm_weight, of_norm_bias, of_weight, of_bias, of_head_bias),
+            *(None, None, grad_norm_weight, grad_norm_bias, grad_weight, grad_bias, grad_head_bias),
             *into.tensors(),
         )
 
@@ -252,5 +412,5 @@ def _rows_of(x: Tensor, strip: tuple[slice, int, int]) -> Tensor:
 
 
 def _fitting(buffer: Tensor, strip: Tensor) -> Tensor:
-    """The part of memory for a whole strip that one of less rows or images needs."""
+    """Return the part of memory for a whole strip that one of less rows or images needs."""
     return buffer[: strip.shape[0], : strip.shape[1]]

@@ -6,7 +6,7 @@ import time
 import torch
 from torch import nn
 
-from vitseg_zoo.ops.dispatch import HAS_BF16
+from vitseg_zoo.ops.linear import HAS_BF16
 
 
 def choose_precision(

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from vitseg_zoo.weights.catalog import IMAGENET_MEAN, IMAGENET_STD
+from vitseg_zoo.weights.entry import IMAGENET_MEAN, IMAGENET_STD
 
 _CARD = """
 ---

@@ -9,85 +9,28 @@ import fnmatch
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vitseg_zoo.weights.class_names import (
     ADE20K_CLASSES,
     ADE20K_PALETTE,
     CITYSCAPES_CLASSES,
     CITYSCAPES_PALETTE,
-    Palette,
 )
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from vitseg_zoo.weights.entry import NVIDIA_LICENSE, PACKAGED, WeightsEntry
+from vitseg_zoo.weights.metadata import current_arguments
 
 # What `vitseg predict` uses where no model is named.
 DEFAULT_MODEL = "segformer_b0.pets"
 
-# Where the package keeps its own files; the file's name is the entry's.
-PACKAGED = files("vitseg_zoo") / "weights" / "files"
 _PACKAGED_SHA256 = {
     "segformer_b0.clothing": "ca95e8a47177cc5b35f5e1e2834e965d3b49a0b020ac3cb5db530e2056ab0fb5",
     "segformer_b0.pets": "40f1b7bbd1e490bc3c6341612eb96b6d12224e0a9beb07f23c80141f5cca9398",
-    "vitseg_tiny.pets": "de632e9699b6c6fa91aef959666fcba307c8681a2c6fe5926e2008bb45787813",
+    "vitseg_tiny.pets": "d273657f1ddda2ec4f23fe16b0f74f6029d36d81dc6f81c76f4e17f123c24902",
 }
 
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsEntry:
-    """Weights by name: what they build, where they are, and what is known of them."""
-
-    name: str  # model and tag, "segformer_b2.nv_ade20k_512"
-    kind: Literal["model", "encoder"]  # a complete segmentation model, or an encoder
-    architecture: str  # of a model, as `smp.create_model` takes it; of an encoder, its name in timm
-    arguments: dict[str, Any] = field(default_factory=dict)  # what else `smp.create_model` is given
-
-    repo_id: str | None = None  # repository on the Hugging Face Hub
-    revision: str = "main"  # its commit, tag or branch; what a branch holds is fixed when it is downloaded
-    filenames: tuple[str, ...] = ("model.safetensors",)  # the first of these that the repository has
-    url: str | None = None  # instead of a repository: https:, or file: (of a packaged file, too)
-    # Of the file, in hexadecimal digits. None: not pinned; the download is compared with what the Hub states.
-    sha256: str | None = None
-    megabytes: float | None = None  # of the file, about; the exact size is the Hub's to say
-    parameters: float | None = None  # of a model, in millions
-
-    class_names: tuple[str, ...] = ()  # in the order of the model's outputs
-    palette: Palette = ()  # RGB color of each class, 0 to 255
-    mean: tuple[float, ...] = IMAGENET_MEAN  # of the images in [0, 1] that the model takes
-    std: tuple[float, ...] = IMAGENET_STD  # likewise
-    input_size: tuple[int, int] | None = (
-        None  # height and width of the crops in training; others are taken, too
-    )
-
-    license: str = "unknown"  # of the weights, not of the code: SPDX identifier or name
-    commercial_use: bool | None = None  # whether it allows it; None: read the license
-    training_data: str = ""  # what the weights were trained on
-    metric: str = ""  # as published, in one phrase
-    metric_source: str = ""  # who published it
-    recipe: str = ""  # how it was trained, of models of our own
-    limits: str = ""  # what it is not good for
-    origin: str = ""  # what a file of the user's or the package's own was made from, as it says itself
-
-    @property
-    def file_format(self) -> str:
-        """`"safetensors"`, or `"pickle"`, read with `torch.load(weights_only=True)`, which runs no code."""
-        names = [self.url] if self.url else self.filenames
-        formats = ["safetensors" if name.endswith(".safetensors") else "pickle" for name in names]
-        return " or ".join(dict.fromkeys(formats))
-
-    @property
-    def source(self) -> str:
-        """Where the weights come from, as one address."""
-        if self.url is not None and self.url.startswith(Path(str(PACKAGED)).as_uri()):
-            return "in the package"
-        return self.url or f"https://huggingface.co/{self.repo_id}/tree/{self.revision}"
-
-
-NVIDIA_LICENSE = "NVIDIA Source Code License for SegFormer (research and evaluation only)"
 _PAPER = "SegFormer paper, Table 1 (a), https://arxiv.org/abs/2105.15203"
 # Of B0 to B5.
 _MEGABYTES = (15, 55, 110, 189, 256, 339)
@@ -97,45 +40,111 @@ _CITYSCAPES_PARAMETERS = (3.7, 13.7, 27.4, 47.2, 64.0, 84.6)
 _ADE20K_MIOU = (37.4, 42.2, 46.5, 49.4, 50.3, 51.0)
 _CITYSCAPES_MIOU = (76.2, 78.5, 81.0, 81.7, 82.3, 82.4)
 
+# Commits (or, where only its number is known, pull requests) of the repositories, and SHA-256s of the first
+# file that they have. Preferred is the commit with which the Hub's own converter added safetensors, mostly in
+# a pull request that was never merged: `main` has the pickle alone, but for B0 on ADE20K. The SHA-256s are
+# those that other projects pin, several of them independently equal.
+_SAFETENSORS, _PICKLE = ("model.safetensors",), ("pytorch_model.bin",)
+_EITHER = _SAFETENSORS + _PICKLE
+_NVIDIA_FILES: dict[tuple[str, int], tuple[str, tuple[str, ...], str | None]] = {
+    ("ade", 0): (
+        "489d5cd81a0b59fab9b7ea758d3548ebe99677da",
+        _SAFETENSORS,
+        "6ae39addd01de6b1b8bde2cf677d43a5cd733424b8d186de3f95d1c51fee23f9",
+    ),
+    ("ade", 1): ("refs/pr/2", _EITHER, None),
+    ("ade", 2): (
+        "de01bae28967510f9ddd496c60a969357195400c",
+        _PICKLE,
+        "187ca07bea003a5717c63d04ea90b07f33cd033c0ebf44b4b89fce5070d6c8f3",
+    ),
+    ("ade", 3): ("d49ce4e74ab8bbcd9e7886e52d716add0c8f5136", _SAFETENSORS, None),
+    ("ade", 4): ("2641fd1e2893964d8d473d8cf65a906cb0bff071", _PICKLE, None),
+    ("ade", 5): (
+        "f4c8e8f5b581b6bc8ed5208e4bd139d95f65610f",
+        _SAFETENSORS,
+        "3f451be733bc5f69227886ef4a472a373f3440ad11b59b3b82cf50f500855b62",
+    ),
+    ("cityscapes", 0): (
+        "21b3847fae21ddee674abd31129307b6a1235bd9",
+        _PICKLE,
+        "027ed78d8ff9c535df5a66361c92b9673cca3cb923cbeb8c5802385b6b93194c",
+    ),
+    ("cityscapes", 1): ("ec86afeba68e656629ccf47e0c8d2902f964917b", _EITHER, None),
+    ("cityscapes", 2): ("d633b2072669ca68d8f8e309de9b52bfdbf6bf72", _PICKLE, None),
+    ("cityscapes", 4): ("refs/pr/4", _EITHER, None),
+    ("cityscapes", 5): ("b6e4c4143a549ac9cf16ee2ea222ab01959d9e04", _SAFETENSORS, None),
+}
+# SMP's copies are safetensors on `main`; of these the commit is known.
+_SMP_COMMITS = {("city", 1): "cec10a9a8cb3226e2892b253e95ebb1c16416e24"}
 
-def _segformer(size: int, host: Literal["nv", "smp"], data: Literal["ade20k", "cityscapes"]) -> WeightsEntry:
-    """NVIDIA's SegFormer-B`size`, from its own repositories or from SMP's, which hold the same numbers."""
+_ADE20K_COLORS = "the colors of road (6) and skyscraper (48) are the same, as in ADE20K's own palette"
+
+
+def _segformer(
+    size: int, host: Literal["nv", "smp"], data: Literal["ade20k", "cityscapes"], crop: tuple[int, int]
+) -> WeightsEntry:
+    """NVIDIA's SegFormer-B`size`, from its own repositories or from SMP's, which hold the same numbers.
+
+    `crop` is the height and width of the crops in training, which name the repository.
+    """
     ade20k = data == "ade20k"
-    side = 1024 if not ade20k else 640 if size == 5 else 512
+    height, width = crop
+    main_crop = height == width != 768  # NVIDIA trained B0 for Cityscapes with three others as well
     if host == "nv":
-        repo_id = f"nvidia/segformer-b{size}-finetuned-{'ade' if ade20k else 'cityscapes'}-{side}-{side}"
+        part = "ade" if ade20k else "cityscapes"
+        repo_id = f"nvidia/segformer-b{size}-finetuned-{part}-{height}-{width}"
+        known = _NVIDIA_FILES.get((part, size)) if main_crop else None
+        revision, filenames, sha256 = known or ("main", _EITHER, None)
     else:
-        repo_id = f"smp-hub/segformer-b{size}-{side}x{side}-{'ade' if ade20k else 'city'}-160k"
-    miou = (_ADE20K_MIOU if ade20k else _CITYSCAPES_MIOU)[size]
+        part = "ade" if ade20k else "city"
+        repo_id = f"smp-hub/segformer-b{size}-{height}x{width}-{part}-160k"
+        revision, filenames, sha256 = _SMP_COMMITS.get((part, size), "main"), _SAFETENSORS, None
+    if ade20k:
+        metric = f"mIoU {_ADE20K_MIOU[size]} % on ADE20K val, one scale, shorter side {height}"
+    else:
+        metric = (
+            f"mIoU {_CITYSCAPES_MIOU[size]} % on Cityscapes val, one scale, sliding windows of 1024 x 1024"
+        )
     return WeightsEntry(
-        name=f"segformer_b{size}.{host}_{data}_{side}",
+        name=f"segformer_b{size}.{host}_{data}_{height if height == width else f'{height}x{width}'}",
         kind="model",
         architecture="fusedsegformer",
         arguments={
             "encoder_name": f"vz-mit_b{size}",
             "decoder_segmentation_channels": 256 if size < 2 else 768,
+            # NVIDIA and Hugging Face measure so; SMP's copies are run as SMP runs them.
+            "align_corners": host == "smp",
         },
         repo_id=repo_id,
-        # Some of NVIDIA's repositories have only the pickle.
-        filenames=("model.safetensors", "pytorch_model.bin") if host == "nv" else ("model.safetensors",),
+        revision=revision,
+        filenames=filenames,
+        sha256=sha256,
         megabytes=_MEGABYTES[size],
         parameters=(_ADE20K_PARAMETERS if ade20k else _CITYSCAPES_PARAMETERS)[size],
         class_names=ADE20K_CLASSES if ade20k else CITYSCAPES_CLASSES,
         palette=ADE20K_PALETTE if ade20k else CITYSCAPES_PALETTE,
-        input_size=(side, side),
+        input_size=crop,
+        fit="shorter_side" if ade20k else "tiles",  # as it was measured
         license=NVIDIA_LICENSE,
         commercial_use=False,
         training_data=f"ImageNet-1k, then {'ADE20K' if ade20k else 'Cityscapes'}",
-        metric=f"mIoU {miou} % on {'ADE20K' if ade20k else 'Cityscapes'} val, one scale",
-        metric_source=_PAPER,
+        limits=_ADE20K_COLORS if ade20k else "",
+        metric=metric if main_crop else "mIoU not stated for this crop",
+        metric_source=_PAPER if main_crop else "the repository, whose card prints no score",
     )
 
 
 _MODELS = [
-    _segformer(size, host, data)
+    _segformer(size, host, data, crop)
     for host in ("nv", "smp")
     for data in ("ade20k", "cityscapes")
     for size in range(6)
+    for crop in (
+        [(640, 640) if size == 5 else (512, 512)]
+        if data == "ade20k"
+        else [(1024, 1024)] + ([(768, 768), (640, 1280), (512, 1024)] if size == 0 else [])
+    )
 ]
 
 
@@ -151,8 +160,8 @@ def list_entries(filter: str = "*", kind: Literal["model", "encoder"] | None = N
 
     Example:
         >>> from vitseg_zoo.weights.catalog import list_entries
-        >>> [entry.name for entry in list_entries("segformer_b0.nv*")]
-        ['segformer_b0.nv_ade20k_512', 'segformer_b0.nv_cityscapes_1024']
+        >>> [entry.name for entry in list_entries("segformer_b0.nv*1024")]
+        ['segformer_b0.nv_cityscapes_1024', 'segformer_b0.nv_cityscapes_512x1024']
     """
     entries: list[WeightsEntry] = []
     if kind != "encoder":
@@ -233,6 +242,8 @@ def entry_of_file(path: Path) -> WeightsEntry:
     for key in ("class_names", "mean", "std", "input_size"):
         if known.get(key) is not None:
             known[key] = tuple(known[key])
+    if "architecture" in known:
+        known["arguments"] = current_arguments(known["architecture"], known.get("arguments", {}))
     known["origin"] = metadata.get("source", "")
     known["palette"] = tuple(tuple(color) for color in metadata.get("palette", ()))
     known |= {"name": path.stem, "kind": "model", "url": path.resolve().as_uri()}

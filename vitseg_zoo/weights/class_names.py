@@ -2,7 +2,8 @@
 
 In the order in which the models number them: ADE20K's 150 classes of the scene parsing benchmark (label 0 of
 its files, "other", is left out), https://arxiv.org/abs/1608.05442, and the 19 of Cityscapes,
-https://arxiv.org/abs/1604.01685. The colors are those that mmsegmentation and Hugging Face show.
+https://arxiv.org/abs/1604.01685. The colors are those that mmsegmentation
+and Hugging Face show; road and skyscraper of ADE20K (6 and 48) are the same gray in the original as well.
 """
 
 Palette = tuple[tuple[int, int, int], ...]

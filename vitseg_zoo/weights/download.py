@@ -23,9 +23,10 @@ from huggingface_hub.file_download import get_hf_file_metadata, http_get, repo_f
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
 from vitseg_zoo import __version__
-from vitseg_zoo.weights.catalog import WeightsEntry, get_entry
+from vitseg_zoo.weights.catalog import get_entry
 from vitseg_zoo.weights.check import check_file, find_fault, sha256_of
 from vitseg_zoo.weights.download_errors import explained
+from vitseg_zoo.weights.entry import WeightsEntry
 
 FOLDER_VARIABLE = "VITSEG_ZOO_WEIGHTS"
 CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")

@@ -8,8 +8,8 @@ from typing import Any
 import segmentation_models_pytorch as smp
 from segmentation_models_pytorch.base import SegmentationModel
 
-from vitseg_zoo.weights.catalog import IMAGENET_MEAN, IMAGENET_STD
 from vitseg_zoo.weights.checkpoint import Checkpoint
+from vitseg_zoo.weights.entry import IMAGENET_MEAN, IMAGENET_STD
 from vitseg_zoo.weights.formats import StateDict, recognize
 from vitseg_zoo.weights.metadata import current_arguments
 

@@ -1,4 +1,4 @@
-"""Loads weights of any known format into a model, entirely or with a report of what was left."""
+"""Loads weights of any known format: builds their model, or loads them into one, with a report."""
 
 import json
 import logging
@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from segmentation_models_pytorch.base import SegmentationModel
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn, convert_to_smp
+from vitseg_zoo.terminal import printable
 from vitseg_zoo.weights.checkpoint import Checkpoint, read_checkpoint
 from vitseg_zoo.weights.download import fetch, find_entry
 from vitseg_zoo.weights.formats import StateDict, recognize
+from vitseg_zoo.weights.identify import build_model, describe_checkpoint
 from vitseg_zoo.weights.license import say_license
+from vitseg_zoo.weights.metadata import metadata_of
 
 _logger = logging.getLogger("vitseg_zoo")
 
@@ -42,6 +47,26 @@ class LoadReport:
         if self.ignored:
             parts.append(f"not of the model, left out: {_some(self.ignored)}")
         return "; ".join(parts)
+
+
+def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
+    """Builds a model from a file or a folder alone, whatever program wrote it, and loads its weights.
+
+    Args:
+        source: A file of `save_model`, a folder of `save_pretrained`, a checkpoint of this package's
+            training, a foreign checkpoint that is recognized by its keys, or a name of the catalog.
+
+    Returns:
+        The model in evaluation mode, and what is known of it: `architecture`, `arguments`, `mean` and `std`
+        of images in [0, 1], and where they are known `class_names`, `palette`, `license` and so on.
+
+    Raises:
+        ValueError: If the file does not say, and does not show, what model it is of.
+        RuntimeError: If the weights do not fit the model.
+        OSError: If the file cannot be found or downloaded.
+    """
+    model, metadata, _ = load_with_report(source)
+    return model.eval(), metadata
 
 
 def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> LoadReport:
@@ -82,6 +107,30 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
     about = about or json.loads(checkpoint.notes.get("metadata", {}).get("vitseg_zoo", "{}"))
     say_license(str(path), about.get("commercial_use"), about.get("license"))
     return load_checkpoint(model, checkpoint, strict, str(path))
+
+
+def load_with_report(source: str | Path) -> tuple[SegmentationModel, dict[str, Any], LoadReport]:
+    """Loads a model like `load_model`, in training mode; gives the report of `load_checkpoint`, too."""
+    if Path(source).is_dir():
+        files = [Path(source, name) for name in ("model.safetensors", "pytorch_model.bin")]
+        source = next((file for file in files if file.is_file()), files[0])
+    entry = find_entry(source)
+    if entry is not None and entry.kind == "encoder":
+        raise ValueError(
+            f"{entry.name} is an encoder alone: use it in a model, "
+            f"smp.create_model(..., encoder_name='vz-{entry.architecture}')."
+        )
+    path = fetch(entry or source)
+    checkpoint = read_checkpoint(path)
+    if entry is None:
+        metadata = describe_checkpoint(checkpoint, path)
+    else:
+        arguments = {"classes": len(entry.class_names), **entry.arguments}
+        metadata = {"architecture": entry.architecture, "arguments": arguments, **metadata_of(entry)}
+    name = str(source) if entry is None else entry.name
+    say_license(name, metadata.get("commercial_use"), metadata.get("license"))
+    model = build_model(metadata)
+    return model, metadata, load_checkpoint(model, checkpoint, strict=True, name=str(source))
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name: str) -> LoadReport:
@@ -134,7 +183,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
                 f"{name} does not fit {type(model).__name__}: {_without_count(report)}. "
                 "To load the rest, pass strict=False."
             )
-        _logger.warning("%s: %s.", name, report)
+        _logger.warning("%s: %s.", printable(name), printable(report))
     return report
 
 

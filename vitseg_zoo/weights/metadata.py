@@ -8,15 +8,16 @@ from typing import Any
 from segmentation_models_pytorch.base import SegmentationModel
 
 from vitseg_zoo import __version__
-from vitseg_zoo.architectures.hub import ModelCardMixin
-from vitseg_zoo.encoders.timm_encoder import TimmEncoder
-from vitseg_zoo.weights.catalog import WeightsEntry
+from vitseg_zoo.weights.entry import WeightsEntry
 
 # What may be said of a model; the meaning is that of the catalog's fields.
 METADATA = (
-    *("class_names", "palette", "mean", "std", "input_size"),
+    *("class_names", "palette", "mean", "std", "input_size", "fit"),
     *("license", "commercial_use", "training_data", "metric", "metric_source", "source", "recipe", "limits"),
 )
+
+# How an image may come to a model; `vitseg_zoo.Predictor` says what each means.
+FITS = ("squeeze", "shorter_side", "tiles", "whole")
 
 
 def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
     arguments["encoder_weights"] = None  # the file has them
     channels, configured = encoder_arguments(model)
     arguments |= channels
-    if isinstance(model, ModelCardMixin):  # the zoo's own architectures pass them on to the encoder
+    if getattr(model, "passes_arguments_to_encoder", False):  # the zoo's own architectures
         arguments |= configured
         configured = {}
     kept = {key: value for key, value in getattr(model, "pretrained_cfg", {}).items() if key in METADATA}
@@ -83,7 +84,7 @@ def encoder_arguments(model: SegmentationModel) -> tuple[dict[str, Any], dict[st
     Raises:
         ValueError: If such an argument is none that JSON can hold.
     """
-    if not isinstance(model.encoder, TimmEncoder):
+    if not isinstance(getattr(model.encoder, "configured", None), Mapping):
         return {}, {}
     configured = {key: _plain(value) for key, value in model.encoder.configured.items()}
     for key, value in configured.items():
@@ -109,6 +110,8 @@ def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
                 f"{key} should be {channels} {numbers}, one for each channel of images in [0, 1], "
                 f"got {described[key]!r}."
             )
+    if described.get("fit", "whole") not in FITS:
+        raise ValueError(f"fit should be one of {', '.join(FITS)}, got {described['fit']!r}.")
     size = described.get("input_size", (1, 1))
     if not (_are(size, (2,), int) and min(size) > 0):
         raise ValueError(f"input_size should be (height, width) in pixels, got {size!r}.")

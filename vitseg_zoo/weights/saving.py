@@ -1,11 +1,10 @@
-"""Saves a model as one file that says what it is, and reads it back; publishes it with a model card.
+"""Saves a model as one file that says what it is, or as a folder, and publishes it, both with a model card.
 
 The file is safetensors with a JSON object under the key `vitseg_zoo` of its metadata: the SMP architecture
-and its arguments, and what `description.METADATA` lists. SMP's own `from_pretrained` reads the same folders.
+and its arguments, and what `metadata.METADATA` lists. SMP's own `from_pretrained` reads the folders.
 """
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,14 +16,12 @@ from safetensors.torch import save_file
 from segmentation_models_pytorch.base import SegmentationModel
 from torch import nn
 
+from vitseg_zoo.files import atomic_path
 from vitseg_zoo.weights.card import make_model_card
-from vitseg_zoo.weights.checkpoint import read_checkpoint
-from vitseg_zoo.weights.download import fetch, find_entry
 from vitseg_zoo.weights.download_errors import explained_upload
-from vitseg_zoo.weights.identify import build_model, describe_checkpoint
-from vitseg_zoo.weights.license import say_license
-from vitseg_zoo.weights.loading import LoadReport, load_checkpoint
-from vitseg_zoo.weights.metadata import METADATA, describe_model, metadata_of
+from vitseg_zoo.weights.license import write_notice
+from vitseg_zoo.weights.loading import LoadReport, load_with_report
+from vitseg_zoo.weights.metadata import METADATA, describe_model
 
 _LARGEST_HALF = torch.finfo(torch.float16).max
 
@@ -37,13 +34,13 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         path: The file; replaced in one step if it exists.
         half: Store 32-bit numbers as 16-bit ones, in half the space; they are 32-bit again when loaded.
             Tensors with numbers above 65504 stay as they are.
-        metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `license`,
-            `commercial_use`, `training_data`, `metric`, `metric_source`, `source`, `recipe`, `limits`. What a
-            model of `vitseg_zoo.create_model` was loaded with is kept where nothing else is given. Numbers
-            may be arrays or tensors.
+        metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `fit` (see
+            `vitseg_zoo.Predictor`), `license`, `commercial_use`, `training_data`, `metric`, `metric_source`,
+            `source`, `recipe`, `limits`. What a model of `vitseg_zoo.create_model` was loaded with is kept
+            where nothing else is given. Numbers may be arrays or tensors.
 
     Returns:
-        The path.
+        The path. Beside NVIDIA's weights lies a file that says what their license asks for, `.LICENSE.txt`.
 
     Raises:
         ValueError: If some of the metadata is unknown or does not fit the model, or the encoder was
@@ -53,15 +50,17 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
 
     Example:
         >>> import tempfile
-        >>> import segmentation_models_pytorch as smp
+        >>> import segmentation_models_pytorch as smp, vitseg_zoo
         >>> model = smp.Unet("resnet18", encoder_weights=None, classes=2).eval()
-        >>> path = save_model(model, f"{tempfile.mkdtemp()}/pets.safetensors", class_names=["pet", "rest"])
-        >>> again, metadata = load_model(path)
+        >>> path = f"{tempfile.mkdtemp()}/pets.safetensors"
+        >>> path = vitseg_zoo.save_model(model, path, class_names=["pet", "rest"])
+        >>> again, metadata = vitseg_zoo.load_model(path)
         >>> metadata["class_names"]
         ['pet', 'rest']
     """
     path, model = Path(path), _unwrap(model)
-    description = {"format": "pt", "vitseg_zoo": json.dumps(describe_model(model, metadata))}
+    described = describe_model(model, metadata)
+    description = {"format": "pt", "vitseg_zoo": json.dumps(described)}
     weights = {}
     for key, value in model.state_dict().items():
         # Beyond float16's range numbers would become infinite.
@@ -69,15 +68,12 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         dtype = torch.float16 if fits else value.dtype
         # A copy of its own: neither shared with another tensor nor in another memory format.
         weights[key] = value.detach().to("cpu", dtype, memory_format=torch.contiguous_format, copy=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(weights, partial, metadata=description)
-        os.replace(partial, path)
+        with atomic_path(path) as partial:
+            save_file(weights, partial, metadata=description)
     except SafetensorError as error:
         raise OSError(f"{path} cannot be written: {error}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_notice(path.with_name(f"{path.stem}.LICENSE.txt"), described.get("license"))
     return path
 
 
@@ -158,8 +154,10 @@ def _write_folder(model: SegmentationModel, folder: Path, where: str, metadata: 
         )
     save_model(model, folder / "model.safetensors", **metadata)
     config = {**described["arguments"], "_model_class": type(model).__name__}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
-    make_model_card(described, where, type(model).__name__).save(folder / "README.md")
+    with atomic_path(folder / "config.json") as partial:
+        partial.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    with atomic_path(folder / "README.md") as partial:
+        make_model_card(described, where, type(model).__name__).save(partial)
 
 
 def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
@@ -178,7 +176,7 @@ def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
         RuntimeError: If the weights do not fit the model.
         OSError: If the file cannot be found or downloaded.
     """
-    model, metadata, _ = _load(source)
+    model, metadata, _ = load_with_report(source)
     return model.eval(), metadata
 
 
@@ -199,31 +197,8 @@ def convert_file(
     Raises:
         ValueError, RuntimeError, OSError: See `load_model`.
     """
-    model, known, report = _load(source)
+    model, known, report = load_with_report(source)
     origin = {"source": f"{Path(source).name} ({report.format})", "license": "unknown"}
     known = origin | known | metadata
     save_model(model, target, **{key: value for key, value in known.items() if key in METADATA})
     return report, known
-
-
-def _load(source: str | Path) -> tuple[SegmentationModel, dict[str, Any], LoadReport]:
-    if Path(source).is_dir():
-        files = [Path(source, name) for name in ("model.safetensors", "pytorch_model.bin")]
-        source = next((file for file in files if file.is_file()), files[0])
-    entry = find_entry(source)
-    if entry is not None and entry.kind == "encoder":
-        raise ValueError(
-            f"{entry.name} is an encoder alone: use it in a model, "
-            f"smp.create_model(..., encoder_name='vz-{entry.architecture}')."
-        )
-    path = fetch(entry or source)
-    checkpoint = read_checkpoint(path)
-    if entry is None:
-        metadata = describe_checkpoint(checkpoint, path)
-    else:
-        arguments = {"classes": len(entry.class_names), **entry.arguments}
-        metadata = {"architecture": entry.architecture, "arguments": arguments, **metadata_of(entry)}
-    name = str(source) if entry is None else entry.name
-    say_license(name, metadata.get("commercial_use"), metadata.get("license"))
-    model = build_model(metadata)
-    return model, metadata, load_checkpoint(model, checkpoint, strict=True, name=str(source))

@@ -1,0 +1,151 @@
+"""Whatever lies in a folder, `vitseg check` answers with a report or one sentence, and writes nothing there.
+
+VITSEG_ZOO_EXAMPLES sets how many folders are drawn (30).
+"""
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vitseg_zoo.data.check import check
+from vitseg_zoo.data.check_page import write_page
+from vitseg_zoo.data.description import read_description, write_description
+from vitseg_zoo.data.segmentation_folder import SegmentationFolder
+
+_EXAMPLES = int(os.environ.get("VITSEG_ZOO_EXAMPLES", 30))
+
+_folders = st.sampled_from(
+    [
+        "",
+        "images",
+        "masks",
+        "train",
+        "trainannot",
+        "JPEGImages",
+        "SegmentationClass",
+        "val",
+        "city",
+        "a b",
+        "ü",
+    ]
+)
+_stems = st.sampled_from(["a", "b", "a_mask", "b_mask", "mask_a", "1", "2", "é", ".hidden", "<b>", "A"])
+_endings = st.sampled_from([".png", ".PNG", ".jpg", ".tif", ".npy", ".gif", ".txt", ""])
+_names = st.builds(
+    lambda outer, inner, stem, ending: "/".join(filter(None, (outer, inner, stem + ending))),
+    _folders, _folders, _stems, _endings,
+)  # fmt: skip
+
+
+@st.composite
+def _contents(draw: st.DrawFn) -> bytes:
+    """A file: an image of any mode, an array, a text, one of these cut off or changed, or anything."""
+    kind = draw(st.sampled_from(["image", "image", "image", "array", "text", "bytes"]))
+    if kind == "bytes":
+        return draw(st.binary(max_size=60))
+    if kind == "text":
+        return draw(
+            st.sampled_from(["a\nb\n", "0 0 0 a\n255 0 0 b", "[]", "a", "", "a\n\nb", '{"a": [1, 2, 3]}'])
+        ).encode()
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    size = draw(st.sampled_from([(8, 8), (8, 6), (1, 1), (33, 40)]))
+    values = draw(st.sampled_from([[0, 1], [0, 255], [1, 2, 3], [0, 7, 255], range(256), [5]]))
+    pixels = rng.choice(np.array(values, np.uint8), size)
+    buffer = io.BytesIO()
+    if kind == "array":
+        dtype = draw(st.sampled_from(["uint8", "int64", "float32", "bool", "complex64", "O"]))
+        np.save(buffer, pixels.astype(dtype), allow_pickle=True)
+    else:
+        mode = draw(st.sampled_from(["L", "RGB", "P", "1", "RGBA", "LA", "I;16", "F", "CMYK"]))
+        image = Image.fromarray(pixels.astype(np.uint16) if mode == "I;16" else pixels)
+        image = image if mode == "I;16" else image.convert(mode)
+        exif = Image.Exif()
+        exif[0x0112] = draw(st.integers(1, 9))
+        form = draw(st.sampled_from(["PNG", "TIFF", "JPEG", "GIF", "BMP"]))
+        try:
+            image.save(buffer, form, exif=exif.tobytes()) if form != "BMP" else image.save(buffer, form)
+        except (OSError, ValueError):  # not every form has every mode
+            image.convert("L").save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    if draw(st.integers(0, 5)) == 0:
+        content = content[: draw(st.integers(0, len(content)))]
+    elif draw(st.integers(0, 5)) == 0:
+        content[draw(st.integers(0, len(content) - 1))] ^= draw(st.integers(1, 255))
+    return bytes(content)
+
+
+@st.composite
+def _trees(draw: st.DrawFn) -> dict[str, bytes]:
+    tree = draw(st.dictionaries(_names, _contents(), max_size=6))
+    if draw(st.booleans()):  # something that looks like a data set
+        image = _contents()
+        for name in draw(st.lists(st.sampled_from("abcd"), max_size=4, unique=True)):
+            split = draw(st.sampled_from(["", "train/", "val/"]))
+            tree |= {f"{split}images/{name}.png": draw(image), f"{split}masks/{name}.png": draw(image)}
+    if draw(st.integers(0, 3)) == 0:
+        tree[draw(st.sampled_from(["classes.txt", "class_dict.csv", "train.txt", "classes.json"]))] = draw(
+            _contents()
+        )
+    return tree
+
+
+@settings(
+    max_examples=_EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+    derandomize=_EXAMPLES == 30,
+)
+@given(_trees())
+def test_any_folder(tree: dict[str, bytes]):
+    with tempfile.TemporaryDirectory() as folder:
+        root, out = Path(folder) / "data", Path(folder) / "out"
+        root.mkdir()
+        out.mkdir()
+        for name, content in tree.items():
+            try:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_bytes(content)
+            except OSError:  # a file of that name is a folder already
+                continue
+        before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+        try:
+            report = check(root)
+        except (ValueError, OSError) as error:
+            message = str(error)
+            assert str(root) in message or message.startswith("masks have "), message
+            assert "\n" not in message and "Traceback" not in message
+            event("refused")
+        else:
+            event("errors found" if report.has_errors else "fit for a training")
+            write_page(report, out / "check.html")
+            write_description(report.description, out / "dataset.yaml")
+            assert read_description(out / "dataset.yaml") == report.description
+            _agree(report, out)
+        assert before == {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+def _agree(report, out: Path) -> None:
+    """Training reads all pairs of which the report says nothing bad, with the classes that were counted."""
+    for split in report.pixels:
+        folder = SegmentationFolder(out / "dataset.yaml", split)
+        counted = np.zeros_like(report.pixels[split])
+        failed = 0
+        for index in range(len(folder)):
+            try:
+                _, mask = folder[index]
+            except ValueError:
+                failed += 1
+                continue
+            counted += np.bincount(
+                np.where(mask == 255, len(counted) - 1, mask).ravel(), minlength=len(counted)
+            )
+        assert not failed or report.has_errors
+        if not report.has_errors:
+            np.testing.assert_array_equal(counted, report.pixels[split])

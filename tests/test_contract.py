@@ -1,0 +1,148 @@
+"""What every model of the zoo has to do; a new architecture is covered by being registered."""
+
+import copy
+import pickle
+
+import pytest
+import segmentation_models_pytorch as smp
+import tiny_vits
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import vitseg_zoo
+from vitseg_zoo.ops.not_scriptable import NotScriptable
+
+# Architectures stand over a tiny plain ViT, but those that have an encoder of their own.
+_OWN_ENCODERS = {"fusedsegformer": "vz-mit_b0", "segnet": "segnet", "segnetdsc": "segnetdsc"}
+ARCHITECTURES = [
+    *((arch, _OWN_ENCODERS.get(arch, "vz-tiny_vit")) for arch in vitseg_zoo.list_models(kind="architecture")),
+    ("vitseg", "vz-vitseg_tiny_patch16_128"),
+    ("segmenter", "vz-mit_b0"),
+    ("fusedsegformer", "vz-tiny_vit"),
+]
+# Encoders stand in a U-Net: each form that a plain ViT has, each family of plain ViTs, and MiT.
+ENCODERS = [
+    *(("unet", name) for name in smp.encoders.encoders if name.endswith("-tiny_vit")),
+    *(("unet", f"vz-{name}") for name in tiny_vits.FAMILIES if name != "tiny_vit"),
+    ("unet", "vz-mit_b0"),
+]
+each_model = pytest.mark.parametrize(
+    ("arch", "encoder"), [pytest.param(*case, id="-".join(case)) for case in (*ARCHITECTURES, *ENCODERS)]
+)
+
+
+def build(arch: str, encoder: str, **kwargs) -> nn.Module:
+    return smp.create_model(arch, encoder, encoder_weights=None, **{"classes": 3, **kwargs})
+
+
+@each_model
+def test_all_parameters_learn(arch: str, encoder: str) -> None:
+    model = build(arch, encoder).train()
+    logits = model(torch.rand(2, 3, 64, 96))
+    assert logits.shape == (2, 3, 64, 96)
+    logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@each_model
+def test_channels_classes_and_a_second_head(arch: str, encoder: str) -> None:
+    model = build(arch, encoder, in_channels=4, classes=5, activation="sigmoid", aux_params={"classes": 2})
+    masks, labels = model.eval()(torch.rand(2, 4, 64, 64))
+    assert masks.shape == (2, 5, 64, 64) and labels.shape == (2, 2)
+    assert masks.min() >= 0 and masks.max() <= 1
+
+
+@each_model
+def test_odd_sizes_are_taken_or_refused_in_a_sentence(arch: str, encoder: str) -> None:
+    model = build(arch, encoder).eval()
+    image = torch.rand(1, 3, 50, 33)
+    if model.requires_divisible_input_shape:
+        with pytest.raises(RuntimeError, match="Expected image height and width divisible by"):
+            model(image)
+    else:
+        assert model(image).shape == (1, 3, 50, 33)
+
+
+@each_model
+def test_types_of_numbers(arch: str, encoder: str) -> None:
+    model, image = build(arch, encoder).eval(), torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        with torch.autocast("cpu", torch.bfloat16):
+            under_autocast = model(image)
+        in_half = copy.deepcopy(model).bfloat16()(image.bfloat16())
+        in_double = model.double()(image.double())
+    assert in_double.dtype == torch.float64
+    scale = float(expected.abs().mean())
+    torch.testing.assert_close(in_double.float(), expected, rtol=1e-3, atol=1e-2 * scale)
+    for rough in (under_autocast, in_half):  # on the average: what a maximum picks may change altogether
+        assert (rough - expected).abs().mean() < 0.4 * scale
+
+
+@each_model
+@pytest.mark.parametrize("training", [False, True])
+def test_runs_on_a_gpu(arch: str, encoder: str, training: bool) -> None:
+    """On a fake one, where stray CPU tensors fail, and so does what the host would have to wait for."""
+    model = build(arch, encoder).train(training)
+    # Rotary frequencies and the like are in no state dict, but move with the model.
+    tensors = {**model.state_dict(), **dict(model.named_buffers())}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        state = {key: torch.empty_like(t, device="cuda") for key, t in tensors.items()}
+        # Another size than the ViT's, so that position embeddings are resampled, too.
+        output = torch.func.functional_call(model, state, torch.rand(2, 3, 64, 96, device="cuda"))
+    assert output.device.type == "cuda" and output.shape == (2, 3, 64, 96)
+
+
+@each_model
+def test_compiles_in_one_graph(arch: str, encoder: str) -> None:
+    torch.compiler.reset()
+    model, image = build(arch, encoder).eval(), torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)(image)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
+
+
+@each_model
+def test_exports_for_any_batch(arch: str, encoder: str) -> None:
+    model, image = build(arch, encoder).eval(), torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        model(image)  # tables of relative positions are exported for the size that they were used at
+        any_batch = ({0: torch.export.Dim.AUTO},)
+        exported = torch.export.export(model, (image,), dynamic_shapes=any_batch, strict=False).module()
+        for images in (image, torch.rand(3, 3, 64, 96)):
+            torch.testing.assert_close(exported(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@each_model
+def test_saves_and_loads(arch: str, encoder: str, tmp_path) -> None:
+    model = build(arch, encoder, in_channels=4, classes=5).eval()
+    for buffer in model.buffers():  # statistics that a new model has not
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1)
+    model.save_pretrained(tmp_path / "folder")
+    path = vitseg_zoo.save_model(model, tmp_path / "model.safetensors")
+    copies = [
+        smp.from_pretrained(tmp_path / "folder"),
+        vitseg_zoo.load_model(path)[0],
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+    ]
+    image = torch.rand(1, 4, 64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        for copied in copies:
+            assert type(copied) is type(model) and torch.equal(copied.eval()(image), expected)
+
+
+@each_model
+def test_is_scripted_or_refuses_it_in_one_sentence(arch: str, encoder: str) -> None:
+    model, image = build(arch, encoder).eval(), torch.rand(1, 3, 64, 96)
+    if any(isinstance(module, NotScriptable) for module in model.modules()):
+        with pytest.raises(
+            RuntimeError, match=r"^\w+ cannot be scripted: use torch.export or torch.compile.$"
+        ):
+            torch.jit.script(model)
+    else:
+        torch.testing.assert_close(torch.jit.script(model)(image), model(image))

@@ -1,0 +1,447 @@
+"""What a data set is made of and what is wrong with it, found by reading every file once."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, read_description
+from vitseg_zoo.data.layouts import Matched, list_files
+from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding
+from vitseg_zoo.data.segmentation_folder import describe, find_parts
+from vitseg_zoo.data.survey import Record, survey
+
+# Difference hashes of near duplicates differ in at most this many of 64 bits.
+_NEAR = 3
+# Images with so few edges in their 9 x 8 pixels are alike whatever they show.
+_FEWEST_EDGES = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or that a person should know.
+
+    Attributes:
+        level: "error" (a training would stop at it), "warning", or "note".
+        text: What, in one sentence.
+        advice: What to do.
+        files: Which files, relative to the data's folder.
+    """
+
+    level: str
+    text: str
+    advice: str
+    files: tuple[str, ...] = ()
+
+
+@dataclass
+class Report:
+    """What `check` found out.
+
+    Attributes:
+        description: Where the files are and what the masks mean, as dataset.yaml says it.
+        records: What was measured of each pair.
+        findings: The worst first.
+        pixels: Split -> pixels of each class, and last of those without a label.
+        images: Split -> images that have the class.
+        weights: Suggested weight of each class in the loss: the median frequency over its own, by
+            D. Eigen and R. Fergus, ICCV 2015 (section 6.3.2), of the first split; 0 where it has none.
+        size: Median (height, width).
+        smallest: Smallest height and width.
+        largest: Largest height and width.
+    """
+
+    description: DatasetDescription
+    records: list[Record]
+    findings: list[Finding] = field(default_factory=list)
+    pixels: dict[str, np.ndarray] = field(default_factory=dict)
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    size: tuple[int, int] = (0, 0)
+    smallest: tuple[int, int] = (0, 0)
+    largest: tuple[int, int] = (0, 0)
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a training on these data would stop."""
+        return any(finding.level == "error" for finding in self.findings)
+
+    @property
+    def advice(self) -> str:
+        """The size to train at, in a sentence."""
+        height, width = self.size
+        if max(height, width) > 1024:
+            return (
+                f"images are large (median {height} x {width}): train on crops of 512 x 512 at "
+                "full resolution, and predict in tiles"
+            )
+        side = min(512, max(64, round(float(np.sqrt(height * width)) / 32) * 32))
+        return f"a suggested image size is {side} (median {height} x {width}, height x width)"
+
+
+def check(path: str | Path, progress: Callable[[int, int], None] | None = None) -> Report:
+    """Read all images and masks of a folder, on all cores, and find what is wrong with them.
+
+    Args:
+        path: The folder of images and masks, or a dataset.yaml.
+        progress: Called with the number of pairs that were read and of all.
+
+    Raises:
+        FileNotFoundError: If there are no images with masks.
+        ValueError: If the masks cannot be understood at all, or dataset.yaml cannot be read.
+
+    Example:
+        >>> report = check("camvid")  # doctest: +SKIP
+        >>> [finding.text for finding in report.findings if finding.level == "error"]  # doctest: +SKIP
+        []
+    """
+    path = Path(path).expanduser()
+    if path.is_dir() and (path / FILE_NAME).is_file():
+        path = path / FILE_NAME
+    if path.is_file():
+        description: DatasetDescription | None = read_description(path)
+        root, files = description.root, list_files(description.root)
+        matched = description.match(files)
+    else:
+        description = None
+        root, parts, matched, files = find_parts(path)
+    pairs = [(split, pair) for split, found in matched.items() for pair in found.pairs]
+    if not pairs:
+        raise FileNotFoundError(f"{path} has no images with masks: none of the files' names agree.")
+    records = []
+    for record in survey(root, pairs):
+        records.append(record)
+        if progress is not None:
+            progress(len(records), len(pairs))
+    findings: list[Finding] = []
+    if description is None:
+        if all(not record.values for record in records):
+            raise ValueError(f"no mask of {path} can be read: {records[0].errors[-1]}")
+        description, notes, _ = describe(root, parts, files, records)
+        findings += [Finding("warning" if "pixels (" in n else "note", f"{n}.", "") for n in notes.notes]
+    report = Report(description, records)
+    findings += _files_alone(matched)
+    findings += _count_classes(report)
+    findings += _unreadable(records)
+    findings += _images(report)
+    findings += _duplicates(records)
+    order = {"error": 0, "warning": 1, "note": 2}
+    report.findings = sorted(findings, key=lambda finding: order[finding.level])
+    return report
+
+
+def class_counts(record: Record, encoding: MaskEncoding) -> tuple[dict[int, int], list[int]]:
+    """Count the pixels of each class in a mask, and list the values that are none."""
+    values = record.values
+    if encoding.kind == "colors" and not record.colored:
+        if record.palette:
+            merged: Counter[int] = Counter()
+            for value, count in values.items():
+                red, green, blue = record.palette[value]
+                merged[red << 16 | green << 8 | blue] += count
+            values = dict(merged)
+        else:
+            values = {(value & 255) * 0x010101: count for value, count in values.items()}
+    elif encoding.kind == "gray" and record.colored:
+        if any(value % 0x010101 for value in values):
+            return {}, list(values)
+        values = {value & 255: count for value, count in values.items()}
+    strange = [value for value in values if value not in encoding.values]
+    known = dict(encoding.values)
+    if strange and encoding.snap:
+        if encoding.kind == "gray":
+            pixels = np.array(strange)[None]
+        else:
+            pixels = np.array([[(v >> 16, v >> 8 & 255, v & 255) for v in strange]], np.uint8)
+        known.update(zip(strange, encoding.decode(pixels)[0].tolist(), strict=True))
+        strange = []
+    counts: Counter[int] = Counter()
+    for value, count in values.items():
+        if value in known:
+            counts[known[value]] += count
+    return dict(counts), strange
+
+
+def _files_alone(matched: dict[str, Matched]) -> list[Finding]:
+    findings = []
+    for split, found in matched.items():
+        if found.images_alone:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"{_number(found.images_alone, 'image')} of {split} without a mask.",
+                    "They are left out: add the masks, or take the images away.",
+                    tuple(found.images_alone),
+                )
+            )
+        if found.masks_alone:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"{_number(found.masks_alone, 'mask')} of {split} without an image.",
+                    "They are left out: add the images, or take the masks away.",
+                    tuple(found.masks_alone),
+                )
+            )
+        if found.doubled:
+            findings.append(
+                Finding(
+                    "error",
+                    f"{_number(found.doubled, 'name')} of {split} with two files: the first is read.",
+                    "Rename or remove one of each two.",
+                    tuple(path for both in found.doubled for path in both),
+                )
+            )
+        if found.unknown_names:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"{_number(found.unknown_names, 'line')} of the list of {split} that name no image.",
+                    "They are left out: mend the list.",
+                    tuple(found.unknown_names),
+                )
+            )
+    return findings
+
+
+def _count_classes(report: Report) -> list[Finding]:
+    """Fill in the classes' pixels, images and weights, and find what is odd about them."""
+    description = report.description
+    count = len(description.class_names)
+    splits = list(dict.fromkeys(record.split for record in report.records))
+    report.pixels = {split: np.zeros(count + 1, np.int64) for split in splits}
+    report.images = {split: np.zeros(count + 1, np.int64) for split in splits}
+    present = np.zeros(count)  # pixels of the images of the first split that have the class
+    undeclared: dict[str, list[int]] = {}
+    unlabeled, single = [], []
+    for record in report.records:
+        if not record.values:
+            continue
+        counts, strange = class_counts(record, description.encoding)
+        if strange:
+            undeclared[record.pair.masks[0]] = strange
+        total = sum(counts.values())
+        for index, pixels in counts.items():
+            at = count if index == IGNORE_INDEX and description.ignore_index is not None else index
+            report.pixels[record.split][at] += pixels
+            report.images[record.split][at] += 1
+            if at < count and record.split == splits[0]:
+                present[at] += total
+        if counts and set(counts) == {IGNORE_INDEX} and description.ignore_index is not None:
+            unlabeled.append(record.pair.masks[0])
+        elif set(counts) == {0}:
+            single.append(record.pair.masks[0])
+    first = report.pixels[splits[0]][:count]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        frequency = np.where(first > 0, first / present, np.nan)
+        median = np.nanmedian(frequency) if (first > 0).any() else 0.0
+        report.weights = np.nan_to_num(median / frequency)
+    findings = []
+    if undeclared:
+        values = sorted(set().union(*undeclared.values()))
+        shown = ", ".join(map(description.encoding.name, values[:5])) + (", ..." if len(values) > 5 else "")
+        findings.append(
+            Finding(
+                "error",
+                f"{_number(undeclared, 'mask')} with values that are no class: {shown}.",
+                "Give each value to a class or to `ignore` in what --write writes, and check that.",
+                tuple(undeclared),
+            )
+        )
+    if unlabeled:
+        findings.append(
+            Finding(
+                "warning",
+                f"{_number(unlabeled, 'mask')} without a single labeled pixel.",
+                "Nothing is learned from them: label them, or take them away.",
+                tuple(unlabeled),
+            )
+        )
+    if single:
+        findings.append(
+            Finding(
+                "note",
+                f"{_number(single, 'mask')} with nothing but {description.class_names[0]}.",
+                "Right if there is nothing else to see in the images.",
+                tuple(single),
+            )
+        )
+    for split in splits:
+        lacking = [
+            name for name, n in zip(description.class_names, report.pixels[split], strict=False) if not n
+        ]
+        if lacking:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"no mask of {split} has a pixel of {_few(lacking)}.",
+                    "It cannot be learned: add examples, or take the class out."
+                    if split == splits[0]
+                    else "Its score cannot be measured there: move some images, or divide anew.",
+                )
+            )
+    return findings
+
+
+def _unreadable(records: Sequence[Record]) -> list[Finding]:
+    findings = []
+    broken = [record for record in records if record.errors]
+    if broken:
+        reasons = [error for record in broken for error in record.errors]
+        files = tuple(path for record in broken for path in (record.pair.image, record.pair.masks[0]))
+        files = tuple(path for path in files if any(path in reason for reason in reasons))
+        findings.append(
+            Finding(
+                "error",
+                f"{_number(reasons, 'file')} that cannot be read; the first: {reasons[0]}",
+                "Fetch or export them anew, or take them away with their partners.",
+                files,
+            )
+        )
+    sizes = [r for r in records if r.image_size and r.mask_size and r.image_size != r.mask_size]
+    if sizes:
+        (height, width), (mask_height, mask_width) = sizes[0].image_size, sizes[0].mask_size
+        findings.append(
+            Finding(
+                "error",
+                f"{_number(sizes, 'mask')} of another size than the image; the first is "
+                f"{mask_height} x {mask_width}, its image {height} x {width} (height x width).",
+                "Export them at the image's size; if sides are swapped, an EXIF orientation was lost.",
+                tuple(record.pair.masks[0] for record in sizes),
+            )
+        )
+    return findings
+
+
+def _images(report: Report) -> list[Finding]:
+    """Fill in the sizes, and find images that are far from the rest."""
+    read = [record for record in report.records if record.image_size]
+    if not read:
+        return []
+    sizes = np.array([record.image_size for record in read])
+    height, width = np.median(sizes, axis=0).astype(int).tolist()
+    report.size = (height, width)
+    report.smallest, report.largest = (tuple(side(sizes, axis=0).tolist()) for side in (np.min, np.max))
+    findings = []
+    kinds = Counter((record.channels, record.dtype) for record in read)
+    deep = [r.pair.image for r in read if r.dtype != "uint8" or r.channels not in (1, 3, 4)]
+    if deep:
+        shown = ", ".join(f"{n} of {c} x {dtype}" for (c, dtype), n in kinds.most_common())
+        findings.append(
+            Finding(
+                "error",
+                f"{_number(deep, 'image')} with more than 8 bits or other than 1, 3 or 4 channels ({shown}).",
+                "Convert them to 8 bits a channel first.",
+                tuple(deep),
+            )
+        )
+    elif len({channels for channels, _ in kinds}) > 1:
+        few, _ = min(kinds.items(), key=lambda item: item[1])
+        odd = tuple(record.pair.image for record in read if (record.channels, record.dtype) == few)
+        findings.append(
+            Finding(
+                "note",
+                f"{_number(odd, 'image')} of {few[0]} channels among others.",
+                "All are read as RGB.",
+                odd,
+            )
+        )
+    brightness = np.array([record.brightness for record in read])
+    sharpness = np.log(np.array([record.sharpness for record in read]) + 1e-3)
+    if len(read) >= 10:
+        dark = brightness < min(np.median(brightness) / 3, 0.15)
+        spread = 1.4826 * np.median(np.abs(sharpness - np.median(sharpness)))  # of a normal distribution
+        blurred = sharpness < np.median(sharpness) - max(4 * spread, np.log(8))
+        for chosen, measure, text, advice in (
+            (dark, brightness, "far darker than the rest", "Look at them: exposure, or an empty file?"),
+            (blurred, sharpness, "far blurrier than the rest", "Look at them: out of focus, or empty?"),
+        ):
+            if chosen.any():
+                worst = [i for i in np.argsort(measure).tolist() if chosen[i]]
+                files = tuple(read[index].pair.image for index in worst)
+                findings.append(Finding("warning", f"{_number(files, 'image')} {text}.", advice, files))
+    noisy = [r for r in report.records if r.mask_size and r.specks > max(10, 1e-4 * np.prod(r.mask_size))]
+    if noisy:
+        noisy.sort(key=lambda record: -record.specks)
+        findings.append(
+            Finding(
+                "warning",
+                f"{_number(noisy, 'mask')} with single pixels of another class than all around them, "
+                f"{sum(record.specks for record in noisy)} in all.",
+                "Such noise comes from JPEG, interpolation or thresholds: export the masks anew.",
+                tuple(record.pair.masks[0] for record in noisy),
+            )
+        )
+    return findings
+
+
+def _duplicates(records: Sequence[Record]) -> list[Finding]:
+    groups: dict[bytes, list[Record]] = defaultdict(list)
+    for record in records:
+        if record.digest:
+            groups[record.digest].append(record)
+    exact = [group for group in groups.values() if len(group) > 1]
+    near = near_duplicates([group[0] for group in groups.values()])
+    findings = []
+    for kind, found in (("the same", exact), ("nearly the same", near)):
+        across = [group for group in found if len({record.split for record in group}) > 1]
+        within = [group for group in found if len({record.split for record in group}) == 1]
+        if across:
+            findings.append(
+                Finding(
+                    "warning",
+                    f"{_number(across, 'group')} of {kind} images in more than one split.",
+                    "Scores will be too good: keep each group in one split.",
+                    tuple(record.pair.image for group in across for record in group),
+                )
+            )
+        if within:
+            findings.append(
+                Finding(
+                    "note",
+                    f"{_number(within, 'group')} of {kind} images within a split.",
+                    "They count several times: keep one of each group.",
+                    tuple(record.pair.image for group in within for record in group),
+                )
+            )
+    return findings
+
+
+def near_duplicates(records: Sequence[Record]) -> list[list[Record]]:
+    """Group images whose difference hashes differ in at most 3 of 64 bits.
+
+    Such hashes agree in one of four quarters at least, so only images that share a quarter are compared.
+    """
+    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, record in enumerate(records):
+        if _FEWEST_EDGES <= record.difference_hash.bit_count() <= 64 - _FEWEST_EDGES:
+            for quarter in range(4):
+                buckets[quarter, record.difference_hash >> 16 * quarter & 0xFFFF].append(index)
+    leader = list(range(len(records)))
+
+    def lead(index: int) -> int:
+        while leader[index] != index:
+            leader[index] = leader[leader[index]]
+            index = leader[index]
+        return index
+
+    for bucket in buckets.values():
+        for a, b in combinations(bucket[:500], 2):  # a larger bucket says nothing, as frames of one camera
+            if (records[a].difference_hash ^ records[b].difference_hash).bit_count() <= _NEAR:
+                leader[lead(b)] = lead(a)
+    groups: dict[int, list[Record]] = defaultdict(list)
+    for index, record in enumerate(records):
+        groups[lead(index)].append(record)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _number(things: Iterable, noun: str) -> str:
+    count = len(list(things))
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

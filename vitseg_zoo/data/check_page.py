@@ -1,0 +1,163 @@
+"""check.html: what `check` found, as one self-contained page with pictures of each class and finding."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitseg_zoo.data.check import Finding, Report, class_counts
+from vitseg_zoo.data.class_files import Color
+from vitseg_zoo.data.images import read_pixels
+from vitseg_zoo.data.segmentation_folder import read_classes
+from vitseg_zoo.data.survey import Record
+from vitseg_zoo.files import atomic_path
+
+_SIDE = 256  # pixels of a picture's longer side
+_PICTURES = 8  # of a class or finding
+_MOST_CLASSES = 40  # with pictures; the page stays small enough to send
+_HIGHLIGHT: Color = (255, 60, 160)  # of classes whose own color is too dark to be seen
+
+
+def write_page(report: Report, path: str | Path) -> None:
+    """Write the page.
+
+    Args:
+        report: What `check` returned.
+        path: The file.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    # Names of files and classes are anybody's: autoescape.
+    environment = Environment(loader=PackageLoader("vitseg_zoo", "data"), autoescape=True)
+    description = report.description
+    totals = {split: max(1, int(pixels.sum())) for split, pixels in report.pixels.items()}
+    classes = [
+        {
+            "name": name,
+            "color": "#{:02x}{:02x}{:02x}".format(*description.palette[index]),
+            "shares": [
+                (f"{100 * report.pixels[split][index] / total:.2f} %", int(report.images[split][index]))
+                for split, total in totals.items()
+            ],
+            "weight": f"{report.weights[index]:.3g}",
+            "pictures": _class_pictures(report, index) if index < _MOST_CLASSES else [],
+        }
+        for index, name in enumerate(description.class_names)
+    ]
+    findings = [
+        {"finding": finding, "pictures": _finding_pictures(report, finding), "shown": finding.files[:50]}
+        for finding in report.findings
+    ]
+    text = environment.get_template("check.html.jinja").render(
+        root=description.root.resolve().name,
+        count=len(report.records),
+        splits={split: sum(r.split == split for r in report.records) for split in totals},
+        report=report,
+        classes=classes,
+        findings=findings,
+    )
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, palette: tuple[Color, ...]) -> np.ndarray:
+    """Lay the colors of classes over an image, all but the first class's.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: (H, W) class numbers.
+        palette: Color of each class.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    colors = np.full((256, 3), 128, np.uint8)
+    colors[: len(palette)] = palette
+    mixed = image // 2 + colors[np.minimum(mask, 255)] // 2
+    return np.where((mask == 0)[..., None], image, mixed)
+
+
+def _class_pictures(report: Report, index: int) -> list[dict]:
+    """Images with the class, from those with most of it to those with least."""
+    found = []
+    for record in report.records:
+        counts, _ = class_counts(record, report.description.encoding)
+        if counts.get(index) and record.image_size == record.mask_size and not record.errors:
+            found.append((counts[index] / sum(counts.values()), record))
+    found.sort(key=lambda item: -item[0])
+    chosen = np.unique(np.linspace(0, len(found) - 1, min(_PICTURES, len(found))).astype(int))
+    pictures = []
+    for at in chosen.tolist():
+        share, record = found[at]
+        image, mask = _small(report, record)
+        if mask is None:
+            continue
+        inside = (mask == index)[..., None]
+        color = np.array(report.description.palette[index], np.uint8)
+        if color.max() < 90:
+            color = np.array(_HIGHLIGHT, np.uint8)
+        dim = (image.mean(2, keepdims=True) * 0.45).astype(np.uint8).repeat(3, 2)
+        shown = np.where(inside, image // 2 + color // 2, dim)
+        pictures.append({"url": _url(shown), "caption": f"{record.pair.image}: {100 * share:.3g} %"})
+    return pictures
+
+
+def _finding_pictures(report: Report, finding: Finding) -> list[dict]:
+    by_path = {path: record for record in report.records for path in (record.pair.image, *record.pair.masks)}
+    pictures = []
+    for path in finding.files:
+        if len(pictures) == _PICTURES:
+            break
+        record = by_path.get(path)
+        try:
+            if record is not None and not record.errors and path != record.pair.image:
+                image, mask = _small(report, record)
+                shown = image if mask is None else overlay(image, mask, report.description.palette)
+            else:
+                shown = _shrink(_visible(report.description.root / path))
+        except ValueError:
+            continue  # it cannot be read, as the finding says
+        pictures.append({"url": _url(shown), "caption": path})
+    return pictures
+
+
+def _small(report: Report, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
+    """The image and the class numbers of a pair, shrunk; no mask where it does not fit."""
+    image = _shrink(_visible(report.description.root / record.pair.image))
+    try:
+        mask = read_classes(report.description, record.pair)
+    except ValueError:
+        return image, None
+    if mask.shape != record.image_size:
+        return image, None
+    rows = (np.arange(image.shape[0]) * mask.shape[0]) // image.shape[0]
+    columns = (np.arange(image.shape[1]) * mask.shape[1]) // image.shape[1]
+    return image, mask[rows[:, None], columns]
+
+
+def _visible(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 of any image, stretched to what can be seen if it has not 8 bits."""
+    pixels, palette = read_pixels(path)
+    if palette is not None:
+        pixels = palette[pixels]
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
+    if pixels.dtype != np.uint8:
+        wide = np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)
+        low, high = float(wide.min()), float(wide.max())
+        pixels = ((wide - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((_SIDE, _SIDE))
+    return np.asarray(picture)
+
+
+def _url(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=72)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

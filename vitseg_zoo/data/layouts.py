@@ -1,0 +1,513 @@
+"""Which file is an image, which is its mask, and to which split they belong.
+
+A layout is written as templates relative to the folder of the data: ``train/images/{name}.jpg`` and
+``train/masks/{name}_mask.png`` pair what has the same ``{name}``, which may hold sub-folders. ``{folder}`` is
+a folder that both share, and ``*`` is anything: ``{name}/masks/*.png`` are all the masks of one image.
+`guess_layout` finds the templates of a folder; people correct them in dataset.yaml.
+"""
+
+import os
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product, takewhile
+from pathlib import Path, PurePosixPath
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+
+_IMAGE_WORDS = {
+    *("image", "images", "img", "imgs", "jpegimages", "x", "input", "inputs", "photo", "photos", "picture"),
+    *("pictures", "rgb", "leftimg8bit", "orig", "original", "originals", "raw", "frame", "frames"),
+}  # fmt: skip
+_MASK_WORDS = {
+    *("mask", "masks", "ann", "anns", "annot", "annots", "annotation", "annotations", "label", "labels"),
+    *("gt", "groundtruth", "segmentation", "segmentations", "segmentationclass", "seg", "segs", "target"),
+    *("targets", "gtfine", "gtcoarse", "labelids", "trimap", "trimaps", "y", "lbl", "matte"),
+}  # fmt: skip
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+    "trainval": "trainval",
+}
+# Masks of single objects, which lie beside those of classes.
+_INSTANCES = {"segmentationobject", "instances", "instanceids", "instance"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where the images and masks of one split lie.
+
+    Args:
+        images: Template of the images' paths, relative to the data's folder, as ``train/images/{name}.*``.
+        masks: Template of the masks' paths.
+        names: Text file, relative too, with one name a line, where the split is a list; None where all are
+            meant.
+    """
+
+    images: str
+    masks: str
+    names: str | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its masks: one, or one for each object."""
+
+    name: str
+    image: str
+    masks: tuple[str, ...]
+
+
+@dataclass
+class Matched:
+    """What a `Part` finds: pairs, and the files that have no partner or too many."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    images_alone: list[str] = field(default_factory=list)
+    masks_alone: list[str] = field(default_factory=list)
+    doubled: list[tuple[str, str]] = field(default_factory=list)
+    unknown_names: list[str] = field(default_factory=list)
+
+
+def list_files(root: str | Path) -> list[str]:
+    """List all files under a folder, sorted, as POSIX paths relative to it.
+
+    Hidden files and folders (`.DS_Store`, `._0.jpg`) and `__MACOSX` are passed over. Symbolic links are
+    followed, each folder once.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        NotADirectoryError: If it is a file.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise FileNotFoundError(f"there is no folder {root}.")
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is a file: give the folder that holds images and masks.")
+    files, seen = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above it, or to one met before
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        base = Path(folder).relative_to(root).as_posix()
+        files += [name if base == "." else f"{base}/{name}" for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def match(part: Part, files: Sequence[str], names: Iterable[str] | None = None) -> Matched:
+    """Pair the files of one split.
+
+    Args:
+        part: Its templates.
+        files: All files, as `list_files` returns them.
+        names: The lines of `part.names`: names, file names or paths of images, of which only the first word
+            counts.
+
+    Raises:
+        ValueError: If a template has no ``{name}``.
+
+    Example:
+        >>> files = ["images/a.jpg", "images/b.jpg", "masks/a.png"]
+        >>> matched = match(Part("images/{name}.jpg", "masks/{name}.png"), files)
+        >>> matched.pairs, matched.images_alone
+        ([Pair(name='a', image='images/a.jpg', masks=('masks/a.png',))], ['images/b.jpg'])
+    """
+    image_pattern, mask_pattern = _compile(part.images), _compile(part.masks)
+    several = "*" in PurePosixPath(part.masks).stem or "*" in str(PurePosixPath(part.masks).parent)
+    images: dict[str, str] = {}
+    masks: dict[str, list[str]] = defaultdict(list)
+    matched = Matched()
+    for path in files:
+        if PurePosixPath(path).suffix.lower() not in IMAGE_ENDINGS:
+            continue
+        if found := mask_pattern.fullmatch(path):
+            name = _name(found)
+            if name in masks and not several:
+                matched.doubled.append((masks[name][0], path))
+            else:
+                masks[name].append(path)
+        elif found := image_pattern.fullmatch(path):
+            other = images.setdefault(_name(found), path)
+            if other != path:
+                matched.doubled.append((other, path))
+    if names is not None:
+        kept = _listed(names, images, matched)
+        images = {name: path for name, path in images.items() if name in kept}
+        masks = {name: paths for name, paths in masks.items() if name in kept}
+    for name in sorted(images):
+        if name in masks:
+            matched.pairs.append(Pair(name, images[name], tuple(masks[name])))
+        else:
+            matched.images_alone.append(images[name])
+    matched.masks_alone = [path for name in sorted(masks.keys() - images.keys()) for path in masks[name]]
+    return matched
+
+
+def guess_layout(files: Sequence[str]) -> dict[str, Part]:
+    """Find the templates of a folder's images and masks.
+
+    Args:
+        files: All files, as `list_files` returns them.
+
+    Returns:
+        Split ("train", "val", "test", or "all" where the folder has no splits) -> its `Part`; empty where
+        nothing looks like images with masks.
+
+    Example:
+        >>> guess_layout(["train/0.jpg", "trainannot/0.png"])
+        {'train': Part(images='train/{name}.jpg', masks='trainannot/{name}.png', names=None)}
+        >>> guess_layout(["a.jpg", "a_mask.png", "b.jpg", "b_mask.png"])
+        {'all': Part(images='{name}.jpg', masks='{name}_mask.png', names=None)}
+    """
+    folders: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for path in files:
+        if PurePosixPath(path).suffix.lower() in IMAGE_ENDINGS:
+            folders[PurePosixPath(path).parent.parts].append(path)
+    groups = _group(folders)
+    found: dict[str, list[tuple[_Base, _Base]]] = defaultdict(list)
+    for (split, _), group in groups.items():
+        if pair := _best_pair(group):
+            found[split].append(pair)
+    if not found:  # folders of any names: those whose file names agree
+        everything = [base for group in groups.values() for base in group]
+        if pair := _best_pair([_without_role(base) for base in everything]):
+            found[pair[0].split].append(pair)
+    parts = {split: _part(pairs) for split, pairs in found.items()}
+    if "trainval" in parts:
+        parts.setdefault("train", parts.pop("trainval"))
+    if len(parts) > 1:
+        parts.pop("all", None)
+    order = ("train", "val", "test", "all")
+    return {split: parts[split] for split in order if split in parts}
+
+
+def split_lists(files: Sequence[str]) -> dict[str, str]:
+    """Find the text files that list the names of splits, as `train.txt`.
+
+    Example:
+        >>> split_lists(["ImageSets/Segmentation/train.txt", "ImageSets/Segmentation/val.txt", "classes.txt"])
+        {'train': 'ImageSets/Segmentation/train.txt', 'val': 'ImageSets/Segmentation/val.txt'}
+    """
+    found: dict[str, str] = {}
+    for path in sorted(files, key=lambda path: ("segmentation" not in path.lower(), path.count("/"), path)):
+        split = _SPLITS.get(PurePosixPath(path).stem.lower())
+        if split and path.lower().endswith((".txt", ".lst")):
+            found.setdefault(split, path)
+    if "trainval" in found:
+        found.setdefault("train", found.pop("trainval"))
+        found.pop("trainval", None)
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def group_names(names: Sequence[str]) -> dict[str, str]:
+    """Say which images belong together, as frames of one video: by folder, or by what precedes a number.
+
+    Args:
+        names: Names of images, as `Pair.name`.
+
+    Returns:
+        Name -> its group; each name is its own group where neither rule makes at least 5 groups, of which
+        none has more than 40 % of the images.
+
+    Example:
+        >>> group_names(["a/1", "a/2"])["a/1"]
+        'a/1'
+        >>> group_names([f"scene{i}/{j}" for i in range(6) for j in range(9)])["scene3/7"]
+        'scene3'
+    """
+    rules = (lambda name: name.rpartition("/")[0], lambda name: re.sub(r"[\W_]*\d+$", "", name))
+    for rule in rules:
+        groups = {name: rule(name) for name in names}
+        counts = Counter(groups.values())
+        if 5 <= len(counts) < len(names) and max(counts.values()) <= 0.4 * len(names):
+            return groups
+    return {name: name for name in names}
+
+
+def split_names(names: Sequence[str], val: float = 0.2, seed: int = 0) -> dict[str, list[str]]:
+    """Divide images that have no split at random into "train" and "val", groups of `group_names` kept whole.
+
+    Args:
+        names: Names of images; their order does not matter.
+        val: Share of "val", of the images.
+        seed: Seed of the drawing.
+
+    Example:
+        >>> {split: len(names) for split, names in split_names([str(i) for i in range(10)]).items()}
+        {'train': 8, 'val': 2}
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for name, group in group_names(sorted(names)).items():
+        members[group].append(name)
+    groups = sorted(members)
+    random.Random(seed).shuffle(groups)
+    wanted, chosen = round(val * len(names)), set()
+    for group in groups:
+        if len(chosen) < wanted and len(members) > 1:
+            chosen.update(members[group])
+    return {
+        "train": sorted(name for name in names if name not in chosen),
+        "val": sorted(name for name in names if name in chosen),
+    }
+
+
+# Templates
+
+
+def _compile(template: str) -> re.Pattern:
+    if "{name}" not in template:
+        raise ValueError(f"{template!r} has no {{name}}, by which images and masks are paired.")
+    pattern = ""
+    for piece in re.split(r"(\{name\}|\{folder\}|\*)", template):
+        if piece in ("{name}", "{folder}"):
+            key = piece[1:-1]
+            # The second time it is the same text: {name}/images/{name}.png
+            pattern += f"(?P={key})" if f"(?P<{key}>" in pattern else f"(?P<{key}>.+)"
+        else:
+            pattern += "[^/]*" if piece == "*" else re.escape(piece)
+    folder, slash, name = pattern.rpartition("/")
+    stem, dot, ending = name.rpartition(r"\.")
+    return re.compile(folder + slash + (stem + dot + f"(?i:{ending})" if dot else name), re.DOTALL)
+
+
+def _name(found: re.Match) -> str:
+    return "/".join(found.groupdict().values())
+
+
+def _listed(lines: Iterable[str], images: dict[str, str], matched: Matched) -> set[str]:
+    """The names that the lines of a text file mean."""
+    by_word: dict[str, str] = {}
+    for name, path in images.items():
+        for word in (PurePosixPath(path).name, PurePosixPath(path).stem, path, name):
+            by_word[word] = name
+    kept = set()
+    for line in lines:
+        line = line.strip()
+        words = [line, *line.split()[:1], *line.split(",")[:1]]
+        words += [word.lstrip("./") for word in words]
+        words += [PurePosixPath(word).name for word in words] + [PurePosixPath(word).stem for word in words]
+        known = [by_word[word] for word in words if word in by_word]
+        if known:
+            kept.add(known[0])
+        elif line:
+            matched.unknown_names.append(line)
+    return kept
+
+
+# The guess
+
+
+@dataclass(frozen=True)
+class _Base:
+    """A folder below which names begin: its path, role, split, and its files relative to it."""
+
+    parts: tuple[str, ...]
+    role: str  # image, mask or none
+    split: str
+    files: tuple[str, ...]
+    template: str = ""
+
+
+def _words(component: str) -> list[str]:
+    """The words of a folder's or file's name, in lower case: "train_Masks" -> train, masks."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", component)
+    words = [component.lower(), *(word.lower() for word in re.split(r"[\W_]+", spaced) if word)]
+    for ending in ("annot", "masks", "labels", "images"):  # trainannot
+        rest = component.lower().removesuffix(ending)
+        if rest != component.lower() and rest in _SPLITS:
+            words += [rest, ending]
+    return words
+
+
+def _role(component: str) -> str:
+    words = set(_words(component))
+    if words & _INSTANCES:
+        return "instances"
+    return "mask" if words & _MASK_WORDS else "image" if words & _IMAGE_WORDS else "none"
+
+
+def _group(folders: dict[tuple[str, ...], list[str]]) -> dict[tuple, list[_Base]]:
+    """Folders that may belong together: of one split, in the same folders but for the words of their role."""
+    bases: dict[tuple, list[str]] = defaultdict(list)
+    plain = [parts for parts in folders if not any(_split(part) or _role(part) != "none" for part in parts)]
+    levels = zip(*plain, strict=False)
+    common = tuple(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
+    for parts, paths in folders.items():
+        roles = [_role(part) for part in parts]
+        if "instances" in roles:
+            continue
+        role = "mask" if "mask" in roles else "image" if "image" in roles else "none"
+        splits = [split for part in parts if (split := _split(part))]
+        marked = [i for i, part in enumerate(parts) if _split(part) or roles[i] != "none"]
+        end = marked[-1] + 1 if marked else len(common)
+        bases[parts[:end], role, splits[0] if splits else "all"] += paths
+    groups: dict[tuple, list[_Base]] = defaultdict(list)
+    for (parts, role, split), paths in sorted(bases.items()):
+        skip = len("/".join(parts)) + 1 if parts else 0
+        rest = tuple(part for part in parts if _role(part) == "none" and not _split(part))
+        groups[split, rest].append(_Base(parts, role, split, tuple(path[skip:] for path in paths)))
+    return groups
+
+
+def _split(component: str) -> str | None:
+    return next((_SPLITS[word] for word in _words(component) if word in _SPLITS), None)
+
+
+def _without_role(base: _Base) -> _Base:
+    return _Base(base.parts, "none" if base.role == "image" else base.role, base.split, base.files)
+
+
+def _best_pair(bases: list[_Base]) -> tuple[_Base, _Base] | None:
+    """The folder of images and the folder of masks (or the same) whose file names agree in most cases."""
+    best: tuple[int, int, tuple[_Base, _Base]] | None = None
+    masks = [base for base in bases if base.role == "mask"]
+    images = [base for base in bases if base.role == "image"] or [b for b in bases if b.role == "none"]
+    candidates = [(image, mask) for image in images for mask in masks] or [(base, base) for base in bases]
+    if not masks and len(images) > 1:
+        candidates += [(image, mask) for image in images for mask in images if image is not mask]
+    for image, mask in candidates:
+        if image is mask:
+            count, templates = _pair_within(image.files)
+        else:
+            count, templates = _pair_names(image.files, mask.files)
+            alone = len(image.files) == 1 and image.parts[:-1] == mask.parts[:-1] != ()
+            if not count and alone and mask.role == "mask":  # one mask an object
+                count, templates = 1, ("*" + _ending(image.files), "*" + _ending(mask.files))
+        # Among equals, the folder with fewer words: masks before masks_color.
+        rank = sum(len(_words(part)) for part in mask.parts)
+        if count and (best is None or (count, -rank) > best[:2]):
+            pair = tuple(
+                _Base(base.parts, base.role, base.split, base.files, template)
+                for base, template in zip((image, mask), templates, strict=True)
+            )
+            best = (count, -rank, pair)
+    return best[2] if best else None
+
+
+def _ending(files: Sequence[str]) -> str:
+    endings = {PurePosixPath(file).suffix.lower() for file in files}
+    return endings.pop() if len(endings) == 1 else ".*"
+
+
+def _stems(files: Sequence[str]) -> list[str]:
+    return [file[: -len(suffix)] if (suffix := PurePosixPath(file).suffix) else file for file in files]
+
+
+def _affixes(stems: Iterable[str], words: set[str]) -> list[tuple[str, str]]:
+    """What precedes and follows the name in most stems, if words of a role do: ("", "_mask")."""
+    counts: Counter = Counter()
+    for stem in stems:
+        tail = re.search(r"((?:[\W_]+[A-Za-z0-9]+)+)$", PurePosixPath(stem).name)
+        if tail:
+            pieces = re.findall(r"[\W_]+[A-Za-z0-9]+", tail[1])
+            at = next((i for i, piece in enumerate(pieces) if words & set(_words(piece.strip(" _-.")))), None)
+            if at is not None:
+                counts["", "".join(pieces[at:])] += 1
+        head = re.match(r"([A-Za-z0-9]+[\W_]+)", PurePosixPath(stem).name)
+        if head and words & set(_words(head[1].rstrip(" _-."))):
+            counts[head[1], ""] += 1
+        joined = re.fullmatch(r"([A-Za-z]+)\d+", PurePosixPath(stem).name)  # mask12
+        if joined and joined[1].lower() in words:
+            counts[joined[1], ""] += 1
+    # Cityscapes has the same masks as class numbers, as colors and as objects: the first are wanted.
+    found = [affix for affix, _ in counts.most_common(6)]
+    return [("", ""), *sorted(found, key=lambda affix: bool(re.search("color|instance", affix[1].lower())))]
+
+
+def _cut(stem: str, affix: tuple[str, str]) -> str | None:
+    folder, slash, name = stem.rpartition("/")
+    before, after = affix
+    if len(name) > len(before) + len(after) and name.startswith(before) and name.endswith(after):
+        return folder + slash + name[len(before) : len(name) - len(after)]
+    return None
+
+
+def _pair_names(images: Sequence[str], masks: Sequence[str]) -> tuple[int, tuple[str, str]]:
+    """How many names agree at best, and the templates with which they do."""
+    image_stems, mask_stems = _stems(images), _stems(masks)
+    image_affixes = _affixes(image_stems, _IMAGE_WORDS)
+    mask_affixes = _affixes(mask_stems, _MASK_WORDS)
+    known, rests = set(image_stems), Counter()
+    for stem in mask_stems[:: max(1, len(mask_stems) // 200)]:  # 0001_L of 0001
+        at = next((at for at in range(len(stem), 0, -1) if stem[:at] in known), None)
+        if at is not None and at < len(stem):
+            rests["", stem[at:]] += 1
+    mask_affixes += [affix for affix, _ in rests.most_common(3)]
+    best = (0, ("", ""), ("", ""))
+    for image_affix, mask_affix in product(image_affixes, mask_affixes):
+        names = {_cut(stem, image_affix) for stem in image_stems} - {None}
+        count = len(names & {_cut(stem, mask_affix) for stem in mask_stems})
+        if count > best[0]:
+            best = (count, image_affix, mask_affix)
+    count, image_affix, mask_affix = best
+    return count, (
+        f"{image_affix[0]}{{name}}{image_affix[1]}{_ending(_having(images, image_affix))}",
+        f"{mask_affix[0]}{{name}}{mask_affix[1]}{_ending(_having(masks, mask_affix))}",
+    )
+
+
+def _having(files: Sequence[str], affix: tuple[str, str]) -> list[str]:
+    return [file for file, stem in zip(files, _stems(files), strict=True) if _cut(stem, affix) is not None]
+
+
+def _pair_within(files: Sequence[str]) -> tuple[int, tuple[str, str]]:
+    """The same for one folder that holds both: a.jpg and a_mask.png, or a.jpg and a.png."""
+    stems = _stems(files)
+    for affix in _affixes(stems, _MASK_WORDS)[1:]:
+        masks = _having(files, affix)
+        rest = sorted(set(files) - set(masks))
+        count, templates = _pair_names(rest, masks)
+        if count:
+            return count, templates
+    photographs = [file for file in files if file.lower().endswith((".jpg", ".jpeg"))]
+    others = sorted(set(files) - set(photographs))
+    if len(set(stems)) < len(stems) and photographs and len(endings := {_ending([o]) for o in others}) == 1:
+        count = len(set(_stems(photographs)) & set(_stems(others)))
+        return count, (f"{{name}}{_ending(photographs)}", f"{{name}}{endings.pop()}")
+    return 0, ("", "")
+
+
+def _part(pairs: list[tuple[_Base, _Base]]) -> Part:
+    """One part of all the folders of a split: the folder that differs becomes a placeholder."""
+    images, masks = ([pair[kind] for pair in pairs] for kind in (0, 1))
+    most = max(range(len(pairs)), key=lambda index: len(images[index].files))
+    if len(pairs) == 1:
+        placeholder = "{folder}"
+    else:
+        # As many folders as images: the folder is the name (DSB2018).
+        placeholder = "{name}" if all("{name}" not in base.template for base in images) else "{folder}"
+    return Part(*(_template(bases, most, placeholder) for bases in (images, masks)))
+
+
+def _template(bases: list[_Base], most: int, placeholder: str) -> str:
+    name = _common_template([base.template for base in bases])
+    depth = len(bases[most].parts)
+    parts = list(bases[most].parts)
+    same_depth = [base.parts for base in bases if len(base.parts) == depth]
+    differing = [at for at in range(depth) if len({other[at] for other in same_depth}) > 1]
+    if differing:
+        parts[differing[0] : differing[-1] + 1] = [placeholder]
+    elif "{name}" not in name:  # a single folder with one image
+        at = next((at for at, part in reversed(list(enumerate(parts))) if _role(part) == "none"), None)
+        if at is None:
+            name = name.replace("*", "{name}", 1)
+        else:
+            parts[at] = "{name}"
+    return "/".join([*parts, name])
+
+
+def _common_template(templates: list[str]) -> str:
+    """The most frequent of file names' templates; `.*` where only endings differ."""
+    stems = Counter(template.rpartition(".")[0] for template in templates)
+    stem = stems.most_common(1)[0][0]
+    endings = {template.rpartition(".")[2] for template in templates if template.rpartition(".")[0] == stem}
+    return f"{stem}.{endings.pop() if len(endings) == 1 else '*'}"

@@ -1,0 +1,188 @@
+"""Anybody's images and masks as a sequence of pairs, whatever `vitseg check` understands."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
+from vitseg_zoo.data.coco import guess_coco, is_coco, read_coco
+from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
+from vitseg_zoo.data.folders import ImageFolders
+from vitseg_zoo.data.images import read_image
+from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, list_files, split_lists
+from vitseg_zoo.data.masks import Proposal, propose
+from vitseg_zoo.data.oxford_pets import OxfordPets
+from vitseg_zoo.data.survey import Record, read_masks, survey
+
+
+class SegmentationFolder(Sequence):
+    """Images with masks in a folder of any layout, as pairs (image, mask) with class numbers.
+
+    Args:
+        path: The folder, or its dataset.yaml as `vitseg check DIR --write` writes it. A folder without one is
+            looked through first: all masks are read.
+        split: Name of the part, such as "train" or "val".
+
+    Attributes:
+        description: What is known of the data.
+        class_names: Names of the classes.
+        palette: Their colors (red, green, blue).
+        ignore_index: Value of pixels without a label in the masks that come out; None if there are none.
+        pairs: The files.
+
+    Raises:
+        FileNotFoundError: If the folder is not there or has no images with masks.
+        ValueError: If the masks cannot be understood, or there is no such split.
+
+    Example:
+        >>> train = SegmentationFolder("camvid", "train")  # doctest: +SKIP
+        >>> image, mask = train[0]  # uint8 (H, W, 3) and class numbers (H, W)  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path, split: str) -> None:
+        self.description = load_description(path)
+        if split not in self.description.splits:
+            raise ValueError(f"{path} has no split {split!r}, only {', '.join(self.description.splits)}.")
+        self.split = split
+        self.class_names = self.description.class_names
+        self.palette = self.description.palette
+        self.ignore_index = self.description.ignore_index
+        matched = self.description.match()[split]
+        if not matched.pairs:
+            raise FileNotFoundError(f"{path} has no images with masks for {split}.")
+        self.pairs = matched.pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        pair = self.pairs[index]
+        image = read_image(self.description.root / pair.image)
+        mask = read_classes(self.description, pair)
+        if mask.shape != image.shape[:2]:
+            raise ValueError(
+                f"{self.description.root / pair.masks[0]} is {mask.shape[1]} x {mask.shape[0]} pixels, but "
+                f"its image is {image.shape[1]} x {image.shape[0]}."
+            )
+        return image, mask
+
+
+def open_folders(
+    path: str | Path, splits: Sequence[str], ignore_index: int | None = None, pets: bool = False
+) -> list[Sequence]:
+    """Open the parts of a data set for a training.
+
+    Args:
+        path: The folder, or its dataset.yaml.
+        splits: Names of the parts.
+        ignore_index: Mask value of pixels without a label, where masks hold class numbers beside it and the
+            folder has the layout of `ImageFolders`; by default it is found out.
+        pets: The folder is that of the Oxford-IIIT Pet data set.
+
+    Returns:
+        One sequence of pairs (image, mask) for each part, with `class_names`, `palette` and `ignore_index`.
+    """
+    if pets:
+        return [OxfordPets(path, split) for split in splits]
+    if ignore_index is not None:
+        return [ImageFolders(path, split, ignore_index).check() for split in splits]
+    return [SegmentationFolder(path, split) for split in splits]
+
+
+def read_classes(description: DatasetDescription, pair: Pair) -> np.ndarray:
+    """Read the class numbers (H, W) of a pair's mask.
+
+    Raises:
+        ValueError: If it cannot be read or has values that are no class; the message names the file.
+    """
+    pixels = read_masks(description.root, pair, description.encoding.kind == "colors")
+    try:
+        return description.encoding.decode(pixels)
+    except ValueError as error:
+        raise ValueError(
+            f"{description.root / pair.masks[0]}: {error}. Mend it, or name the values in dataset.yaml."
+        ) from None
+
+
+def load_description(path: str | Path) -> DatasetDescription:
+    """Read dataset.yaml, or find out what it would say of a folder that has none.
+
+    Args:
+        path: The file or the folder.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        return read_description(path)
+    if (path / FILE_NAME).is_file():
+        return read_description(path / FILE_NAME)
+    root, parts, matched, files = find_parts(path)
+    pairs = [(split, pair) for split, found in matched.items() for pair in found.pairs]
+    return describe(root, parts, files, survey(root, pairs, images=False))[0]
+
+
+def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], list[str]]:
+    """Find where the images and masks of a folder lie.
+
+    Raises:
+        FileNotFoundError: If it has no images with masks.
+    """
+    files = list_files(path)
+    parts = guess_layout(files)
+    if set(parts) == {"all"} and (lists := split_lists(files)):
+        listed = {
+            split: Part(parts["all"].images, parts["all"].masks, names) for split, names in lists.items()
+        }
+        found = match_parts(path, listed, files)
+        # A list that names images of this folder, and not something else of that name.
+        listed = {split: part for split, part in listed.items() if found[split].pairs}
+        if "train" in listed:
+            parts = listed
+    if not parts:
+        parts = guess_coco(path, files)
+    if not parts:
+        raise FileNotFoundError(
+            f"{path} has no images with masks: it should hold images/NAME.jpg and masks/NAME.png, or "
+            "NAME.jpg beside NAME_mask.png, with or without train and val."
+        )
+    return path, parts, match_parts(path, parts, files), files
+
+
+def describe(
+    root: Path, parts: dict[str, Part], files: list[str], records: Iterable[Record]
+) -> tuple[DatasetDescription, Proposal, list[Record]]:
+    """Find out what the masks mean from what was measured of them."""
+    kept: list[Record] = []
+    gray: Counter[int] = Counter()
+    colors: Counter[int] = Counter()
+    palette: dict[int, Color] = {}
+    one_palette = True
+    for record in records:
+        kept.append(record)
+        (colors if record.colored else gray).update(record.values)
+        for value, color in record.palette.items():
+            one_palette &= palette.setdefault(value, color) == color
+    if not one_palette:  # each file numbers its colors anew: the colors count
+        gray = Counter()
+        for record in kept:
+            if record.palette:
+                for value, (red, green, blue) in record.palette.items():
+                    colors[red << 16 | green << 8 | blue] += record.values[value]
+            elif not record.colored:
+                gray.update(record.values)
+    class_file = find_class_file(files)
+    coco_files = [part.masks for part in parts.values() if is_coco(part.masks)]
+    names, name_colors = None, None
+    if coco_files:
+        categories = {read_coco(root / file).names for file in coco_files}
+        if len(categories) > 1:
+            raise ValueError(f"the categories of {' and '.join(coco_files)} differ: make them the same.")
+        names = ("background", *categories.pop())
+    elif class_file:
+        names, name_colors = read_class_file(root / class_file)
+    found = propose(gray, colors, names, name_colors, palette if one_palette else None)
+    description = DatasetDescription(
+        root, parts, found.encoding, found.class_names, found.palette, found.ignore_index
+    )
+    return description, found, kept

@@ -1,0 +1,178 @@
+"""What is measured of each image and mask of a data set: read once, in threads, and kept in a few numbers."""
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from os import cpu_count
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from vitseg_zoo.data.class_files import Color
+from vitseg_zoo.data.coco import draw, is_coco, read_coco
+from vitseg_zoo.data.images import read_pixels
+from vitseg_zoo.data.layouts import Pair
+from vitseg_zoo.data.masks import as_mask, count_values, read_mask
+
+# A pixel's four neighbors, without itself.
+_NEIGHBORS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.uint8)
+# More values than these in one mask are no classes; the most frequent are kept.
+_MOST_VALUES = 4096
+
+
+@dataclass
+class Record:
+    """What is kept of a pair; sizes are (height, width).
+
+    Attributes:
+        errors: What cannot be read and why, one sentence each, naming the file.
+        values: Value of the mask -> pixels, packed colors if `colored`.
+        palette: Number -> color, of a mask with a palette.
+        digest: Hash of the image file's content.
+        difference_hash: 64 bits, of which near duplicates share nearly all (D. Krawetz' dHash).
+        brightness: Mean gray level, in range [0, 1].
+        sharpness: Variance of the Laplacian over that of the gray levels, at a side of at most 256 pixels.
+        specks: Single pixels whose four neighbors agree with each other and not with them.
+    """
+
+    split: str
+    pair: Pair
+    errors: list[str] = field(default_factory=list)
+    image_size: tuple[int, int] | None = None
+    mask_size: tuple[int, int] | None = None
+    channels: int = 0
+    dtype: str = ""
+    values: dict[int, int] = field(default_factory=dict)
+    colored: bool = False
+    palette: dict[int, Color] = field(default_factory=dict)
+    digest: bytes = b""
+    difference_hash: int = 0
+    brightness: float = 0.0
+    sharpness: float = 0.0
+    specks: int = 0
+
+
+def survey(
+    root: Path, pairs: Iterable[tuple[str, Pair]], images: bool = True, workers: int | None = None
+) -> Iterator[Record]:
+    """Read pairs in threads, which decode side by side, and yield what is measured of each, in order.
+
+    Args:
+        root: Folder of the data.
+        pairs: Pairs with their splits.
+        images: Whether images are read too, and not the masks alone.
+        workers: Number of threads; as many as cores by default.
+    """
+    workers = workers or cpu_count() or 1
+    pending: deque[Future[Record]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for split, pair in pairs:
+            pending.append(pool.submit(measure, root, split, pair, images))
+            if len(pending) >= 4 * workers:  # few at a time: memory does not grow with the data
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def measure(root: Path, split: str, pair: Pair, images: bool = True) -> Record:
+    """Read one pair."""
+    record = Record(split, pair)
+    if images:
+        try:
+            _measure_image(record, root / pair.image)
+        except ValueError as error:
+            record.errors.append(str(error))
+    try:
+        _measure_mask(record, root)
+    except ValueError as error:
+        record.errors.append(str(error))
+    return record
+
+
+def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
+    """Read the mask of a pair; of several, one an object, the largest value in each pixel.
+
+    Raises:
+        ValueError: If one cannot be read, or sizes differ.
+    """
+    if is_coco(pair.masks[0]):
+        image = read_coco(root / pair.masks[0]).find(pair.image)
+        if image is None:
+            raise ValueError(f"{root / pair.masks[0]} says nothing of {pair.image}.")
+        return draw(image, root / pair.masks[0])
+    merged = read_mask(root / pair.masks[0], colors)
+    for path in pair.masks[1:]:
+        mask = read_mask(root / path, colors)
+        if mask.shape != merged.shape:
+            raise ValueError(f"{root / path} is of another size than {pair.masks[0]}.")
+        merged = np.maximum(merged, mask)
+    return merged
+
+
+def _measure_mask(record: Record, root: Path) -> None:
+    if len(record.pair.masks) == 1 and not is_coco(record.pair.masks[0]):
+        pixels, palette = read_pixels(root / record.pair.masks[0], "a mask")
+        if palette is None:
+            pixels = as_mask(pixels, root / record.pair.masks[0])
+    else:
+        pixels, palette = read_masks(root, record.pair), None
+    record.mask_size = pixels.shape[:2]
+    record.colored = pixels.ndim == 3
+    counts = count_values(pixels)
+    if len(counts) > _MOST_VALUES:
+        counts = dict(Counter(counts).most_common(_MOST_VALUES))
+    record.values = counts
+    if palette is not None:
+        record.palette = {value: tuple(palette[value].tolist()) for value in counts}
+    record.specks = _count_specks(pixels)
+
+
+def _count_specks(pixels: np.ndarray) -> int:
+    """Count pixels whose four neighbors agree with each other and not with them."""
+    if pixels.ndim == 3:
+        return 0
+    pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
+    highest, lowest = cv2.dilate(pixels, _NEIGHBORS), cv2.erode(pixels, _NEIGHBORS)
+    alike = cv2.compare(highest, lowest, cv2.CMP_EQ)
+    return cv2.countNonZero(cv2.bitwise_and(alike, cv2.compare(pixels, highest, cv2.CMP_NE)))
+
+
+def _measure_image(record: Record, path: Path) -> None:
+    pixels, palette = read_pixels(path)
+    if palette is not None:
+        pixels = palette[pixels]
+    record.image_size = pixels.shape[:2]
+    record.channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    record.dtype = str(pixels.dtype)
+    try:
+        record.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+    gray = _gray(pixels)
+    scale = 256 / max(gray.shape)
+    if scale < 1:
+        size = (max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale)))
+        gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
+    (mean,), (deviation,) = (values.ravel().tolist() for values in cv2.meanStdDev(gray))
+    _, edges = cv2.meanStdDev(cv2.Laplacian(gray, cv2.CV_16S))
+    record.brightness = mean / 255
+    record.sharpness = float(edges.item() ** 2 / max(deviation**2, 1e-3))
+    tiny = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)
+    bits = np.packbits(tiny[:, 1:] > tiny[:, :-1])
+    record.difference_hash = int.from_bytes(bits.tobytes(), "big")
+
+
+def _gray(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) uint8, of any number of bands and any type."""
+    if pixels.ndim == 3:
+        if pixels.dtype == np.uint8 and pixels.shape[2] in (3, 4):
+            return cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)
+        pixels = pixels[..., :3].mean(2, dtype=np.float32) if pixels.shape[2] > 2 else pixels[..., 0]
+    if pixels.dtype == np.uint8:
+        return pixels
+    wide = np.nan_to_num(pixels.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(wide.min()), float(wide.max())
+    return ((wide - low) * (255 / (high - low)) if high > low else wide * 0).astype(np.uint8)
