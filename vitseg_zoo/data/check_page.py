@@ -80,7 +80,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: tuple[Color, ...]) -> 
 
 
 def _class_pictures(report: Report, index: int) -> list[dict]:
-    """Images with the class, from those with most of it to those with least."""
+    """List the images with the class, from those with most of it to those with least."""
     found = []
     for record in report.records:
         counts, _ = class_counts(record, report.description.encoding)
@@ -124,7 +124,7 @@ def _finding_pictures(report: Report, finding: Finding) -> list[dict]:
 
 
 def _small(report: Report, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
-    """The image and the class numbers of a pair, shrunk; no mask where it does not fit."""
+    """Return the image and the class numbers of a pair, shrunk; no mask where it does not fit."""
     image = _shrink(_visible(report.description.root / record.pair.image))
     try:
         mask = read_classes(report.description, record.pair)
@@ -138,7 +138,7 @@ def _small(report: Report, record: Record) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _visible(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of any image, stretched to what can be seen if it has not 8 bits."""
+    """Make (H, W, 3) uint8 of any image, stretched to what can be seen if it has not 8 bits."""
     pixels, palette = read_pixels(path)
     if palette is not None:
         pixels = palette[pixels]

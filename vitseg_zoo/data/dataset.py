@@ -60,11 +60,11 @@ class SegmentationDataset(Dataset):
         return len(self.source)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose augmentations are drawn."""
+        """Choose the epoch whose augmentations are drawn."""
         self.epoch = epoch
 
     def cache(self) -> "SegmentationDataset":
-        """Decodes all images into memory, in threads, unless they need more than `CACHE_LIMIT` bytes."""
+        """Decode all images into memory, in threads, unless they need more than `CACHE_LIMIT` bytes."""
         if self._pairs is None and len(self):
             image, mask = self._read(0)
             if (image.nbytes + mask.nbytes) * len(self) <= CACHE_LIMIT:

@@ -13,7 +13,7 @@ import cv2
 
 
 def resize(image_size: int | tuple[int, int]) -> A.Compose:
-    """Resizing to a fixed size, aspect ratio not kept: images by area, masks by nearest neighbor.
+    """Resize to a fixed size, aspect ratio not kept: images by area, masks by nearest neighbor.
 
     Args:
         image_size: side of the square, or (height, width), in pixels.
@@ -33,7 +33,7 @@ def resize(image_size: int | tuple[int, int]) -> A.Compose:
 
 
 def flip() -> A.Compose:
-    """Horizontal flip of every second image.
+    """Flip every second image horizontally.
 
     Returns:
         Pipeline for uint8 images (H, W, C) and integer masks (H, W).
@@ -42,7 +42,7 @@ def flip() -> A.Compose:
 
 
 def flip_and_jitter() -> A.Compose:
-    """The augmentation of the ViT-seg article: horizontal flip and color jitter.
+    """Return the augmentation of the ViT-seg article: horizontal flip and color jitter.
 
     Returns:
         Pipeline for uint8 images (H, W, 3) and integer masks (H, W); sizes do not change.
@@ -64,7 +64,7 @@ def flip_and_jitter() -> A.Compose:
 
 
 def crop_flip_jitter(image_size: int | tuple[int, int]) -> A.Compose:
-    """A stronger augmentation for few images: a random part of the image at a random scale, flip, jitter.
+    """Return a stronger augmentation for few images: a random part at a random scale, flip, jitter.
 
     The part has 30 to 100 % of the area and a ratio of sides from 3:4 to 4:3, and is resized to the image's
     size, so that a training sees objects up to twice as large.

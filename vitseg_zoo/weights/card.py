@@ -55,7 +55,7 @@ _SPDX = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-b
 
 
 def make_model_card(description: Mapping[str, Any], where: str, title: str) -> ModelCard:
-    """Writes the card of a model.
+    """Write the card of a model.
 
     Args:
         description: What a saved file says of its model.

@@ -21,13 +21,13 @@ FITS = ("squeeze", "shorter_side", "tiles", "whole")
 
 
 def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
-    """A catalog entry's part that is said of a model."""
+    """Return a catalog entry's part that is said of a model."""
     described = {key: getattr(entry, key) for key in METADATA if hasattr(entry, key)}
     return described | {"source": entry.origin or entry.source}
 
 
 def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of a model: its SMP architecture, that one's arguments, and metadata."""
+    """Say what a file says of a model: its SMP architecture, that one's arguments, and metadata."""
     metadata = {key: _plain(value) for key, value in metadata.items()}
     unknown = sorted(set(metadata) - set(METADATA))
     if unknown:
@@ -75,7 +75,7 @@ def current_arguments(architecture: str, arguments: Mapping[str, Any]) -> dict[s
 
 
 def encoder_arguments(model: SegmentationModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an encoder of the zoo is today, whatever the model was built with.
+    """Say what an encoder of the zoo is today, whatever the model was built with.
 
     Returns:
         `in_channels`, and the arguments of the timm model that were given beside its name. Both are empty for
@@ -99,7 +99,7 @@ def encoder_arguments(model: SegmentationModel) -> tuple[dict[str, Any], dict[st
 
 
 def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
-    """Refuses what only a later prediction would stumble over."""
+    """Refuse what only a later prediction would stumble over."""
     for key, lowest in (("mean", -math.inf), ("std", 0.0)):
         if key in described and not (
             _are(described[key], (1, channels), int | float)
@@ -129,7 +129,7 @@ def _are(values: Any, lengths: Sequence[int], kind: type) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tensors as the lists and numbers that JSON has."""
+    """Turn arrays and tensors into the lists and numbers that JSON has."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value
