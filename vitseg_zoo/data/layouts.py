@@ -336,7 +336,7 @@ def _role(component: str) -> str:
 
 
 def _group(folders: dict[tuple[str, ...], list[str]]) -> dict[tuple, list[_Base]]:
-    """List folders that may belong together: of one split, in the same folders but for the words of their role."""
+    """List folders that may belong together: of one split, in the same folders but for words of a role."""
     bases: dict[tuple, list[str]] = defaultdict(list)
     plain = [parts for parts in folders if not any(_split(part) or _role(part) != "none" for part in parts)]
     levels = zip(*plain, strict=False)

@@ -115,7 +115,7 @@ def _color(rng: Generator, palette: np.ndarray) -> np.ndarray:
 
 
 def _noise(rng: Generator, size: int, cells: float, stretch: float = 1.0, angle: float = 0.0) -> np.ndarray:
-    """Draw smooth noise (S, S) in [0, 1]: `cells` bumps across, drawn out by `stretch` at an angle in degrees."""
+    """Draw smooth noise (S, S) in [0, 1]: `cells` bumps across, drawn out by `stretch` at an angle."""
     height, width = max(2, round(cells)) + 1, max(2, round(cells / stretch)) + 1
     square = int(1.42 * size) if angle else size  # room to turn it
     values = rng.random((height, width), dtype=np.float32)

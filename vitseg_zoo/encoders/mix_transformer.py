@@ -146,7 +146,7 @@ class MixTransformer(NotScriptable, nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Return the parameters without weight decay: none beyond norms and biases, which optimizers leave out."""
+        """Name what needs no weight decay: none beyond norms and biases, which optimizers leave out."""
         return set()
 
     @torch.jit.ignore
