@@ -24,6 +24,8 @@ COMMANDS = {
     "train": {
         "check": "look through images and masks of your own: layout, classes, what is wrong",
         "quickstart": "train ViT-seg next to a CNN in minutes, without a download",
+        "train": "train a model on your own images and masks",
+        "recipe": "list the training recipes, or copy one here to edit it",
     },
     "use": {
         "predict": "write masks and overlays of images, at their own size",
