@@ -15,7 +15,7 @@ from vitseg_zoo.data.oxford_pets import PALETTE, OxfordPets
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.predictor import predict_image
 from vitseg_zoo.training.pictures import color, comparison, save_curves, save_png
-from vitseg_zoo.training.results import comparison_table, final_scores, percent, read_results
+from vitseg_zoo.training.results import comparison_table, final_scores, markdown_table, percent, read_results
 
 COUNT = 7  # images in the picture
 SIDE = 128  # of each, in pixels
@@ -50,8 +50,7 @@ def main() -> None:
     for row, result in zip(rows, results.values(), strict=True):
         micro_iou = final_scores(result)["micro_iou"]
         row += [percent(micro_iou), str(result["epochs"]), result["precision"]]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    table = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    table = markdown_table(head, rows)
     (args.out / "table.md").write_text(table)
     print(table, end="")
 

@@ -1,6 +1,7 @@
-"""The loss of models whose queries each predict a mask and its class: EoMT's, which is Mask2Former's.
+"""Losses: of pixels, and of models whose queries each predict a mask and its class.
 
-Paper: "Masked-attention Mask Transformer for Universal Image Segmentation" (Cheng et al., CVPR 2022),
+`QueryLoss` is EoMT's, which is Mask2Former's. Paper: "Masked-attention Mask Transformer for Universal Image
+Segmentation" (Cheng et al., CVPR 2022),
 https://arxiv.org/abs/2112.01527, sections 3.3 and 4.1, with the weights that EoMT keeps. Written from the
 paper; points are chosen as in "PointRend", https://arxiv.org/abs/1912.08193.
 
@@ -12,14 +13,15 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from segmentation_models_pytorch.losses import DiceLoss
 from torch import nn
 
 from vitseg_zoo.decoders.eomt import QueryPrediction
 
 try:
     from scipy.optimize import linear_sum_assignment
-except ImportError as error:
-    raise ImportError("The queries' loss matches with SciPy: pip install 'vitseg-zoo[train]'.") from error
+except ImportError:
+    linear_sum_assignment = None
 
 
 class QueryLoss(nn.Module):
@@ -64,6 +66,8 @@ class QueryLoss(nn.Module):
         no_object_weight: float = 0.1,
     ) -> None:
         super().__init__()
+        if linear_sum_assignment is None:
+            raise ImportError("QueryLoss matches with SciPy: pip install 'vitseg-zoo[train]'.")
         self.classes = classes
         self.ignore_index = ignore_index
         self.num_points = num_points
@@ -206,3 +210,62 @@ def _dice_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor)
     probability, target = logits.sigmoid() * weight, target * weight
     overlap = (probability * target).sum(dim=-1)
     return 1 - (2 * overlap + 1) / (probability.sum(dim=-1) + target.sum(dim=-1) + 1)
+
+
+class CrossEntropy(nn.CrossEntropyLoss):
+    """PyTorch's cross-entropy of pixels, which is 0 and not NaN where a batch has no pixel that counts.
+
+    Args:
+        ignore_index: Mask value of pixels that do not count; `None` if there are none.
+        weight: Weight of each class, (C,); all alike by default.
+        label_smoothing: Share of the target that is spread over all classes.
+
+    Example:
+        >>> loss = CrossEntropy(ignore_index=255)
+        >>> loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 255)).item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        ignore_index: int | None = None,
+        weight: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        ignore_index = -100 if ignore_index is None else ignore_index
+        super().__init__(weight, ignore_index=ignore_index, label_smoothing=label_smoothing)
+
+    def forward(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Give the mean loss of logits (B, C, H, W) for masks (B, H, W)."""
+        loss = F.cross_entropy(
+            logits,
+            mask,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        counted = mask != self.ignore_index
+        if self.weight is None:
+            return loss / counted.sum().clamp(min=1)
+        total = self.weight[mask.where(counted, 0)].where(counted, 0).sum()
+        return loss / total.where(total > 0, 1)
+
+
+class CrossEntropyAndDice(nn.Module):
+    """Cross-entropy plus SMP's dice loss, which keeps small classes from drowning in large ones.
+
+    Args:
+        ignore_index: Mask value of pixels that do not count; `None` if there are none.
+        dice_weight: Weight of the dice loss.
+    """
+
+    def __init__(self, ignore_index: int | None = None, dice_weight: float = 1.0) -> None:
+        super().__init__()
+        self.cross_entropy = CrossEntropy(ignore_index)
+        self.dice = DiceLoss("multiclass", ignore_index=ignore_index)
+        self.dice_weight = dice_weight
+
+    def forward(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Give the loss of logits (B, C, H, W) for masks (B, H, W)."""
+        return self.cross_entropy(logits, mask) + self.dice_weight * self.dice(logits, mask)

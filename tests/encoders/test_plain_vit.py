@@ -269,8 +269,17 @@ def test_configure_for_another_size_is_what_resampling_at_each_call_gives(name: 
     torch.testing.assert_close(encoder(image)[-1], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("module", ["vitseg_zoo.encoders.plain_vit", "vitseg_zoo.architectures.segmenter"])
-def test_a_module_of_the_zoo_may_be_the_first_import(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [
+        "timm",
+        "vitseg_zoo.architectures.segmenter",
+        "vitseg_zoo.encoders.pretrained",
+        "vitseg_zoo.ops.dispatch",
+        "vitseg_zoo.weights.catalog",
+    ],
+)
+def test_any_module_may_be_the_first_import(module: str) -> None:
     code = f"""
 import {module}
 import segmentation_models_pytorch as smp

@@ -28,21 +28,23 @@ def test_trainings_become_a_table_and_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_root: Path
 ) -> None:
     arguments = f"eomt --data {data_root} --dataset clothing --out {tmp_path} --epochs 1 --fraction 0.01"
-    monkeypatch.setattr("vitseg_zoo.training.precision.choose_precision", lambda *_: "32-true")
+    monkeypatch.setattr("vitseg_zoo.training.loop.choose_precision", lambda *_: "32-true")
     monkeypatch.setattr(sys, "argv", ["compare_heads.py", *arguments.split()])
     runpy.run_path(str(RECIPE), run_name="__main__")
     name = "eomt-epochs-1-fraction-0.01"
-    result = json.loads((tmp_path / f"{name}-seed-0.json").read_text())
+    run = tmp_path / f"{name}-seed-0"
+    result = json.loads((run / "results.json").read_text())
     assert result["precision"] == "32-true"  # chosen, where nobody says it
-    assert result["train_images"] == 8 and len(result["test_last"]) == 4 + 7  # and the loss; an IoU a class
+    assert len(result["test_last"]) == 4 + 7  # and the loss; an IoU a class
 
     # A second seed, and another head with better scores, as if they had been trained.
     scores = {**result["test_last"], "miou": result["test_last"]["miou"] + 0.2}
-    (tmp_path / f"{name}-seed-1.json").write_text(json.dumps({**result, "seed": 1, "test_last": scores}))
-    better = {**result, "configuration": "fpn", "test_last": {**scores, "miou": 0.95}}
-    name_of_better = f"{name}-seed-0".replace("eomt", "fpn")
-    (tmp_path / f"{name_of_better}.json").write_text(json.dumps(better))
-    shutil.copy(tmp_path / f"{name}-seed-0.png", tmp_path / f"{name_of_better}.png")
+    for folder, changed in {
+        f"{name}-seed-1": {**result, "test_last": scores},
+        f"{name}-seed-0".replace("eomt", "fpn"): {**result, "test_last": {**scores, "miou": 0.95}},
+    }.items():
+        shutil.copytree(run, tmp_path / folder)
+        (tmp_path / folder / "results.json").write_text(json.dumps(changed))
     monkeypatch.setattr(sys, "argv", ["compare_heads.py", "--out", str(tmp_path)])
     runpy.run_path(str(RECIPE), run_name="__main__")
     rows = [row.strip("| ").split(" | ") for row in (tmp_path / "table.md").read_text().splitlines()[2:]]

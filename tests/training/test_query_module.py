@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.losses import QueryLoss
 from vitseg_zoo.training.data_module import SegmentationDataModule
-from vitseg_zoo.training.query_module import QueryModule
+from vitseg_zoo.training.finetuning import QueryModule
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")

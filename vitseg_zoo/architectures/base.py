@@ -4,20 +4,20 @@ from difflib import get_close_matches
 from typing import Any, ClassVar
 
 import torch
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
+from segmentation_models_pytorch.base import ClassificationHead
 from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
-from vitseg_zoo.architectures.hub import ModelCardMixin
+from vitseg_zoo.architectures.hub import HubModel
 from vitseg_zoo.encoders.plain_vit import PlainViTEncoder
 from vitseg_zoo.encoders.pyramid import PyramidEncoder
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
 from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 
-class TokenModel(NotScriptable, ModelCardMixin, SegmentationModel):
+class TokenModel(NotScriptable, HubModel):
     """An encoder with one map of tokens, a decoder and a head, for images of any size.
 
     A subclass sets `encoder`, `decoder` and `segmentation_head`, and ends its `__init__` with `finish`.

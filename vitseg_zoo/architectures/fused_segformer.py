@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead, SegmentationModel
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from torch import Tensor, nn
 
 from vitseg_zoo.architectures.base import configured_encoder
-from vitseg_zoo.architectures.hub import ModelCardMixin
+from vitseg_zoo.architectures.hub import HubModel
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
 from vitseg_zoo.ops.bilinear import upsample
@@ -18,7 +18,7 @@ from vitseg_zoo.ops.not_scriptable import NotScriptable
 from vitseg_zoo.ops.segformer_head import is_pixelwise
 
 
-class FusedSegformer(NotScriptable, ModelCardMixin, SegmentationModel):
+class FusedSegformer(NotScriptable, HubModel):
     """SegFormer (Xie et al. 2021): the outputs of `smp.Segformer`, several times faster.
 
     Paper: https://arxiv.org/abs/2105.15203. Arguments and state dict are those of `smp.Segformer` with the

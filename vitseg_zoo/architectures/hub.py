@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard
 from segmentation_models_pytorch.base import SegmentationModel
 
 
-class ModelCardMixin:
-    """The zoo's own model card; comes before `SegmentationModel` among the bases of an architecture."""
+class HubModel(SegmentationModel):
+    """SMP's base of all models with the zoo's own model card, and with what its files say of an encoder."""
 
     # What a file says of the encoder's own arguments is given to the architecture, SMP's take none.
     passes_arguments_to_encoder: ClassVar[bool] = True

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from segmentation_models_pytorch.base import ClassificationHead, SegmentationModel
+from segmentation_models_pytorch.base import ClassificationHead
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
-from vitseg_zoo.architectures.hub import ModelCardMixin
+from vitseg_zoo.architectures.hub import HubModel
 from vitseg_zoo.decoders.segnet import CHANNELS, SegNetDecoder, SegNetEncoder, conv_norm
 
 
-class SegNet(ModelCardMixin, SegmentationModel):
+class SegNet(HubModel):
     """SegNet (Badrinarayanan et al. 2015): a CNN that unpools where it has pooled.
 
     Paper: https://arxiv.org/abs/1511.00561. In the form of the article series "Efficient Image Segmentation

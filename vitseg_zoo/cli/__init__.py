@@ -25,6 +25,8 @@ COMMANDS = {
         "augment": "show what a training will see of an image, by a preset of augmentations",
         "check": "look through images and masks of your own: layout, classes, what is wrong",
         "quickstart": "train ViT-seg next to a CNN in minutes, without a download",
+        "train": "train a model on your own images and masks",
+        "recipe": "list the training recipes, or copy one here to edit it",
     },
     "use": {
         "predict": "write masks and overlays of images, at their own size",

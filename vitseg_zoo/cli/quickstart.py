@@ -1,18 +1,13 @@
 """`vitseg quickstart`: ViT-seg next to a CNN in a few minutes, on drawn animals, without any download."""
 
 import argparse
-import logging
-import shlex
-import sys
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -21,12 +16,12 @@ from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE
 from vitseg_zoo.data.synthetic import SyntheticPets
 from vitseg_zoo.data.transforms import flip
 from vitseg_zoo.training import pictures
-from vitseg_zoo.training.callbacks import EpochLog
+from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
+from vitseg_zoo.training.loop import fit, prepare
 from vitseg_zoo.training.module import SegmentationModule
-from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.report import write_report
-from vitseg_zoo.training.results import comparison_table, hardware, save_results, versions
+from vitseg_zoo.training.results import comparison_table
 
 # Name -> arch, encoder_name, model_args and learning_rate of `SegmentationModule`. Both are small enough for
 # two cores: ViT-seg has 6 of its 12 blocks, the U-Net timm's smallest ResNet. Their steps cost the same.
@@ -54,9 +49,6 @@ def run(args: argparse.Namespace) -> int:
     if args.epochs < 1:
         raise ValueError(f"--epochs should be 1 or more, got {args.epochs}.")
     started = time.time()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
-    warnings.filterwarnings("ignore", message=".*does not have many workers")  # a cached picture needs none
-    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning 2.6 with torch 2.14
     args.out.mkdir(parents=True, exist_ok=True)
 
     print(f"drawing {sum(COUNTS.values())} animals", flush=True)
@@ -144,11 +136,13 @@ def _train(
     folder: Path,
     args: argparse.Namespace,
 ) -> dict:
-    """Trains and tests one model; writes and returns its results.json, in the form of the recipes."""
-    started = time.time()
-    folder.mkdir(exist_ok=True)
-    seed_everything(args.seed, verbose=False)
+    """Train and test one model; give its results."""
+    for earlier in ("metrics.csv", "checkpoints/last.ckpt"):  # of a quickstart before this one
+        (folder / earlier).unlink(missing_ok=True)
     arch, encoder_name, model_args, learning_rate = MODELS[name]
+    sizes = {"batch_size": BATCH_SIZE, "image_size": IMAGE_SIZE}
+    config = RunConfig(out=folder, epochs=args.epochs, lr=learning_rate, devices="1", seed=args.seed, **sizes)
+    prepare(config)
     module = QuickModule(
         arch,
         encoder_name,
@@ -163,41 +157,7 @@ def _train(
         model_args=model_args,
     )
     data = SegmentationDataModule(**datasets, batch_size=BATCH_SIZE, seed=args.seed)
-    precision = choose_precision(module.model, (IMAGE_SIZE, IMAGE_SIZE))
-    show_progress = sys.stdout.isatty()
-    trainer = Trainer(
-        max_epochs=args.epochs,
-        precision=precision,
-        devices=1,
-        callbacks=[
-            EpochLog(folder / "metrics.csv"),
-            predictions,
-            *([RichProgressBar()] if show_progress else []),
-        ],
-        enable_progress_bar=show_progress,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        logger=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, data)
-    trainer.test(module, data, verbose=False)
-    scores = {key.removeprefix("test_"): float(value) for key, value in trainer.callback_metrics.items()}
-    results = {
-        "arch": arch,
-        "encoder_name": encoder_name,
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "epochs": trainer.current_epoch,
-        "test_last": scores,
-        "seconds": round(time.time() - started, 1),
-        "precision": precision,
-        "hardware": hardware(trainer),
-        "command": shlex.join(["vitseg", *sys.argv[1:]]),
-        "versions": versions(),
-    }
-    save_results(results, folder / "results.json")
-    return results
+    return fit(module, data, config, select=None, callbacks=[predictions])
 
 
 def save_pictures(

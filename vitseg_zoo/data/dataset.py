@@ -52,7 +52,7 @@ class SegmentationDataset(Dataset):
         self.ignore_index = ignore_index
         self.augment = augment
         self.seed = seed
-        self.epoch = 0
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that stay
         self._resize = resize(image_size)
         self._pairs: list[tuple[np.ndarray, np.ndarray]] | None = None
 
@@ -60,8 +60,13 @@ class SegmentationDataset(Dataset):
         return len(self.source)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose augmentations are drawn."""
-        self.epoch = epoch
+        """Choose the epoch whose augmentations are drawn, in workers that stay alive, too."""
+        self._epoch.fill_(epoch)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose augmentations are drawn."""
+        return int(self._epoch)
 
     def cache(self) -> "SegmentationDataset":
         """Decodes all images into memory, in threads, unless they need more than `CACHE_LIMIT` bytes."""

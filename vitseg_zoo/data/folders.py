@@ -11,6 +11,7 @@ from vitseg_zoo.data.class_files import read_class_file
 from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import IMAGE_ENDINGS, list_files
 from vitseg_zoo.data.masks import read_mask
+from vitseg_zoo.palette import distinct_colors
 
 _MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
 
@@ -30,6 +31,7 @@ class ImageFolders(Sequence):
 
     Attributes:
         class_names: lines of classes.txt.
+        palette: a color for each of them.
 
     Raises:
         FileNotFoundError: a folder, classes.txt or the partner of an image or a mask is missing; or there are
@@ -59,6 +61,7 @@ class ImageFolders(Sequence):
                 f"ignore_index {ignore_index} is the class {self.class_names[ignore_index]} of {classes}: "
                 "pixels without a label need a value that is no class."
             )
+        self.palette = distinct_colors(len(self.class_names))
         self.ignore_index = ignore_index
         self.folder = root / split
         found, labeled = _by_name(images, IMAGE_ENDINGS), _by_name(masks, _MASK_ENDINGS)

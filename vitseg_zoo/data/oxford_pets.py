@@ -43,6 +43,8 @@ class OxfordPets(Sequence):
         >>> image, mask = pets[0]  # uint8 (H, W, 3) and uint8 (H, W)  # doctest: +SKIP
     """
 
+    class_names, palette, ignore_index = CLASS_NAMES, PALETTE, None
+
     def __init__(self, root: str | Path, split: str = "train", download: bool = False) -> None:
         if split not in ("train", "val", "trainval", "test"):
             raise ValueError(f'split must be "train", "val", "trainval" or "test", not {split!r}.')

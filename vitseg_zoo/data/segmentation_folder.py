@@ -9,9 +9,11 @@ import numpy as np
 from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
 from vitseg_zoo.data.coco import guess_coco, is_coco, read_coco
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
+from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, list_files, split_lists
 from vitseg_zoo.data.masks import Proposal, propose
+from vitseg_zoo.data.oxford_pets import OxfordPets
 from vitseg_zoo.data.survey import Record, read_masks, survey
 
 
@@ -65,6 +67,28 @@ class SegmentationFolder(Sequence):
                 f"its image is {image.shape[1]} x {image.shape[0]}."
             )
         return image, mask
+
+
+def open_folders(
+    path: str | Path, splits: Sequence[str], ignore_index: int | None = None, pets: bool = False
+) -> list[Sequence]:
+    """Open the parts of a data set for a training.
+
+    Args:
+        path: The folder, or its dataset.yaml.
+        splits: Names of the parts.
+        ignore_index: Mask value of pixels without a label, where masks hold class numbers beside it and the
+            folder has the layout of `ImageFolders`; by default it is found out.
+        pets: The folder is that of the Oxford-IIIT Pet data set.
+
+    Returns:
+        One sequence of pairs (image, mask) for each part, with `class_names`, `palette` and `ignore_index`.
+    """
+    if pets:
+        return [OxfordPets(path, split) for split in splits]
+    if ignore_index is not None:
+        return [ImageFolders(path, split, ignore_index).check() for split in splits]
+    return [SegmentationFolder(path, split) for split in splits]
 
 
 def read_classes(description: DatasetDescription, pair: Pair) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Scores of a model on whole photographs, as `vitseg predict` segments them (extra ``train``)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from torch import nn
 
 from vitseg_zoo.inference.predictor import predict_image
 from vitseg_zoo.metrics import SegmentationMetrics
+from vitseg_zoo.weights.metadata import describe_model
+from vitseg_zoo.weights.saving import load_model, save_model
 
 
 def evaluate(
@@ -39,3 +42,43 @@ def evaluate(
         labels = predict_image(model, image, metadata)
         metrics.update(torch.tensor(labels, dtype=torch.int64), torch.tensor(mask, dtype=torch.int64))
     return {name: round(float(value), 5) for name, value in metrics.compute().items()}
+
+
+def save_evaluated(
+    model: nn.Module,
+    path: str | Path,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    metadata: Mapping[str, Any],
+) -> Callable[[], dict[str, float]]:
+    """Prepare to save a model that is still to be trained, with its scores.
+
+    What the file would say is checked now; what is returned is to be called after the training. It saves the
+    model in half precision, measures what the file gives on images and masks at their own sizes, and writes
+    that into the file as its `metric`.
+
+    Args:
+        model: A model of `smp.create_model`.
+        path: The file.
+        pairs: See `evaluate`; `ignore_index` is an attribute of theirs.
+        metadata: What is said of the model, see `vitseg_zoo.save_model`.
+
+    Returns:
+        A function that saves and measures, and returns the scores of `evaluate`.
+
+    Raises:
+        ValueError: If the metadata do not fit the model.
+    """
+    describe_model(model, metadata)
+
+    def save() -> dict[str, float]:
+        said = {"metric_source": "one confusion matrix over all pixels, no epoch selected", **metadata}
+        save_model(model, path, half=True, **said)
+        scores = evaluate(*load_model(path), pairs, pairs.ignore_index)
+        said["metric"] = (
+            f"mIoU {100 * scores['miou']:.1f} %, pixel accuracy {100 * scores['pixel_accuracy']:.1f} % "
+            f"on {len(pairs)} images at their own size"
+        )
+        save_model(model, path, half=True, **said)
+        return scores
+
+    return save

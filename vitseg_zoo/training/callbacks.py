@@ -2,10 +2,10 @@
 
 import csv
 import math
-import os
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,35 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch.utils.data import Dataset
 
+from vitseg_zoo.files import atomic_path
 from vitseg_zoo.training import pictures
+
+
+class TrainingStopped(RuntimeError):
+    """A training that cannot go on, for a reason that the user can do something about."""
+
+
+class FiniteLoss(Callback):
+    """Stops a training whose loss is no longer finite, before its weights are saved or measured."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
+        # Read where it costs nothing: on a GPU it would wait for each step.
+        if module.device.type == "cpu" or batch_index % 50 == 49:
+            self._check(trainer, module, outputs["loss"])
+        self.last = outputs["loss"]
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._check(trainer, module, self.last)
+
+    def _check(self, trainer: Trainer, module: LightningModule, loss: torch.Tensor) -> None:
+        if not math.isfinite(loss):
+            where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
+            raise TrainingStopped(
+                f"the loss is {loss.item()} in {where}: give a lower --lr or --precision 32-true, "
+                "and look at the images and masks."
+            )
 
 
 class EpochLog(Callback):
@@ -58,12 +86,10 @@ class EpochLog(Callback):
         self.rows.append(row | values)
         if not trainer.is_global_zero:
             return
-        partial = self.path.with_name(self.path.name + ".partial")
-        with open(partial, "w", newline="") as file:
+        with atomic_path(self.path) as partial, open(partial, "w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(partial, self.path)
 
         done = trainer.current_epoch + 1
         shown = ("train_loss", "val_loss", "val_pixel_accuracy", "val_miou")

@@ -1,11 +1,13 @@
-"""Checkpoints that are whole or not there, whenever a training is killed."""
+"""Checkpoints that are whole or not there, and whose best stays the best where their folder is moved."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from vitseg_zoo.files import atomic_path
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,11 +24,34 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        try:
+        with atomic_path(path) as partial:
             torch.save(checkpoint, partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+
+
+# Of the same name, under which checkpoints keep a callback's state.
+class ModelCheckpoint(callbacks.ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which would forget the best score if its folder has another name.
+
+    The first epoch after that would replace a better checkpoint.
+
+    Args:
+        args: see Lightning's.
+        kwargs: see Lightning's.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = self._moved(state_dict["best_model_path"])
+        if best and Path(best).is_file():  # what was left behind is no longer the best
+            state_dict = {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_k_models": {self._moved(path): k for path, k in state_dict["best_k_models"].items()},
+                **{
+                    key: self._moved(state_dict[key])
+                    for key in ("best_model_path", "kth_best_model_path", "last_model_path")
+                },
+            }
+        super().load_state_dict(state_dict)
+
+    def _moved(self, path: str) -> str:
+        return str(Path(self.dirpath, Path(path).name)) if path else path

@@ -1,76 +1,193 @@
-"""What the recipes' command lines share: numbers in range, a folder to write to, mistakes in one line."""
+"""The options of a recipe: a dataclass, its command line, and mistakes told in one line."""
 
+import io
+import json
 import math
-import tempfile
-from argparse import ArgumentTypeError
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-import torch
+import tyro
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
+
+# Options that say where and for how long, not what is trained: a resumed training may change them.
+_MAY_CHANGE = ("out", "data", "resume", "epochs", "max_steps", "devices", "num_workers", "precision")
 
 
-def positive_int(text: str) -> int:
-    """A whole number of 1 or more, as a type for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f"should be a whole number of 1 or more, got {text}")
-    return int(text)
+@dataclass(kw_only=True)
+class RunConfig:
+    """The options that all recipes have; a recipe's own dataclass adds what it decides.
 
-
-def natural_int(text: str) -> int:
-    """A whole number of 0 or more, as a type for argparse."""
-    if not text.isdecimal():
-        raise ArgumentTypeError(f"should be a whole number of 0 or more, got {text}")
-    return int(text)
-
-
-def positive_float(text: str) -> float:
-    """A finite number above 0, as a type for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ArgumentTypeError(f"should be a number above 0, got {text}")
-    return number
-
-
-def make_writable(folder: Path) -> None:
-    """Makes a folder if need be, and sees whether it can be written to.
+    A comment behind a field is its help on the command line.
 
     Raises:
-        OSError: it cannot; one sentence names it.
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> RunConfig(out="runs/mine", epochs=0)
+        Traceback (most recent call last):
+        ValueError: epochs should be 1 or more, got 0.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"{folder} cannot be written to ({error.strerror}): give another --out.") from error
+
+    out: Path  # folder for everything that is written
+    data: Path = Path("data")  # folder of the data
+    epochs: int = 50  # passes over the training images
+    max_steps: int = -1  # stop after so many training steps, to try things out; -1 for no limit
+    batch_size: int = 16  # images a step and device
+    lr: float = 1e-3  # highest learning rate
+    image_size: int = 256  # side of the square that images are resized to, in pixels
+    precision: str = "auto"  # Lightning's, as 32-true or bf16-mixed; auto takes the faster
+    devices: str = "auto"  # as Lightning's Trainer takes it
+    num_workers: int | None = None  # processes that augment; by default none on a CPU
+    seed: int = 0  # of weights, order and augmentation
+    resume: bool = False  # go on from OUT/checkpoints/last.ckpt
+
+    def __post_init__(self) -> None:
+        self.out, self.data = Path(self.out).expanduser(), Path(self.data).expanduser()
+        self.at_least(1, "epochs", "batch_size", "image_size")
+        self.at_least(0, "seed", "num_workers")
+        self.above_zero("lr")
+        if self.max_steps != -1:
+            self.at_least(1, "max_steps")
+
+    def at_least(self, lowest: int, *names: str) -> None:
+        """Refuse numbers below `lowest` in the fields of these names; `None` passes."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= lowest:
+                raise ValueError(f"{name} should be {lowest} or more, got {value}.")
+
+    def above_zero(self, *names: str) -> None:
+        """Refuse what is no finite number above 0 in the fields of these names; `None` passes."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} should be a number above 0, got {value}.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the options as JSON has them."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+    def check_resumed(self, saved: dict[str, Any], where: Path) -> None:
+        """Compare with the options that a training was started with.
+
+        Raises:
+            ValueError: If one of them that decides the result differs; the sentence names it.
+        """
+        for name, value in self.to_json().items():
+            known = saved.get(name, value)
+            if value != known and name not in _MAY_CHANGE:
+                option = f"--{name.replace('_', '-')}"
+                known_text = known if isinstance(known, str | int | float) else json.dumps(known)
+                say = f"leave out {option}" if known is None else f"say so with {option} {known_text}"
+                raise ValueError(
+                    f"{where} was trained with {name} {known}, not {value}: {say}, or give another --out."
+                )
 
 
-@torch.no_grad()
-def try_size(module: nn.Module, size: int, option: str) -> None:
-    """Sees whether a model takes images (B, 3, size, size).
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f'should be a JSON object, as {{"decoder_head": "mlp"}}, got {text}')
+    return value
+
+
+# A dictionary that is one word on the command line: '{"decoder_head": "mlp"}'.
+JsonObject = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: _json_object(words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    ),
+]
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object, such as what is said of a model.
 
     Raises:
-        ValueError: it does not; one sentence names the option.
+        ValueError: If it holds something else.
+        OSError: If it cannot be read.
     """
-    module.eval()
     try:
-        module(torch.zeros(1, 3, size, size))
-    except (RuntimeError, ValueError, AssertionError) as error:  # SMP's, ours and timm's
-        raise ValueError(
-            f"{option} {size} does not fit the model, give another, as {-(-size // 32) * 32}: {error}"
-        ) from error
-    module.train()
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{path} should hold a JSON object, as {{"license": "cc0-1.0"}}.')
+    return value
+
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+def from_command_line(
+    config_class: type[ConfigT], description: str | None = None, args: list[str] | None = None
+) -> ConfigT:
+    """Read a recipe's options from the command line, by tyro.
+
+    Args:
+        config_class: The recipe's dataclass.
+        description: What `--help` says first, the recipe's docstring.
+        args: Words of the command line; those of the program by default.
+
+    Returns:
+        The options.
+
+    Raises:
+        SystemExit: With status 2 after one line on the error stream, if a word is not understood or a value
+            out of range; with 0 after `--help`.
+
+    Example:
+        >>> from_command_line(RunConfig, args=["--out", "runs/mine", "--epochs", "3"]).epochs
+        3
+    """
+    shown = io.StringIO()
+    try:
+        with redirect_stderr(shown):
+            return tyro.cli(
+                config_class,
+                description=description,
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            print(_one_line(shown.getvalue()), file=sys.stderr)
+        raise
+
+
+def _one_line(box: str) -> str:
+    """Give the sentences of tyro's framed message in one line: the mistake, and the nearest match."""
+    _title, *lines = re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()
+    lines = [line.strip(" │|") for line in lines]
+    lines = [line for line in lines if line and not line.startswith("╰") and not line.endswith("---")]
+    parts, near = [], None
+    for line in lines:
+        if line.startswith(("For full helptext", "Argument helptext")):
+            break
+        if line.startswith(("Perhaps you meant", "Arguments similar to")):
+            near = ""
+        elif near == "":
+            near = line.split()[0]
+        elif near is None and not line.startswith("──"):
+            parts.append(line)
+    hint = f" Did you mean {near}?" if near else ""
+    text = " ".join(parts).rstrip(".:") + "." + hint + " See --help."
+    # Of a dataclass's own check: the field becomes its option.
+    return re.sub(r"^Error parsing \w+: (\w+)", lambda found: "--" + found[1].replace("_", "-"), text)
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the program with one line for a user's mistake. For what is done before a training alone.
+    """End the program with one line for a user's mistake; what goes wrong inside a training keeps its trace.
 
     Example:
         >>> with one_line_errors():
@@ -80,8 +197,21 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     # TypeError: an argument that a model does not take, or Lightning's for --devices.
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        if getattr(error, "inside_training", False):
+            raise
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         # SMP would list hundreds of encoders; some libraries' messages have several lines.
         raise SystemExit(" ".join(message.partition(", supported encoders")[0].split())) from error
+
+
+def run_from_command_line(
+    main: Callable[[ConfigT], Any], config_class: type[ConfigT], description: str | None = None
+) -> None:
+    """Run a recipe as a program: `main` with the options of the command line, mistakes in one line."""
+    config = from_command_line(config_class, description)
+    with one_line_errors():
+        main(config)

@@ -1,13 +1,13 @@
-"""The Lightning module for a good result on few images: AdamW by layers, warm-up, cosine, dice loss."""
+"""Lightning modules for few images: AdamW by layers, warm-up, cosine, dice; and EoMT's own loss."""
 
 import math
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from segmentation_models_pytorch.losses import DiceLoss
-from torch import Tensor, nn
+from torch import Tensor
 
+from vitseg_zoo.losses import CrossEntropyAndDice, QueryLoss
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.training.parameter_groups import parameter_groups
 
@@ -51,15 +51,36 @@ class FineTuningModule(SegmentationModule):
             self.model, hparams.learning_rate, hparams.weight_decay, hparams.layer_decay
         )
         steps = self.trainer.estimated_stepping_batches
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer := torch.optim.AdamW(groups, lr=hparams.learning_rate, fused=True),
-            lambda step: (
-                min(1.0, (step + 1) / max(1, hparams.warmup * steps))
-                * (1 + math.cos(math.pi * step / steps))
-                / 2
-            ),
+        # Lightning cannot clip gradients for a fused optimizer in mixed precision.
+        optimizer = torch.optim.AdamW(
+            groups, lr=hparams.learning_rate, fused=not self.trainer.gradient_clip_val
         )
+        scheduler = warmup_cosine(optimizer, steps, hparams.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, steps: float, warmup: float = 0.05
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Make a schedule by steps: a linear rise from zero, and a cosine to zero over all steps.
+
+    Args:
+        optimizer: Its learning rates are the highest.
+        steps: Steps of the whole training.
+        warmup: Share of them in which the rate rises.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = warmup_cosine(optimizer, steps=100, warmup=0.1)
+        >>> [round(schedule.lr_lambdas[0](step), 2) for step in (0, 9, 50, 100)]
+        [0.1, 0.98, 0.5, 0.0]
+    """
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: (
+            min(1.0, (step + 1) / max(1, warmup * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
+        ),
+    )
 
 
 def weight_averaging(decay: float = 0.998) -> WeightAveraging:
@@ -84,20 +105,34 @@ def weight_averaging(decay: float = 0.998) -> WeightAveraging:
     return WeightAveraging(avg_fn=average)
 
 
-class CrossEntropyAndDice(nn.Module):
-    """Cross-entropy plus SMP's dice loss, which keeps small classes from drowning in large ones.
+class QueryModule(FineTuningModule):
+    """Trains `eomt` as its paper does, with the optimizer and schedule of `FineTuningModule`.
 
     Args:
-        ignore_index: mask value of pixels that do not count; None if there are none.
-        dice_weight: weight of the dice loss.
+        args: see `SegmentationModule`.
+        num_points: at how many points masks are compared, see `QueryLoss`; all pixels of the predicted masks
+            by default, which for images below 512 x 512 are not many more.
+        kwargs: see `FineTuningModule`, whose dice weight is not used: the queries' loss has its own.
+
+    Example:
+        >>> import torch
+        >>> palette = [(255, 0, 0), (0, 0, 0)]
+        >>> module = QueryModule("eomt", "vz-vitseg_tiny_patch16_128", None, ["cat", "rest"], palette, 128)
+        >>> module.loss_and_logits(torch.rand(1, 3, 64, 64), torch.zeros(1, 64, 64).long(), "val")[1].shape
+        torch.Size([1, 2, 64, 64])
     """
 
-    def __init__(self, ignore_index: int | None = None, dice_weight: float = 1.0) -> None:
-        super().__init__()
-        self.cross_entropy = nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
-        self.dice = DiceLoss("multiclass", ignore_index=ignore_index)
-        self.dice_weight = dice_weight
+    def __init__(self, *args: Any, num_points: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.save_hyperparameters("num_points")
+        classes = len(self.hparams.class_names)
+        self.loss = QueryLoss(classes, self.hparams.ignore_index, num_points=num_points)
 
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Returns the loss of logits (B, C, H, W) for masks (B, H, W)."""
-        return self.cross_entropy(logits, mask) + self.dice_weight * self.dice(logits, mask)
+    def loss_and_logits(self, image: Tensor, mask: Tensor, stage: str) -> tuple[Tensor, Tensor]:
+        if stage == "train":
+            self.model.anneal_masks(self.global_step / self.trainer.estimated_stepping_batches)
+        predictions = self(image, return_queries=True)
+        height, width = mask.shape[1:]
+        logits = self.model.segmentation_head(predictions[-1])[..., :height, :width]
+        # Outside of training only the last prediction counts: the others come and go with masked attention.
+        return self.loss(predictions if stage == "train" else predictions[-1:], mask), logits

@@ -7,10 +7,11 @@ import segmentation_models_pytorch as smp
 import torch
 from lightning.pytorch import LightningModule
 from segmentation_models_pytorch.encoders import get_preprocessing_params
-from torch import Tensor, nn
+from torch import Tensor
 
+from vitseg_zoo.losses import CrossEntropy
 from vitseg_zoo.metrics import SegmentationMetrics
-from vitseg_zoo.ops.memory import keep_freed_memory
+from vitseg_zoo.training.results import command
 
 
 class SegmentationModule(LightningModule):
@@ -86,11 +87,36 @@ class SegmentationModule(LightningModule):
         mean, std = _normalization(encoder_name, encoder_weights)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-        self.loss = nn.CrossEntropyLoss(ignore_index=-100 if ignore_index is None else ignore_index)
+        self.loss = CrossEntropy(ignore_index)
         # Not in a ModuleDict named by stage: "train" is a method of every module.
         self.train_metrics, self.val_metrics, self.test_metrics = (
             SegmentationMetrics(class_names, ignore_index, background) for _ in range(3)
         )
+
+    def checkpoint_gradients(self) -> None:
+        """Make the encoder trade time for memory.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        if not hasattr(self.model.encoder, "set_grad_checkpointing"):
+            raise ValueError(
+                f"{self.hparams.encoder_name} cannot do gradient checkpointing: leave --grad-checkpointing "
+                "out, or take an encoder of the zoo (vz-...)."
+            )
+        self.model.encoder.set_grad_checkpointing()
+
+    def describe(self) -> dict[str, Any]:
+        """Give what a file of `vitseg_zoo.save_model` can say of the model from its training."""
+        size = self.hparams.image_size
+        return {
+            "class_names": list(self.hparams.class_names),
+            "palette": [list(color) for color in self.hparams.palette],
+            "mean": self.mean.expand(1, 3, 1, 1).flatten().tolist(),
+            "std": self.std.expand(1, 3, 1, 1).flatten().tolist(),
+            "input_size": [size, size] if isinstance(size, int) else list(size),
+            "recipe": command(),
+        }
 
     def forward(self, image: Tensor, **kwargs: Any) -> Any:
         """Returns the logits (B, classes, H, W) of images (B, C, H, W) in [0, 1]; the model gets `kwargs`."""
@@ -119,10 +145,6 @@ class SegmentationModule(LightningModule):
         # All devices have the same already; to say so keeps Lightning from warning.
         self.log_dict({f"{stage}_{name}": value for name, value in metrics.compute().items()}, sync_dist=True)
         metrics.reset()
-
-    def on_fit_start(self) -> None:
-        if self.device.type == "cpu":
-            keep_freed_memory()
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         # Not at the epoch's start: a new loader draws a random number before or, after resuming, behind that.

@@ -33,7 +33,7 @@ def parameter_groups(
         layer_decay: Ratio of the learning rates of successive blocks; 1 for the same everywhere.
 
     Returns:
-        Groups with `params`, `lr`, `weight_decay`, and `lr_scale` for timm's schedulers.
+        Groups with `params`, `lr` and `weight_decay`, for schedulers of PyTorch and of timm.
 
     Raises:
         ValueError: If `layer_decay` is not 1 and the encoder is not built on a timm model that says how its
@@ -49,11 +49,13 @@ def parameter_groups(
     kept = _no_weight_decay(model)
     if layer_decay == 1:  # then layers need not be known: a CNN's encoder will do
         groups = param_groups_weight_decay(model, weight_decay, no_weight_decay_list=kept)
-        return [{**group, "lr_scale": 1.0, "lr": learning_rate} for group in groups]
+        return [{**group, "lr": learning_rate} for group in groups]
     groups = param_groups_layer_decay(
         _Layered(model), weight_decay, no_weight_decay_list=kept, layer_decay=layer_decay
     )
-    return [{**group, "lr": learning_rate * group["lr_scale"]} for group in groups]
+    # timm's schedulers would scale by this key again what is scaled already.
+    scales = [group.pop("lr_scale") for group in groups]
+    return [{**group, "lr": learning_rate * scale} for group, scale in zip(groups, scales, strict=True)]
 
 
 def freeze_blocks(model: nn.Module, blocks: int | None = None) -> None:

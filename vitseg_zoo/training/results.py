@@ -3,15 +3,18 @@
 import importlib.metadata
 import json
 import math
-import os
 import platform
-from collections.abc import Mapping
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
+from vitseg_zoo.files import atomic_path
 from vitseg_zoo.training.pictures import read_metrics
 
 _PACKAGES = ("vitseg-zoo", "torch", "timm", "segmentation-models-pytorch", "lightning", "albumentations")
@@ -19,9 +22,8 @@ _PACKAGES = ("vitseg-zoo", "torch", "timm", "segmentation-models-pytorch", "ligh
 
 def save_results(results: Mapping, path: Path) -> None:
     """Writes results as JSON, under a temporary name first; what is no finite number becomes null."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
 
 
 def _without_nan(value: Any) -> Any:
@@ -54,6 +56,13 @@ def training_seconds(metrics: Path) -> float:
 def versions() -> dict[str, str]:
     """Versions of the packages that a training's outcome depends on."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def command() -> str:
+    """The command line of this program, as one would type it again."""
+    program, *words = sys.argv
+    start = ["vitseg"] if Path(program).name in ("vitseg", "__main__.py") else ["python", program]
+    return shlex.join([*start, *words])
 
 
 def hardware(trainer: Trainer) -> str:
@@ -106,3 +115,27 @@ def comparison_table(results: Mapping[str, Mapping]) -> tuple[list[str], list[li
         shares = [percent(scores[key]) for key in columns]
         rows.append([name, *shares, f"{result['parameters'] / 1e6:.2f} M", f"{result['seconds']:.0f}"])
     return ["", *columns.values(), "parameters", "seconds"], rows
+
+
+def mean_results(results: Sequence[Mapping]) -> dict[str, Any]:
+    """The outcome of trainings that differ in their seed: mean scores and seconds of processor time.
+
+    Example:
+        >>> mean_results([{"test_last": {"miou": m}, "cpu_seconds": 1.0} for m in (0.5, 1.0)])["test_last"]
+        {'miou': 0.75}
+    """
+    scores = {key: mean(r["test_last"][key] for r in results) for key in results[0]["test_last"]}
+    return {**results[0], "test_last": scores, "seconds": mean(r["cpu_seconds"] for r in results)}
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown: names to the left, numbers to the right.
+
+    Example:
+        >>> print(markdown_table(["", "mIoU"], [["U-Net", "80.0 %"]]), end="")
+        |  | mIoU |
+        | --- | ---: |
+        | U-Net | 80.0 % |
+    """
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)

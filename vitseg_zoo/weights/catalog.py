@@ -20,6 +20,7 @@ from vitseg_zoo.weights.class_names import (
     CITYSCAPES_PALETTE,
 )
 from vitseg_zoo.weights.entry import NVIDIA_LICENSE, PACKAGED, WeightsEntry
+from vitseg_zoo.weights.metadata import current_arguments
 
 # What `vitseg predict` uses where no model is named.
 DEFAULT_MODEL = "segformer_b0.pets"
@@ -241,6 +242,8 @@ def entry_of_file(path: Path) -> WeightsEntry:
     for key in ("class_names", "mean", "std", "input_size"):
         if known.get(key) is not None:
             known[key] = tuple(known[key])
+    if "architecture" in known:
+        known["arguments"] = current_arguments(known["architecture"], known.get("arguments", {}))
     known["origin"] = metadata.get("source", "")
     known["palette"] = tuple(tuple(color) for color in metadata.get("palette", ()))
     known |= {"name": path.stem, "kind": "model", "url": path.resolve().as_uri()}

@@ -1,0 +1,319 @@
+"""Everything around a recipe: `prepare` before it builds its model, and `fit`, which trains it."""
+
+import json
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
+
+from vitseg_zoo.files import atomic_path
+from vitseg_zoo.ops.memory import keep_freed_memory
+from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
+from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, ModelCheckpoint
+from vitseg_zoo.training.config import RunConfig
+from vitseg_zoo.training.data_module import SegmentationDataModule
+from vitseg_zoo.training.finetuning import weight_averaging
+from vitseg_zoo.training.module import SegmentationModule
+from vitseg_zoo.training.pictures import save_curves
+from vitseg_zoo.training.precision import choose_precision
+from vitseg_zoo.training.results import command, hardware, save_results, training_seconds, versions
+
+# Folders that trainings of this process write to; the system lets go of them when it ends, however it ends.
+_locks: dict[Path, FileLock] = {}
+
+
+def prepare(config: RunConfig) -> None:
+    """Take the folder of a training, refuse one that is taken, and draw all randomness from the seed.
+
+    To be called before the model is built. The options are written to `out`/config.json; with `resume` they
+    are compared with those that are there.
+
+    Args:
+        config: The recipe's options.
+
+    Raises:
+        ValueError: If `out` holds an earlier training and `resume` is not set; or if it is set, and an option
+            that decides the result differs.
+        FileNotFoundError: If `resume` is set and there is nothing to resume.
+        OSError: If `out` cannot be written to, or another process trains into it.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
+    warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
+    saved, metrics, last = config.out / "config.json", config.out / "metrics.csv", _last(config)
+    if config.resume:
+        # Without a checkpoint, killed in its first epoch, a training begins again.
+        for needed in (metrics, last) if last.exists() or not saved.exists() else ():
+            if not needed.exists():
+                raise FileNotFoundError(f"there is nothing to resume: {needed} does not exist.")
+    elif metrics.exists() or last.exists():
+        raise ValueError(
+            f"{config.out} holds an earlier training: give another --out, or --resume to continue it."
+        )
+    _make_writable(config.out)
+    _lock(config.out)
+    if config.resume and saved.exists():
+        config.check_resumed(json.loads(saved.read_text(encoding="utf-8")), last)
+    with atomic_path(saved) as partial:
+        partial.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+    seed_everything(config.seed, verbose=False)
+
+
+def fit(
+    module: SegmentationModule,
+    data: SegmentationDataModule,
+    config: RunConfig,
+    *,
+    select: str | None = "val_miou",
+    average: float | None = None,
+    score: Callable[[], dict[str, float]] | None = None,
+    callbacks: Sequence[Callback] = (),
+    **trainer_options: Any,
+) -> dict[str, Any]:
+    """Train a module, survive what may happen meanwhile, and write all that a run leaves.
+
+    `out` receives metrics.csv, curves.png, predictions.png, training.gif, results.json and
+    checkpoints/last.ckpt, with `select` best.ckpt, too. All files are whole or not there.
+
+    Args:
+        module: The model with its loss, optimizer and schedule.
+        data: Loaders of the training, validation and test images.
+        config: The recipe's options, for which `prepare` was called.
+        select: Which score of an epoch decides what best.ckpt holds; `None` for no selection.
+        average: Decay of an exponential moving average of the weights, which is what is measured and saved
+            in the end; `None` for none.
+        score: Measures the trained model; by default the last and the best weights on the test split.
+        callbacks: Further callbacks of Lightning.
+        trainer_options: Passed to Lightning's `Trainer`: `accumulate_grad_batches`, `logger`, ...
+
+    Returns:
+        What results.json holds: scores, parameters, epochs, seconds, precision, hardware, command, versions.
+
+    Raises:
+        ValueError: If the model does not take the images; before the training starts.
+        TrainingStopped: If the loss is no longer finite, memory is short, or a file cannot be written; the
+            last whole checkpoint stays.
+
+    Example:
+        >>> fit(module, data, config)["test_last"]["miou"]  # doctest: +SKIP
+        0.53
+    """
+    for name in ("crop_size", "image_size"):
+        if hasattr(config, name):
+            try_size(module, getattr(config, name), f"--{name.replace('_', '-')}", data.batch_size)
+    for dataset in data.datasets.values():
+        if dataset is not None:
+            dataset.cache()  # reads all images
+    last, metrics = _last(config), config.out / "metrics.csv"
+    resumed = config.resume and last.exists()
+    if not resumed:
+        metrics.unlink(missing_ok=True)  # of a first epoch that was not finished
+    precision = _check_checkpoint(last, config) if resumed else config.precision
+    if precision == "auto":
+        size = getattr(config, "crop_size", config.image_size)
+        precision = choose_precision(module.model, (size, size), min(data.batch_size, 8))
+    module.save_hyperparameters({"precision": precision, "batch_size": data.batch_size})
+    options = {"dirpath": last.parent, "save_on_train_epoch_end": True, "enable_version_counter": False}
+    savers: list[Callback] = [ModelCheckpoint(filename="last", **options)]
+    if select is not None:
+        savers.insert(0, ModelCheckpoint(filename="best", monitor=select, mode="max", **options))
+    if average is not None:
+        savers.insert(0, weight_averaging(average))
+    interactive = sys.stdout.isatty() or "ipykernel" in sys.modules
+    progress: list[Callback] = [RichProgressBar()] if sys.stdout.isatty() else []
+    trainer = Trainer(
+        **{
+            "max_epochs": config.epochs,
+            "max_steps": config.max_steps,
+            "precision": precision,
+            "devices": config.devices,
+            # The gallery before averaged weights, whose picture it shows at the end.
+            "callbacks": [
+                FiniteLoss(),
+                EpochLog(metrics),
+                PredictionGallery(data.datasets["val"], config.out),
+                *savers,
+                *callbacks,
+                *progress,
+            ],
+            "plugins": [AtomicCheckpointIO()],
+            "enable_progress_bar": interactive,
+            "enable_model_summary": False,
+            "logger": False,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            **trainer_options,
+        }
+    )
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    counts = [f"{len(dataset)} {split}" for split, dataset in data.datasets.items() if dataset is not None]
+    print(
+        f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
+        f"precision {precision}, {', '.join(counts)} images",
+        flush=True,
+    )
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    started = time.process_time()
+    _train(trainer, module, data, last, resumed, config)
+    cpu_seconds = time.process_time() - started
+    if not trainer.is_global_zero:
+        return {}
+    best = last.with_name("best.ckpt")
+    if select is not None and not best.exists():  # --max-steps ended before the first validation
+        shutil.copy(last, best)
+    if score is not None:
+        scores = {"test_last": score()}
+    else:
+        kinds = ("last", "best") if select is not None else ("last",)
+        scores = {
+            f"test_{kind}": _test(trainer, module, data, last.with_name(f"{kind}.ckpt")) for kind in kinds
+        }
+    save_curves({"": metrics}, config.out / "curves.png")
+    results = {
+        "arch": module.hparams.arch,
+        "encoder_name": module.hparams.encoder_name,
+        "parameters": parameters,
+        "epochs": trainer.current_epoch,
+        **scores,
+        "seconds": training_seconds(metrics),
+        "cpu_seconds": round(cpu_seconds, 1),
+        "precision": precision,
+        "hardware": hardware(trainer),
+        "command": command(),
+        "config": config.to_json(),
+        "versions": versions(),
+    }
+    save_results(results, config.out / "results.json")
+    print(json.dumps(scores, indent=2))
+    if lock := _locks.pop(config.out.resolve(), None):
+        lock.release()
+    return results
+
+
+def _train(
+    trainer: Trainer,
+    module: LightningModule,
+    data: SegmentationDataModule,
+    last: Path,
+    resumed: bool,
+    config: RunConfig,
+) -> None:
+    """Run Lightning's loop, and turn what can happen to a user's training into one sentence."""
+
+    def kept() -> str:
+        return f"{last} is whole: --resume goes on from it" if last.exists() else "--resume begins again"
+
+    try:
+        trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
+    except SIGTERMException:
+        print(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to Ctrl-C
+        print(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
+        raise KeyboardInterrupt from None
+    except torch.OutOfMemoryError as error:
+        raise TrainingStopped(
+            f"The device has not enough memory for steps of {data.batch_size} images: try --batch-size "
+            f"{max(1, data.batch_size // 2)}, or smaller images."
+        ) from error
+    except OSError as error:  # a full disk
+        raise TrainingStopped(f"The training cannot go on ({error}). {kept()}.") from error
+    except TrainingStopped:
+        raise
+    except Exception as error:
+        error.inside_training = True  # type: ignore[attr-defined]  # keeps its trace
+        raise
+
+
+def _test(trainer: Trainer, module: LightningModule, data: SegmentationDataModule, path: Path) -> dict:
+    trainer.test(module, data, ckpt_path=path, weights_only=True, verbose=False)
+    return {
+        key.removeprefix("test_"): round(float(value), 5) for key, value in trainer.callback_metrics.items()
+    }
+
+
+def _last(config: RunConfig) -> Path:
+    return config.out / "checkpoints" / "last.ckpt"
+
+
+def _check_checkpoint(last: Path, config: RunConfig) -> str:
+    """See whether a checkpoint can be gone on with; give the precision of the training so far."""
+    try:
+        checkpoint = torch.load(last, map_location="cpu", weights_only=True)
+        before, epochs, steps = (checkpoint[key] for key in ("hyper_parameters", "epoch", "global_step"))
+    except Exception as error:  # PyTorch has many for a damaged file
+        raise ValueError(
+            f"{last} is damaged: copy best.ckpt over it to go on from there, or give another --out."
+        ) from error
+    if config.epochs <= epochs:
+        raise ValueError(f"{last} is of epoch {epochs + 1} already: give --epochs {epochs + 1} or more.")
+    if 0 <= config.max_steps < steps:
+        raise ValueError(
+            f"{last} is of step {steps} already: give --max-steps {steps} or more, or leave it out."
+        )
+    # As before, whatever a new trial would say.
+    return before.get("precision", "auto") if config.precision == "auto" else config.precision
+
+
+@torch.no_grad()
+def try_size(module: nn.Module, size: int, option: str, batch_size: int) -> None:
+    """See whether a model takes images (B, 3, size, size), in training and to predict.
+
+    Raises:
+        ValueError: If it does not; one sentence names the option.
+    """
+    module.eval()
+    try:
+        module(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:  # SMP's, ours and timm's
+        raise ValueError(
+            f"{option} {size} does not fit the model, give another, as {-(-size // 32) * 32}: {error}"
+        ) from error
+    module.train()
+    if batch_size > 1:
+        return
+    statistics = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        module(torch.zeros(1, 3, size, size))
+    except ValueError as error:  # a batch norm of one value
+        raise ValueError(
+            f"--batch-size 1 does not do for this model in training, give 2 or more: {error}"
+        ) from error
+    finally:
+        for name, buffer in module.named_buffers():
+            buffer.copy_(statistics[name])
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error.strerror}): give another --out.") from error
+
+
+def _lock(folder: Path) -> None:
+    """Keep other processes from training into a folder, for as long as this one lives."""
+    folder = folder.resolve()
+    if folder in _locks:
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OSError(f"Another process trains into {folder}: give another --out, or wait for it.") from None
+    _locks[folder] = lock
