@@ -99,7 +99,7 @@ def light(image_size: int | tuple[int, int]) -> A.Compose:
 
     Args:
         image_size: side of the square, or (height, width), in pixels, of what comes out. Like all presets,
-            this one changes no ratio of sides: it cuts a part out, and mirrors the border where it is too small.
+            this one keeps the ratio of sides: it cuts a part out, and mirrors the border of small images.
 
     Returns:
         Pipeline for uint8 images (H, W, 3) and integer masks (H, W).
