@@ -238,6 +238,11 @@ def entry_of_file(path: Path) -> WeightsEntry:
         ) from error
     if not metadata:
         raise ValueError(f"{path} does not say what model it is of: `vitseg convert` writes files that do.")
+    from vitseg_zoo.weights.metadata import check_description  # SMP takes a while
+
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} does not say in a known form what model it is of.")
+    check_description(metadata, str(path))
     known = {key: metadata[key] for key in WeightsEntry.__dataclass_fields__ if key in metadata}
     for key in ("class_names", "mean", "std", "input_size"):
         if known.get(key) is not None:

@@ -17,7 +17,8 @@ StateDict = dict[str, torch.Tensor]
 
 # Where training programs put the weights, averaged ones (EMA) first.
 _CONTAINERS = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
+    *("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema_model", "ema"),
+    *("swa_state_dict", "swa_model", "averaged_model", "averaged_model_state_dict"),
     *("state_dict", "model_state_dict", "model", "net", "module"),
 )
 # Left by DistributedDataParallel, by `torch.optim.swa_utils.AveragedModel` and by `torch.compile`.

@@ -78,7 +78,8 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
     file is run.
 
     Args:
-        model: A model of `smp.create_model`, one of its encoders, or a timm model.
+        model: A model of `smp.create_model`, one of its encoders, or a timm model, also compiled or in
+            (Distributed)DataParallel.
         path: The file, an https: or file: address, or a name of the catalog.
         strict: All of the model's tensors have to be in the file, and all of the file's in the model.
             Without, what fits is loaded, and what does not is reported in one line.
@@ -101,7 +102,7 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
         >>> print(load_weights(smp.Unet("resnet18", encoder_weights=None), path))
         model of SMP: 182 tensors loaded
     """
-    entry = find_entry(path)
+    model, entry = unwrap(model), find_entry(path)
     checkpoint = read_checkpoint(fetch(entry or path))
     about = {} if entry is None else {"commercial_use": entry.commercial_use, "license": entry.license}
     about = about or json.loads(checkpoint.notes.get("metadata", {}).get("vitseg_zoo", "{}"))
@@ -129,7 +130,7 @@ def load_with_report(source: str | Path) -> tuple[SegmentationModel, dict[str, A
         metadata = {"architecture": entry.architecture, "arguments": arguments, **metadata_of(entry)}
     name = str(source) if entry is None else entry.name
     say_license(name, metadata.get("commercial_use"), metadata.get("license"))
-    model = build_model(metadata)
+    model = build_model(metadata, checkpoint.weights, name)
     return model, metadata, load_checkpoint(model, checkpoint, strict=True, name=str(source))
 
 
@@ -185,6 +186,13 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
             )
         _logger.warning("%s: %s.", printable(name), printable(report))
     return report
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Give the model in what `torch.compile`, (Distributed)DataParallel and `AveragedModel` put around it."""
+    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = inner
+    return model
 
 
 def _load(model: nn.Module, weights: StateDict) -> tuple[_IncompatibleKeys, list[str]]:
