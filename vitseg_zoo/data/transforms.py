@@ -95,7 +95,7 @@ def crop_flip_jitter(image_size: int | tuple[int, int]) -> A.Compose:
 
 
 def light(image_size: int | tuple[int, int]) -> A.Compose:
-    """Scale from 0.75 to 1.33, a random part, horizontal flip and a little brightness: for many images.
+    """Return scale from 0.75 to 1.33, a random part, a flip and a little brightness: for many images.
 
     Args:
         image_size: side of the square, or (height, width), in pixels, of what comes out. Like all presets,
@@ -114,7 +114,7 @@ def light(image_size: int | tuple[int, int]) -> A.Compose:
 
 
 def standard(image_size: int | tuple[int, int]) -> A.Compose:
-    """Scale from 0.5 to 2, a random part, horizontal flip and color jitter: the usual one for photographs.
+    """Return scale from 0.5 to 2, a random part, a flip and color jitter: the usual one for photographs.
 
     Args:
         image_size: as for `light`.
@@ -126,7 +126,7 @@ def standard(image_size: int | tuple[int, int]) -> A.Compose:
 
 
 def heavy(image_size: int | tuple[int, int]) -> A.Compose:
-    """`standard` with turns, stronger colors, gray, blur, noise and JPEG artifacts: for few images.
+    """Return `standard` with turns, stronger colors, gray, blur, noise and JPEG artifacts: for few images.
 
     Args:
         image_size: as for `light`.
@@ -150,7 +150,7 @@ def heavy(image_size: int | tuple[int, int]) -> A.Compose:
 
 
 def aerial(image_size: int | tuple[int, int]) -> A.Compose:
-    """Quarter turns and flips, scale from 0.75 to 1.33, and color jitter: for images seen from above.
+    """Return quarter turns and flips, scale from 0.75 to 1.33, and color jitter: for images seen from above.
 
     Args:
         image_size: as for `light`.
@@ -162,7 +162,7 @@ def aerial(image_size: int | tuple[int, int]) -> A.Compose:
 
 
 def microscopy(image_size: int | tuple[int, int]) -> A.Compose:
-    """Quarter turns and flips, elastic bending, stains that vary, blur and noise: for cells and tissue.
+    """Return quarter turns, flips, elastic bending, varying stains, blur and noise: for cells and tissue.
 
     Args:
         image_size: as for `light`.

@@ -235,7 +235,7 @@ class MixTransformer(NotScriptable, nn.Module):
         return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Pools the last map and classifies it."""
+        """Pool the last map and classify it."""
         if self.global_pool:
             x = x.mean(dim=(-2, -1))
         x = self.head_drop(x)

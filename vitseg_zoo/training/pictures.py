@@ -15,7 +15,7 @@ _IGNORED = (255, 255, 255)
 
 
 def color(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Colors class indices.
+    """Color class indices.
 
     Args:
         labels: (..., H, W) class indices; indices beyond the palette (ignored pixels) become white.
@@ -30,7 +30,7 @@ def color(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def comparison(images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, np.ndarray]) -> Image.Image:
-    """One picture with, for each block of seven images, a row of images, of truth, and of each prediction.
+    """Make one picture: for each block of seven images, rows of images, of truth, and of each prediction.
 
     Args:
         images: (N, H, W, 3) uint8.
@@ -59,7 +59,7 @@ def comparison(images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, 
 
 
 def frame(tiles: np.ndarray, caption: str) -> Image.Image:
-    """One frame of the GIF: colored masks (N, H, W, 3), seven in a row, under a caption."""
+    """Make one frame of the GIF: colored masks (N, H, W, 3), seven in a row, under a caption."""
     count, height, width, _ = tiles.shape
     font = ImageFont.load_default(size=16)
     canvas = Image.new("RGB", (COLUMNS * width, _MARGIN + -(-count // COLUMNS) * height), "white")
@@ -71,7 +71,7 @@ def frame(tiles: np.ndarray, caption: str) -> Image.Image:
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 300) -> None:
-    """Writes an endless GIF of RGB frames; the last one stays for two seconds."""
+    """Write an endless GIF of RGB frames; the last one stays for two seconds."""
     small = [picture.quantize(64, dither=Image.Dither.NONE) for picture in frames]
     durations = [milliseconds] * (len(small) - 1) + [2000]
     partial = path.with_name(path.name + ".partial")
@@ -80,21 +80,21 @@ def save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 300)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG under a temporary name first, so that a reader never sees half of it."""
+    """Write a PNG under a temporary name first, so that a reader never sees half of it."""
     partial = path.with_name(path.name + ".partial")
     picture.save(partial, format="PNG")
     os.replace(partial, path)
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Reads a metrics.csv: column name -> one value for each epoch."""
+    """Read a metrics.csv: column name -> one value for each epoch."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
 def save_curves(runs: Mapping[str, Path], path: Path) -> None:
-    """Plots loss, pixel accuracy and mIoU over epochs.
+    """Plot loss, pixel accuracy and mIoU over epochs.
 
     Args:
         runs: name of a run -> its metrics.csv. Each run has one color; training is dashed, validation solid.

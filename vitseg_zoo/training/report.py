@@ -26,7 +26,7 @@ def write_report(
     introduction: str = "",
     figures: Sequence[tuple[str, Path]] | None = None,
 ) -> None:
-    """Writes a page with the scores, curves and pictures of trainings.
+    """Write a page with the scores, curves and pictures of trainings.
 
     Args:
         runs: name of a training -> its folder, as `recipes/oxford_pets.py` and `vitseg quickstart` write it:
@@ -83,7 +83,7 @@ def write_report(
 
 
 def _table(results: Mapping[str, Mapping]) -> dict:
-    """Head and rows for the page; a cell is its text and whether it is its column's best score."""
+    """Make head and rows for the page; a cell is its text and whether it is its column's best score."""
     head, rows = comparison_table(results)
     best = {}
     if len(rows) > 1:
@@ -98,7 +98,7 @@ def _table(results: Mapping[str, Mapping]) -> dict:
 
 
 def _panel(heading: str, metric: str, metrics: Mapping[str, dict[str, list[float]]]) -> dict:
-    """Curves of one metric in the coordinates of the panel's SVG: training dashed, validation solid."""
+    """Place curves of one metric in the coordinates of the panel's SVG: training dashed, validation solid."""
     series = []  # (number of the run, stage, epochs counted from 1, values)
     for run, columns in enumerate(metrics.values()):
         for stage in ("train", "val"):

@@ -104,6 +104,6 @@ def make_model_card(description: Mapping[str, Any], where: str, title: str) -> M
 
 
 def _text(value: object) -> str:
-    """A text from a file within a line of Markdown: it makes no heading, link or tag, and names no folder."""
+    """Escape a text from a file for a line of Markdown: it makes no heading, link or tag, names no folder."""
     line = _ABSOLUTE_FOLDER.sub("", printable(value))
     return re.sub(r"([\\`*_\[\]<>#|~&$!])", r"\\\1", line)

@@ -198,7 +198,7 @@ def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint, 
 
 
 def _class_names(notes: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Names and colors of the classes, from mmsegmentation's notes or Hugging Face's configuration."""
+    """Find names and colors of the classes in mmsegmentation's notes or Hugging Face's configuration."""
     meta = notes.get("meta")
     found = {}
     if isinstance(meta, Mapping):

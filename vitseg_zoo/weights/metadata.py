@@ -37,7 +37,7 @@ def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
 
 
 def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of a model: its SMP architecture, that one's arguments, and metadata."""
+    """Say what a file says of a model: its SMP architecture, that one's arguments, and metadata."""
     # What `load_model` says of the model itself is read from the model instead.
     metadata = {key: _plain(value) for key, value in metadata.items() if key not in OF_THE_MODEL}
     unknown = sorted(set(metadata) - set(METADATA))
@@ -188,7 +188,7 @@ def check_metadata(described: Mapping[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
-    """What stands in a message for a value from a file."""
+    """Say what stands in a message for a value from a file."""
     return reprlib.repr(value)
 
 
