@@ -99,7 +99,7 @@ class _Layered:
 
 
 def _layers(timm_model: nn.Module) -> dict[str, int]:
-    """Number each parameter's layer: 0 is the embedding, i the i-th block, the last with the last norm."""
+    """Return each parameter's layer: 0 is the embedding, i the i-th block, the last with the last norm."""
     return group_parameters(timm_model, timm_model.group_matcher(coarse=False), reverse=True)
 
 
