@@ -88,7 +88,7 @@ def _class_pictures(report: Report, index: int) -> list[dict]:
             found.append((counts[index] / sum(counts.values()), record))
     found.sort(key=lambda item: -item[0])
     chosen = np.unique(np.linspace(0, len(found) - 1, min(_PICTURES, len(found))).astype(int))
-    pictures = []
+    pictures: list[dict] = []
     for at in chosen.tolist():
         share, record = found[at]
         image, mask = _small(report, record)
@@ -106,7 +106,7 @@ def _class_pictures(report: Report, index: int) -> list[dict]:
 
 def _finding_pictures(report: Report, finding: Finding) -> list[dict]:
     by_path = {path: record for record in report.records for path in (record.pair.image, *record.pair.masks)}
-    pictures = []
+    pictures: list[dict] = []
     for path in finding.files:
         if len(pictures) == _PICTURES:
             break

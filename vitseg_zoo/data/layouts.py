@@ -250,7 +250,8 @@ def split_names(names: Sequence[str], val: float = 0.2, seed: int = 0) -> dict[s
         members[group].append(name)
     groups = sorted(members)
     random.Random(seed).shuffle(groups)
-    wanted, chosen = round(val * len(names)), set()
+    wanted = round(val * len(names))
+    chosen: set[str] = set()
     for group in groups:
         if len(chosen) < wanted and len(members) > 1:
             chosen.update(members[group])
@@ -436,7 +437,8 @@ def _pair_names(images: Sequence[str], masks: Sequence[str]) -> tuple[int, tuple
     image_stems, mask_stems = _stems(images), _stems(masks)
     image_affixes = _affixes(image_stems, _IMAGE_WORDS)
     mask_affixes = _affixes(mask_stems, _MASK_WORDS)
-    known, rests = set(image_stems), Counter()
+    known = set(image_stems)
+    rests: Counter[tuple[str, str]] = Counter()
     for stem in mask_stems[:: max(1, len(mask_stems) // 200)]:  # 0001_L of 0001
         at = next((at for at in range(len(stem), 0, -1) if stem[:at] in known), None)
         if at is not None and at < len(stem):

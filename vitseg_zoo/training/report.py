@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from matplotlib.ticker import MaxNLocator
@@ -99,7 +100,7 @@ def _table(results: Mapping[str, Mapping]) -> dict:
 
 def _panel(heading: str, metric: str, metrics: Mapping[str, dict[str, list[float]]]) -> dict:
     """Place curves of one metric in the coordinates of the panel's SVG: training dashed, validation solid."""
-    series = []  # (number of the run, stage, epochs counted from 1, values)
+    series: list[Any] = []  # (number of the run, stage, epochs counted from 1, values)
     for run, columns in enumerate(metrics.values()):
         for stage in ("train", "val"):
             values = columns.get(f"{stage}_{metric}", [])

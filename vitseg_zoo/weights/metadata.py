@@ -214,7 +214,7 @@ def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
             raise ValueError(f"palette should hold RGB colors of whole numbers from 0 to 255, got {color!r}.")
 
 
-def _are(values: Any, lengths: Sequence[int], kind: type) -> bool:
+def _are(values: Any, lengths: Sequence[int], kind: Any) -> bool:
     return (
         isinstance(values, list | tuple)
         and len(values) in lengths
