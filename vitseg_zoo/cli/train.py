@@ -21,4 +21,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(words: list[str]) -> own_data.Config:
-    return from_command_line(own_data.Config, own_data.__doc__, words)
+    return from_command_line(own_data.Config, own_data.__doc__, words, "vitseg train")
