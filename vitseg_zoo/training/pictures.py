@@ -2,12 +2,13 @@
 
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from vitseg_zoo.files import atomic_path
 
 COLUMNS = 7  # 21 images make three rows, as in figure 8 of the article
 _MARGIN = 24
@@ -74,16 +75,15 @@ def save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 300)
     """Write an endless GIF of RGB frames; the last one stays for two seconds."""
     small = [picture.quantize(64, dither=Image.Dither.NONE) for picture in frames]
     durations = [milliseconds] * (len(small) - 1) + [2000]
-    partial = path.with_name(path.name + ".partial")
-    small[0].save(partial, format="GIF", save_all=True, append_images=small[1:], duration=durations, loop=0)
-    os.replace(partial, path)
+    options = dict(save_all=True, append_images=small[1:], duration=durations, loop=0)
+    with atomic_path(path) as partial:
+        small[0].save(partial, format="GIF", **options)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name first, so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG")
-    os.replace(partial, path)
+    """Write a PNG, of which a reader never sees half."""
+    with atomic_path(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
@@ -123,6 +123,5 @@ def save_curves(runs: Mapping[str, Path], path: Path) -> None:
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)

@@ -2,7 +2,6 @@
 
 import base64
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jinja2
 from matplotlib.ticker import MaxNLocator
 
+from vitseg_zoo.files import atomic_path
 from vitseg_zoo.training.pictures import read_metrics
 from vitseg_zoo.training.results import comparison_table, read_results
 
@@ -78,9 +78,8 @@ def write_report(
         figures=[(caption, _data_uri(source)) for caption, source in figures],
         results=results,
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        partial.write_text(html, encoding="utf-8")
 
 
 def _table(results: Mapping[str, Mapping]) -> dict:
