@@ -24,6 +24,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from vitseg_zoo.encoders.smp_entry import smp_entry
+from vitseg_zoo.ops.dispatch import may_bypass
 
 __all__ = ["VitSegTransformer"]  # timm's register_model adds the models' names
 
@@ -58,9 +59,24 @@ class NormalizedPatchEmbed(PatchEmbed):
             torch._assert(width == self.img_size[1], f"Input width ({width}) should be {self.img_size[1]}.")
         if self.dynamic_img_pad:
             x = F.pad(x, (0, -width % patch_w, 0, -height % patch_h))
-        x = self.patchify(x).permute(0, 2, 3, 1)  # (B, H/p, W/p, C*p*p)
-        x = F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # (B, H/p, W/p, D)
+        if torch.jit.is_scripting():
+            x = self.proj(x).permute(0, 2, 3, 1)
+        elif self._is_linear():
+            x = self.patchify(x).permute(0, 2, 3, 1)  # (B, H/p, W/p, C*p*p)
+            x = F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # (B, H/p, W/p, D)
+        else:
+            x = self.proj(x).permute(0, 2, 3, 1)
         return x.flatten(1, 2) if self.flatten else x
+
+    def _is_linear(self) -> bool:
+        """Tell whether the projection multiplies each patch by a matrix, and by nothing else."""
+        proj = self.proj
+        return (
+            may_bypass((proj, nn.Conv2d))
+            and proj.kernel_size == proj.stride == tuple(self.patch_size)
+            and proj.padding == (0, 0)
+            and proj.groups == 1
+        )
 
 
 def _patchify(patch_size: tuple[int, int]) -> nn.PixelUnshuffle:
