@@ -21,7 +21,7 @@ from vitseg_zoo.weights.metadata import FITS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `vitseg predict`."""
+    """Add the arguments of `vitseg predict`."""
     add = parser.add_argument
     add(
         "images",

@@ -105,7 +105,7 @@ def _finished(file: Path, result: Future[Result] | ValueError) -> tuple[Path, Re
 
 
 def class_shares(labels: np.ndarray, classes: int) -> np.ndarray:
-    """The part of an image that each class has, counted in strips.
+    """Return the part of an image that each class has, counted in strips.
 
     Args:
         labels: (H, W) class indices.

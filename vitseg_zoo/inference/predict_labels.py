@@ -48,7 +48,7 @@ def predict_labels(
     size: Sequence[int] | None = None,
     dtype: torch.dtype = torch.int64,
 ) -> torch.Tensor:
-    """Predicts the class of every pixel without holding (classes, H, W) logits.
+    """Predict the class of every pixel without holding (classes, H, W) logits.
 
     The result is `model(image).argmax(1)` but for pixels where two classes are equal up to rounding. Heads
     that work row by row (SMP's `SegmentationHead`, the heads of `vitseg` and `segmenter`) are applied in
@@ -160,12 +160,12 @@ _FORWARDS = (
 
 
 def _runs_in_parts(model: nn.Module) -> bool:
-    """Whether a model is SMP's or the zoo's and runs as those do, with no hook on it as a whole."""
+    """Tell whether a model is SMP's or the zoo's and runs as those do, with no hook on it as a whole."""
     return type(model).forward in _FORWARDS and may_bypass((model, type(model)))
 
 
 def _row_layers(head: Any) -> list[nn.Module] | None:
-    """The layers before the activation of a head that works row by row; None of any other head.
+    """Return the layers before the activation of a head that works row by row; None of any other head.
 
     Those of a `PatchHead`, or a convolution, or a bilinear upsampling, or one and then the other.
     """
@@ -185,7 +185,7 @@ def _row_layers(head: Any) -> list[nn.Module] | None:
 
 
 def _keeps_size(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution with an output as large as its input, made so by zeros around it."""
+    """Say whether a layer is a convolution whose output is as large as its input by zeros around it."""
     return (
         isinstance(layer, nn.Conv2d)
         and layer.stride == (1, 1)
@@ -207,7 +207,7 @@ def _labels_of(
     size: Sequence[int] | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Labels of what a model gave for images; what is labels already stays."""
+    """Label of what a model gave for images; what is labels already stays."""
     from_transformers = hasattr(output, "logits")
     logits = output.logits if from_transformers else output[0] if isinstance(output, tuple) else output
     if isinstance(logits, torch.Tensor) and logits.ndim == 3 and not logits.is_floating_point():
@@ -226,7 +226,7 @@ def _labels_of(
 
 
 def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:
-    """What a logit of zero becomes in a model, by the activation of the segmentation head that is in it."""
+    """Say what a logit of zero becomes in a model, by the activation of its segmentation head."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "segmentation_head":
             parts = list(module.modules())
@@ -238,7 +238,7 @@ def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:
 
 
 def _largest(logits: torch.Tensor) -> torch.Tensor:
-    """(B, K, H, W) -> (B, H, W); one class is there or not."""
+    """Label logits, (B, K, H, W) -> (B, H, W); one class is there or not."""
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.max(1).indices  # sooner than argmax
 
 
@@ -249,7 +249,7 @@ def _rows(x: torch.Tensor, classes: int, width: int) -> int:
 
 
 def _patch_strips(layers: list[nn.Module], tokens: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Logits of rows of patches; `tokens` is (B, h, w, D)."""
+    """Return logits of rows of patches; `tokens` is (B, h, w, D)."""
     height, width = tokens.shape[1:3]
     rows = _rows(tokens, layers[0].out_features, width)
     for start in range(0, height, rows):
@@ -257,14 +257,14 @@ def _patch_strips(layers: list[nn.Module], tokens: torch.Tensor) -> Iterator[tor
 
 
 def _convolve_rows(layer: nn.Module, rows: "_MapRows | HeadRows", start: int, stop: int) -> torch.Tensor:
-    """Rows `start` to `stop` of a convolution's output, from the rows that they depend on."""
+    """Return rows `start` to `stop` of a convolution's output, from the rows that they depend on."""
     halo = layer.padding[0] if isinstance(layer, nn.Conv2d) else 0
     first, last = max(start - halo, 0), min(stop + halo, rows.height)
     return layer(rows(first, last))[:, :, start - first : stop - first]
 
 
 def _convolved_strips(conv: nn.Conv2d, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Logits of a head that is a convolution at the image's size; `x` is (B, C, H, W)."""
+    """Return logits of a head that is a convolution at the image's size; `x` is (B, C, H, W)."""
     height, width = x.shape[2:]
     rows = _rows(x, conv.out_channels, width)
     for start in range(0, height, rows):
@@ -278,7 +278,7 @@ def _upsampled_labels(
     align_corners: bool,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Labels (B, H, W) of what `conv` makes of `source`, upsampled to a size."""
+    """Give labels (B, H, W) of what `conv` makes of `source`, upsampled to a size."""
     if isinstance(source, _MapRows) and not runs_eagerly_on_cpu(source.x):
         return _labels_in_chunks(conv(source.x), size, align_corners).to(dtype)
     strips = _labels_in_strips(conv, source, size, align_corners)
@@ -286,7 +286,7 @@ def _upsampled_labels(
 
 
 def _labels_in_chunks(low: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
-    """Labels of (B, K, h, w) logits upsampled to a size, some classes at a time: the plain form.
+    """Give labels of (B, K, h, w) logits upsampled to a size, some classes at a time: the plain form.
 
     Nothing depends on data, so that a GPU need not wait and graphs can be recorded.
     """
@@ -314,7 +314,7 @@ def _labels_in_chunks(low: torch.Tensor, size: Sequence[int], align_corners: boo
 def _labels_in_strips(
     conv: nn.Module, source: "_MapRows | HeadRows", size: Sequence[int], align_corners: bool
 ) -> Iterator[torch.Tensor]:
-    """Labels in strips (B, rows, W) of what `conv` makes of the rows of `source`, upsampled to a size."""
+    """Give labels in strips (B, rows, W) of what `conv` makes of rows of `source`, upsampled to a size."""
     height, width = size
 
     # Row r of the output lies between the rows `above[r]` and `above[r] + 1` of the input.
@@ -362,7 +362,7 @@ def _labels_in_strips(
 
 
 def _contenders(low: torch.Tensor) -> torch.Tensor:
-    """Classes that can be the largest between the positions of (B, K, h, w) logits.
+    """Return the classes that can be the largest between the positions of (B, K, h, w) logits.
 
     Interpolation stays between the smallest and the largest of the four logits around a place. A class whose
     largest is below another's smallest loses everywhere between the four.

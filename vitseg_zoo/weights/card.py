@@ -59,7 +59,7 @@ _SPDX = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-b
 
 
 def make_model_card(description: Mapping[str, Any], where: str, title: str) -> ModelCard:
-    """Writes the card of a model.
+    """Write the card of a model.
 
     Args:
         description: What a saved file says of its model.
@@ -104,6 +104,6 @@ def make_model_card(description: Mapping[str, Any], where: str, title: str) -> M
 
 
 def _text(value: object) -> str:
-    """A text from a file within a line of Markdown: it makes no heading, link or tag, and names no folder."""
+    """Escape a text from a file for a line of Markdown: it makes no heading, link or tag, names no folder."""
     line = _ABSOLUTE_FOLDER.sub("", printable(value))
     return re.sub(r"([\\`*_\[\]<>#|~&$!])", r"\\\1", line)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()
@@ -30,7 +30,7 @@ _SHA256 = re.compile(r"(?<![0-9A-Fa-f])[0-9A-Fa-f]{64}(?![0-9A-Fa-f])")
 
 
 def read_sha256(path: Path) -> str:
-    """The SHA-256 that a file beside weights states, as `sha256sum` writes it, or an editor of any system.
+    """Read the SHA-256 that a file beside weights states, as `sha256sum` or an editor writes it.
 
     Raises:
         OSError: If there is no SHA-256 in it, or it cannot be read.
@@ -62,7 +62,7 @@ def archive_fault(path: Path) -> str:
 
 
 def find_fault(path: Path, sha256: str | None, size: int | None, filename: str) -> str:
-    """Says what is wrong with a file, as the end of a sentence; empty if nothing is.
+    """Say what is wrong with a file, as the end of a sentence; empty if nothing is.
 
     Args:
         path: The file.
@@ -95,7 +95,7 @@ def _safetensors_fault(path: Path) -> str:
 
 
 def check_file(path: Path, sha256: str | None = None, delete: bool = False) -> None:
-    """Raises if a file is not what it should be.
+    """Raise if a file is not what it should be.
 
     Args:
         path: The file.

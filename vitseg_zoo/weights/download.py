@@ -43,7 +43,7 @@ _ADDRESS = re.compile(r"(https?|file):|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None) -> Path:
-    """Gives a local file with weights, downloaded if need be.
+    """Give a local file with weights, downloaded if need be.
 
     Args:
         source: An entry of the catalog or its name, an https: or file: address, or a path.
@@ -79,7 +79,7 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
 
 
 def find_entry(source: str | Path | WeightsEntry) -> WeightsEntry | None:
-    """The entry of the catalog that a source names; None if it is a path or an address.
+    """Return the entry of the catalog that a source names; None if it is a path or an address.
 
     Raises:
         ValueError: If it looks like a name, and there are no weights of that name.
@@ -92,7 +92,7 @@ def find_entry(source: str | Path | WeightsEntry) -> WeightsEntry | None:
 
 
 def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
-    """Downloads weights for a machine without network; there, set VITSEG_ZOO_WEIGHTS to the folder.
+    """Download weights for a machine without network; there, set VITSEG_ZOO_WEIGHTS to the folder.
 
     The file is named like the weights, with its SHA-256 beside it in the form of `sha256sum`.
 
@@ -137,7 +137,7 @@ def _suffix(filename: str) -> str:
 
 
 def _provided_file(entry: WeightsEntry) -> Path | None:
-    """The file of an entry in the folder that the user names, checked against the SHA-256 beside it."""
+    """Return an entry's file in the folder that the user names, checked against the SHA-256 beside it."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         return None
@@ -184,7 +184,7 @@ def _fetch_from_hub(entry: WeightsEntry, cache_dir: Path) -> Path:
 
 
 def _cached_file(entry: WeightsEntry, cache_dir: Path) -> Path | None:
-    """The entry's file in the Hub's cache, compared at every use with the SHA-256 that is known of it.
+    """Return the entry's file in the Hub's cache, compared at every use with the SHA-256 that is known of it.
 
     That is the catalog's, or the name of the contents that the file links to; where it is a copy, or the
     server names contents otherwise, the one that was written beside it after the download.
@@ -203,7 +203,7 @@ def _cached_file(entry: WeightsEntry, cache_dir: Path) -> Path | None:
 
 
 def _expected(entry: WeightsEntry, etag: str) -> str | None:
-    """The SHA-256 of an entry's file: the catalog's, or the one that its ETag is."""
+    """Return the SHA-256 of an entry's file: the catalog's, or the one that its ETag is."""
     return entry.sha256 or (etag.lower() if _SHA256.fullmatch(etag) else None)
 
 
@@ -212,7 +212,7 @@ def _sha256_beside(path: Path) -> Path:
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether a file, with all links followed, is the folder's and no other file of the user."""
+    """Tell whether a file, with all links followed, is the folder's and no other file of the user."""
     return path.resolve().is_relative_to(folder.resolve())
 
 
@@ -222,7 +222,7 @@ def _refuse_folder(path: Path) -> None:
 
 
 def _hub_metadata(entry: WeightsEntry):
-    """The first of the entry's file names that its repository has, and what the Hub says of that file."""
+    """Return the first of the entry's file names that its repository has, and what the Hub says of it."""
     for filename in entry.filenames:
         url = hf_hub_url(entry.repo_id, filename, revision=entry.revision)
         try:
@@ -288,7 +288,7 @@ def _fetch_url(url: str, sha256: str | None = None, name: str | None = None) -> 
 
 
 def _split_address(url: str) -> SplitResult:
-    """The parts of an address whose host and port could exist."""
+    """Return the parts of an address whose host and port could exist."""
     try:
         parts = urlsplit(url)
         if parts.port == 0:
@@ -340,7 +340,7 @@ def _follow(url: str, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
 def _download(
     url: str, destination: Path, filename: str, size: int | None, sha256: str | None, headers: dict[str, str]
 ) -> None:
-    """Downloads to a file beside `destination`, going on where that ends; renames it when it was checked."""
+    """Download to a file beside `destination`, going on where that ends; rename it when it was checked."""
     partial = destination.with_name(f"{destination.name}.incomplete")
     start = partial.stat().st_size if partial.exists() else 0
     if start and (sha256 is None or (size is not None and start > size)):
@@ -386,7 +386,7 @@ def _download(
 def _get(
     url: str, file: BinaryIO, filename: str, size: int | None, headers: dict[str, Any], resumes: bool
 ) -> None:
-    """Downloads to the end of a file, and takes a cut connection up again.
+    """Download to the end of a file, and take a cut connection up again.
 
     `http_get` of huggingface_hub 1.0 and newer does; older ones give up where a response is shorter than it
     said, and append the whole file where a server ignores which part was asked for.

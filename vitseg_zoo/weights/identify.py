@@ -79,7 +79,7 @@ def _build(metadata: Mapping[str, Any]) -> SegmentationModel:
 
 
 def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """Finds out which model a checkpoint is of.
+    """Find out which model a checkpoint is of.
 
     Args:
         checkpoint: What was read.
@@ -134,7 +134,7 @@ def _describe(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
 
 
 def _own_metadata(text: str, path: Path) -> dict[str, Any]:
-    """What `save_model` wrote, or a program that writes files like it."""
+    """Say what `save_model` wrote, or a program that writes files like it."""
     try:
         described = json.loads(text)
         is_whole = isinstance(described["architecture"], str) and isinstance(described["arguments"], dict)
@@ -157,7 +157,7 @@ def _json_beside(path: Path, name: str) -> dict[str, Any]:
 
 
 def _segmenter_normalization(path: Path) -> dict[str, Any]:
-    """What the `variant.yml` says that Segmenter's authors put beside a checkpoint."""
+    """Say what the `variant.yml` says that Segmenter's authors put beside a checkpoint."""
     beside = path.with_name("variant.yml")
     if not beside.is_file():
         return {}
@@ -169,7 +169,7 @@ def _segmenter_normalization(path: Path) -> dict[str, Any]:
 
 
 def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """A checkpoint of this package's Lightning module, or of one like that of SMP's examples."""
+    """Return a checkpoint of this package's Lightning module, or of one like that of SMP's examples."""
     names = hyper_parameters.get("class_names") or ()
     classes = len(names) or hyper_parameters.get("out_classes") or hyper_parameters.get("classes")
     if not classes:
@@ -198,7 +198,7 @@ def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint, 
 
 
 def _class_names(notes: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Names and colors of the classes, from mmsegmentation's notes or Hugging Face's configuration."""
+    """Find names and colors of the classes in mmsegmentation's notes or Hugging Face's configuration."""
     meta = notes.get("meta")
     found = {}
     if isinstance(meta, Mapping):

@@ -31,13 +31,13 @@ FITS = ("squeeze", "shorter_side", "tiles", "whole")
 
 
 def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
-    """A catalog entry's part that is said of a model."""
+    """Return a catalog entry's part that is said of a model."""
     described = {key: getattr(entry, key) for key in METADATA if hasattr(entry, key)}
     return described | {"source": entry.origin or entry.source}
 
 
 def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of a model: its SMP architecture, that one's arguments, and metadata."""
+    """Say what a file says of a model: its SMP architecture, that one's arguments, and metadata."""
     # What `load_model` says of the model itself is read from the model instead.
     metadata = {key: _plain(value) for key, value in metadata.items() if key not in OF_THE_MODEL}
     unknown = sorted(set(metadata) - set(METADATA))
@@ -80,7 +80,7 @@ def current_arguments(architecture: str, arguments: Mapping[str, Any]) -> dict[s
 
 
 def encoder_arguments(model: SegmentationModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an encoder of the zoo is today, whatever the model was built with.
+    """Say what an encoder of the zoo is today, whatever the model was built with.
 
     Returns:
         `in_channels`, and the arguments of the timm model that were given beside its name. Both are empty for
@@ -188,12 +188,12 @@ def check_metadata(described: Mapping[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
-    """What stands in a message for a value from a file."""
+    """Say what stands in a message for a value from a file."""
     return reprlib.repr(value)
 
 
 def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
-    """Refuses what only a later prediction would stumble over."""
+    """Refuse what only a later prediction would stumble over."""
     for key, lowest in (("mean", -math.inf), ("std", 0.0)):
         if key in described and not (
             _are(described[key], (1, channels), int | float)
@@ -214,7 +214,7 @@ def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
             raise ValueError(f"palette should hold RGB colors of whole numbers from 0 to 255, got {color!r}.")
 
 
-def _are(values: Any, lengths: Sequence[int], kind: type) -> bool:
+def _are(values: Any, lengths: Sequence[int], kind: Any) -> bool:
     return (
         isinstance(values, list | tuple)
         and len(values) in lengths
@@ -223,7 +223,7 @@ def _are(values: Any, lengths: Sequence[int], kind: type) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays and tensors as the lists and numbers that JSON has."""
+    """Turn arrays and tensors into the lists and numbers that JSON has."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.tolist() if hasattr(value, "tolist") else value

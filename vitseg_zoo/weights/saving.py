@@ -28,7 +28,7 @@ _LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 def save_model(model: SegmentationModel, path: str | Path, half: bool = False, **metadata: Any) -> Path:
-    """Saves a model as one safetensors file from which `load_model` builds it again.
+    """Save a model as one safetensors file from which `load_model` builds it again.
 
     Args:
         model: A model of `smp.create_model`, also compiled or in DistributedDataParallel.
@@ -82,7 +82,7 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
 
 
 def save_pretrained(model: SegmentationModel, folder: str | Path, **metadata: Any) -> Path:
-    """Saves a model, its configuration and a model card to a folder for `smp.from_pretrained`.
+    """Save a model, its configuration and a model card to a folder for `smp.from_pretrained`.
 
     Args:
         model: A model of `smp.create_model`.
@@ -108,7 +108,7 @@ def push_to_hub(
     token: str | None = None,
     **metadata: Any,
 ) -> str:
-    """Publishes a model on the Hugging Face Hub as `save_pretrained` writes it.
+    """Publish a model on the Hugging Face Hub as `save_pretrained` writes it.
 
     Args:
         model: A model of `smp.create_model`.
@@ -189,7 +189,7 @@ def _write_folder(model: SegmentationModel, folder: Path, where: str, metadata: 
 
 
 def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
-    """Builds a model from a file or a folder alone, whatever program wrote it, and loads its weights.
+    """Build a model from a file or a folder alone, whatever program wrote it, and load its weights.
 
     Args:
         source: A file of `save_model`, a folder of `save_pretrained`, a checkpoint of this package's
@@ -211,7 +211,7 @@ def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
 def convert_file(
     source: str | Path, target: str | Path, **metadata: Any
 ) -> tuple[LoadReport, dict[str, Any]]:
-    """Rewrites what `load_model` takes as a file of `save_model`.
+    """Rewrite what `load_model` takes as a file of `save_model`.
 
     Args:
         source: See `load_model`.
