@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -309,7 +310,7 @@ def _make_writable(folder: Path) -> None:
 def _lock(folder: Path) -> None:
     """Keep other processes from training into a folder, for as long as this one lives."""
     folder = folder.resolve()
-    if folder in _locks:
+    if folder in _locks or rank_zero_only.rank:  # the training's other processes write nothing
         return
     lock = FileLock(folder / ".lock")
     try:
