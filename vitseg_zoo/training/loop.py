@@ -170,11 +170,11 @@ def fit(
     started = time.process_time()
     _train(trainer, module, data, last, resumed, config)
     cpu_seconds = time.process_time() - started
-    if not trainer.is_global_zero:
-        return {}
     best = last.with_name("best.ckpt")
-    if select is not None and not best.exists():  # --max-steps ended before the first validation
+    # --max-steps ended before the first validation
+    if select is not None and trainer.is_global_zero and not best.exists():
         shutil.copy(last, best)
+    trainer.strategy.barrier()
     if score is not None:
         scores = {"test_last": score()}
     else:
@@ -182,6 +182,8 @@ def fit(
         scores = {
             f"test_{kind}": _test(trainer, module, data, last.with_name(f"{kind}.ckpt")) for kind in kinds
         }
+    if not trainer.is_global_zero:  # it measured, as scores are gathered from all processes
+        return {}
     save_curves({"": metrics}, config.out / "curves.png")
     results = {
         "arch": module.hparams.arch,
