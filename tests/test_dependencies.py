@@ -30,3 +30,17 @@ def test_every_import_is_declared():
     for module in imported - sys.stdlib_module_names - {"vitseg_zoo"}:
         names = {name.lower().replace("_", "-") for name in packages[module]}
         assert names & (declared | NOT_OURS), module
+
+
+def test_ci_tests_the_lowest_versions_that_are_declared():
+    tomllib = pytest.importorskip("tomllib")  # since Python 3.11
+    constraints = ROOT / ".ci" / "lowest.txt"
+    if not constraints.exists():
+        pytest.skip("no checkout")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + project["optional-dependencies"]["train"]
+    lowest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", constraints.read_text(), re.MULTILINE))
+    for name, version in lowest.items():
+        (line,) = (line for line in lines if re.match(r"[\w-]+", line)[0] == name)
+        declared = re.search(r">=([\d.]+)", line)[1]
+        assert version == declared or version == f"{declared}.0", line

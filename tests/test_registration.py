@@ -30,7 +30,7 @@ from segmentation_models_pytorch import create_model
 kwargs = dict(encoder_name="vz-vitseg_tiny_patch16_128", encoder_weights=None)
 for model in (create_model("vitseg", classes=4, **kwargs), smp.VitSeg(classes=4, **kwargs)):
     assert type(model).__name__ == "VitSeg" and model.segmentation_head[0].out_features == 16 * 16 * 4
-assert timm.list_models("vitseg*") == timm.list_models(module="vit_seg") != []
+assert timm.list_models("vitseg_[tsb]*") == timm.list_models(module="vit_seg") != []
 timm.create_model("vitseg_tiny_patch16_128")
 smp.encoders.get_encoder("vz-vitseg_tiny_patch16_128", weights=None)
 smp.create_model("unet", "resnet18", encoder_weights=None)

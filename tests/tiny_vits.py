@@ -15,7 +15,7 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
-from vitseg_zoo.encoders.pyramid import smp_entry
+from vitseg_zoo.encoders.smp_entry import smp_entry
 
 # Where the tag `tiny_vit.local` expects its weights; tests write them.
 WEIGHTS_FILE = os.path.join(tempfile.mkdtemp(), "tiny_vit.pth")

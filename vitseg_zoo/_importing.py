@@ -14,7 +14,7 @@ def warn(message: str) -> None:
 
 
 def inside_import_of(name: str) -> bool:
-    """Whether this thread is just importing the module; what other threads import does not count."""
+    """Say whether this thread is just importing the module; what other threads import does not count."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == name:
@@ -24,7 +24,7 @@ def inside_import_of(name: str) -> bool:
 
 
 def fails_for_now(error: BaseException) -> bool:
-    """Whether an import failed as another thread is just importing what it needs, or SMP is not whole yet.
+    """Say whether an import failed as another thread is importing what it needs, or SMP is not whole yet.
 
     Both are followed by another try. Where threads would else wait for each other forever, Python raises, or
     hands out a half imported module.

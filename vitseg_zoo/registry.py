@@ -176,7 +176,7 @@ def _register_smp_architectures(smp: ModuleType) -> None:
 
 
 def _is_former(present: type, cls: type) -> bool:
-    """Whether a class is what ours was before its module was purged and imported anew."""
+    """Say whether a class is what ours was before its module was purged and imported anew."""
     ours = not cls.__module__.startswith("segmentation_models_pytorch.")
     return ours and (present.__module__, present.__qualname__) == (cls.__module__, cls.__qualname__)
 

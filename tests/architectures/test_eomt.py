@@ -266,3 +266,11 @@ def test_arguments_out_of_range() -> None:
         eomt("tiny_beit")
     with pytest.raises(ValueError, match=r"query_blocks should lie in \[1, 5\].*got 6"):
         eomt("tiny_vit", query_blocks=6)
+
+
+def test_hooks_on_the_encoder_are_called() -> None:
+    model = smp.create_model("eomt", "vz-vit_tiny_patch16_224", encoder_weights=None, classes=3).eval()
+    calls: list[int] = []
+    model.encoder.register_forward_hook(lambda *args: calls.append(1))
+    model(torch.rand(1, 3, 32, 32))
+    assert calls == [1]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from PIL import Image
 
-from vitseg_zoo import save_model
+from vitseg_zoo import Predictor, save_model
 from vitseg_zoo.cli import main
 from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE
 from vitseg_zoo.data.transforms import resize
@@ -133,7 +133,7 @@ def test_an_unreadable_image_is_named_and_stops_no_other(weights, photograph, tm
 
 
 def test_a_result_that_cannot_be_written_is_named_and_stops_no_other(weights, photograph, tmp_path, capsys):
-    long = "x" * 245  # a file's name has 255 bytes
+    long = "x" * 247  # a file's name has 255 bytes
     (tmp_path / "out" / "taken_mask.png").mkdir(parents=True)
     paths = [tmp_path / f"{name}.png" for name in (long, "taken", "cat")]
     for path in paths:
@@ -214,7 +214,8 @@ def test_a_new_user_s_first_command_asks_for_no_network(photograph, tmp_path):
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    knows, found = result.stdout.splitlines()
+    knows, how, found = result.stdout.splitlines()
+    assert how == "images are squeezed to 256 x 256 pixels (--fit)"
     assert result.stderr == "" and knows == "segformer_b0.pets knows pet, background, border"
     assert found.startswith("masks/cat_mask.png: ")
     assert Image.open(tmp_path / "masks" / "cat_mask.png").size == photograph.size
@@ -243,3 +244,46 @@ def test_a_model_that_is_not_there(arguments, message, photograph, tmp_path, cap
     assert main(["predict", str(tmp_path / "cat.png"), "--out", str(tmp_path / "out"), *arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and len(error.splitlines()) == 1
+
+
+def test_folders_and_patterns(weights, photograph, tmp_path, capsys):
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for name in ("photos/cat.png", "photos/more/cat.jpg", "photos/dog.png"):
+        photograph.save(tmp_path / name)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    out = tmp_path / "photos" / "masks"  # what is written there is no image of the folder
+    for _ in range(2):
+        assert _predict(weights, out, tmp_path / "photos") == 0
+    written = sorted(str(path.relative_to(out)) for path in out.rglob("*_mask.png"))
+    assert written == ["cat_mask.png", "dog_mask.png", "more/cat_mask.png"]
+    assert _predict(weights, tmp_path / "two", tmp_path / "photos" / "*.png") == 0
+    assert sorted(path.name for path in (tmp_path / "two").glob("*mask.png")) == [
+        "cat_mask.png",
+        "dog_mask.png",
+    ]
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    assert _predict(weights, out, tmp_path / "empty") == 1 and "has no images" in capsys.readouterr().err
+    assert _predict(weights, out, tmp_path / "*.gif") == 1 and "there is no image" in capsys.readouterr().err
+
+
+def test_what_exists_is_skipped(weights, photograph, tmp_path, capsys):
+    for name in ("cat.png", "dog.png"):
+        photograph.save(tmp_path / name)
+    out = tmp_path / "out"
+    assert _predict(weights, out, tmp_path / "cat.png") == 0
+    (out / "cat_mask.png").write_text("kept")
+    capsys.readouterr()
+    assert _predict(weights, out, tmp_path / "cat.png", tmp_path / "dog.png") == 0
+    assert (out / "cat_mask.png").read_text() == "kept" and (out / "dog_mask.png").is_file()
+    assert "1 of 2 images have their mask and overlay" in capsys.readouterr().out
+    assert _predict(weights, out, tmp_path / "cat.png", Path("--overwrite")) == 0
+    assert _mask(out / "cat_mask.png").shape == (50, 70)
+
+
+def test_tiles(weights, photograph, tmp_path, capsys):
+    photograph.save(tmp_path / "cat.png")
+    assert _predict(weights, tmp_path, tmp_path / "cat.png", Path("--tile"), Path("32")) == 0
+    assert "cut into tiles of 32 x 32 pixels that overlap by 25%" in capsys.readouterr().out
+    expected = Predictor(weights, "cpu", tile=32)(photograph).labels
+    np.testing.assert_array_equal(_mask(tmp_path / "cat_mask.png"), expected)

@@ -43,10 +43,13 @@ _names = st.builds(
 )  # fmt: skip
 
 
+_sizes = st.sampled_from([(8, 8), (8, 6), (1, 1), (33, 40)])
+
+
 @st.composite
-def _contents(draw: st.DrawFn) -> bytes:
+def _contents(draw: st.DrawFn, size: tuple[int, int] | None = None, valid: bool = False) -> bytes:
     """A file: an image of any mode, an array, a text, one of these cut off or changed, or anything."""
-    kind = draw(st.sampled_from(["image", "image", "image", "array", "text", "bytes"]))
+    kind = "image" if valid else draw(st.sampled_from(["image", "image", "image", "array", "text", "bytes"]))
     if kind == "bytes":
         return draw(st.binary(max_size=60))
     if kind == "text":
@@ -54,7 +57,7 @@ def _contents(draw: st.DrawFn) -> bytes:
             st.sampled_from(["a\nb\n", "0 0 0 a\n255 0 0 b", "[]", "a", "", "a\n\nb", '{"a": [1, 2, 3]}'])
         ).encode()
     rng = np.random.default_rng(draw(st.integers(0, 9)))
-    size = draw(st.sampled_from([(8, 8), (8, 6), (1, 1), (33, 40)]))
+    size = size or draw(_sizes)
     values = draw(st.sampled_from([[0, 1], [0, 255], [1, 2, 3], [0, 7, 255], range(256), [5]]))
     pixels = rng.choice(np.array(values, np.uint8), size)
     buffer = io.BytesIO()
@@ -62,17 +65,20 @@ def _contents(draw: st.DrawFn) -> bytes:
         dtype = draw(st.sampled_from(["uint8", "int64", "float32", "bool", "complex64", "O"]))
         np.save(buffer, pixels.astype(dtype), allow_pickle=True)
     else:
-        mode = draw(st.sampled_from(["L", "RGB", "P", "1", "RGBA", "LA", "I;16", "F", "CMYK"]))
+        modes = ["L", "RGB", "P", "1", "RGBA", "LA"] + ([] if valid else ["I;16", "F", "CMYK"])
+        mode = draw(st.sampled_from(modes))
         image = Image.fromarray(pixels.astype(np.uint16) if mode == "I;16" else pixels)
         image = image if mode == "I;16" else image.convert(mode)
         exif = Image.Exif()
-        exif[0x0112] = draw(st.integers(1, 9))
+        exif[0x0112] = 1 if valid else draw(st.integers(1, 9))
         form = draw(st.sampled_from(["PNG", "TIFF", "JPEG", "GIF", "BMP"]))
         try:
             image.save(buffer, form, exif=exif.tobytes()) if form != "BMP" else image.save(buffer, form)
         except (OSError, ValueError):  # not every form has every mode
             image.convert("L").save(buffer, "PNG")
     content = bytearray(buffer.getvalue())
+    if valid:
+        return bytes(content)
     if draw(st.integers(0, 5)) == 0:
         content = content[: draw(st.integers(0, len(content)))]
     elif draw(st.integers(0, 5)) == 0:
@@ -84,7 +90,7 @@ def _contents(draw: st.DrawFn) -> bytes:
 def _trees(draw: st.DrawFn) -> dict[str, bytes]:
     tree = draw(st.dictionaries(_names, _contents(), max_size=6))
     if draw(st.booleans()):  # something that looks like a data set
-        image = _contents()
+        image = _contents(draw(_sizes), valid=draw(st.booleans()))
         for name in draw(st.lists(st.sampled_from("abcd"), max_size=4, unique=True)):
             split = draw(st.sampled_from(["", "train/", "val/"]))
             tree |= {f"{split}images/{name}.png": draw(image), f"{split}masks/{name}.png": draw(image)}

@@ -357,3 +357,10 @@ def test_adapters_count_after_another_size(name: str) -> None:
     encoder(image)[-1].sum().backward()
     adapter = encoder.model.blocks[0].mlp.fc1
     assert adapter.low.weight.grad.abs().sum() > 0 and adapter.norm.num_batches_tracked == 1
+
+
+def test_flags_say_which_encoders_compile_and_export_unseen() -> None:
+    """SMP's flags hold for a fresh encoder: one with tables for a grid of tokens has to be run first."""
+    for name, any_size in (("tiny_vit", True), ("tiny_beit", False), ("tiny_relpos", False)):
+        encoder = PlainViTEncoder(name)
+        assert encoder._is_torch_compilable is encoder._is_torch_exportable is any_size, name

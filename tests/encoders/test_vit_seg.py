@@ -28,7 +28,7 @@ def test_timm_forward_and_backward(name: str) -> None:
 
 def test_timm_default_cfg_and_parameter_groups() -> None:
     sizes = [f"vitseg_{size}_patch{side}_128" for size in ("base", "small", "tiny") for side in (8, 16)]
-    assert timm.list_models("vitseg*") == sizes
+    assert timm.list_models("vitseg_[tsb]*") == sizes
     model = timm.create_model("vitseg_tiny_patch16_128")
     cfg = model.default_cfg
     assert cfg["classifier"] == "head" and cfg["first_conv"] == "patch_embed.proj"
@@ -140,3 +140,12 @@ def test_timm_pads_with_the_mean_image() -> None:
     padded = torch.zeros(1, 3, 32, 16)  # the running mean of an untrained batch norm is zero
     padded[:, :, :20] = image
     torch.testing.assert_close(model(image), model(padded))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vitseg_tiny_patch16_128", "mit_b0"])
+def test_hooks_on_the_first_convolution_are_called(name: str) -> None:
+    model = timm.create_model(name).eval()
+    calls: list[int] = []
+    model.get_submodule(model.default_cfg["first_conv"]).register_forward_hook(lambda *args: calls.append(1))
+    model(torch.rand(1, 3, *model.default_cfg["input_size"][1:]))
+    assert calls == [1]

@@ -273,4 +273,7 @@ def test_documentation_names_only_what_there_is(page):
     encoders = set(re.findall(r"[\"'`](vz-\w[\w-]*)[\"'`]", code)) - {"vz-NAME", "vz-"}
     assert encoders <= set(vitseg_zoo.list_models(kind="encoder"))
     for name in re.findall(r"VITSEG_ZOO_\w+", code):
-        assert any(name in path.read_text() for path in (_ROOT / "vitseg_zoo").rglob("*.py"))
+        assert any(
+            name in path.read_text()
+            for path in [*_ROOT.glob("vitseg_zoo*.py"), *(_ROOT / "vitseg_zoo").rglob("*.py")]
+        )

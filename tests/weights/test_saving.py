@@ -81,8 +81,9 @@ def test_folder(tmp_path):
 
 
 @pytest.mark.parametrize("method", [False, True], ids=["function", "SMP's own method"])
-def test_card_says_all_and_its_snippet_runs(method, tmp_path):
+def test_card_says_all_and_its_snippet_runs(method, tmp_path, monkeypatch):
     model = build()
+    monkeypatch.chdir(tmp_path.parent)  # the card names the folder, and not where it lies
     if method:
         model.save_pretrained(tmp_path, model_card_kwargs=METADATA)
     else:

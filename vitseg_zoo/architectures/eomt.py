@@ -135,7 +135,7 @@ class Eomt(TokenModel):
                 before each block with masked attention, and the final one.
         """
         height, width = x.shape[2:]
-        predictions, patches = self._predict(x)
+        predictions, patches = self.encoder(x, run=self._predict)
         if return_queries:
             return predictions
         masks = self.segmentation_head(predictions[-1])[..., :height, :width]
@@ -143,9 +143,9 @@ class Eomt(TokenModel):
             return masks, self.classification_head(patches)
         return masks
 
-    def _predict(self, x: torch.Tensor) -> tuple[list[QueryPrediction], torch.Tensor]:
+    def _predict(self, model: nn.Module, x: torch.Tensor) -> tuple[list[QueryPrediction], torch.Tensor]:
         """Return the queries' predictions, and the map of patches (B, D, h, w) behind the last block."""
-        model, patch = self.encoder.model, self.encoder.patch_size
+        patch = self.encoder.patch_size
         grid = (-(-x.shape[2] // patch), -(-x.shape[3] // patch))
         num_queries = self.decoder.queries.shape[1]
         tokens, arguments = embed_tokens(model, x, extra_tokens=num_queries)  # (B, prefix + h*w, D)

@@ -29,12 +29,13 @@ class HubModel(SegmentationModel):
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """Save as SMP does; the card's snippet reads what is saved, with the encoder as it is configured."""
-        from vitseg_zoo.weights.metadata import encoder_arguments
+        from vitseg_zoo.weights.metadata import METADATA, OF_THE_MODEL, encoder_arguments
 
         channels, arguments = encoder_arguments(self)
         self.config.update(channels | arguments)
-        where = kwargs.get("repo_id") or str(save_directory)
-        kwargs["model_card_kwargs"] = {"where": where, **(kwargs.get("model_card_kwargs") or {})}
+        where = kwargs.get("repo_id") or Path(save_directory).resolve().name
+        about = {key: kwargs.pop(key) for key in (*METADATA, *OF_THE_MODEL) if key in kwargs}
+        kwargs["model_card_kwargs"] = {"where": where, **about, **(kwargs.get("model_card_kwargs") or {})}
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> Any:

@@ -22,6 +22,7 @@ COMMANDS = {
         "bench": "measure SegFormer here against SMP and Hugging Face",
     },
     "train": {
+        "augment": "show what a training will see of an image, by a preset of augmentations",
         "check": "look through images and masks of your own: layout, classes, what is wrong",
         "quickstart": "train ViT-seg next to a CNN in minutes, without a download",
         "train": "train a model on your own images and masks",

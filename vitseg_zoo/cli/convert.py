@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     unknown = [key for key in METADATA[:4] if key not in metadata]
     if metadata["license"] == "unknown":
         unknown.append("license")
+    if assumed := metadata.get("assumed"):
+        say(f"assumed, as nothing says them: {' and '.join(assumed)} of ImageNet")
     if unknown:
         say(f"not known, and not in the file: {', '.join(unknown)}")
     say(f"written: {Path(args.target)} ({Path(args.target).stat().st_size / 1e6:.1f} MB)")

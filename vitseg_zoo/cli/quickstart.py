@@ -37,7 +37,7 @@ PICTURES = 7  # images whose predictions are shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `vitseg quickstart`."""
+    """Add the arguments of `vitseg quickstart`."""
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/quickstart"), help="folder for the report [%(default)s]")
     add("--epochs", type=int, default=EPOCHS, help="epochs of each model [%(default)s]")
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains the models, prints their comparison, and writes report.html."""
+    """Train the models, print their comparison, and write report.html."""
     if args.epochs < 1:
         raise ValueError(f"--epochs should be 1 or more, got {args.epochs}.")
     started = time.time()
@@ -163,7 +163,7 @@ def _train(
 def save_pictures(
     images: Tensor, masks: Tensor, history: Mapping[str, list[np.ndarray]], folder: Path
 ) -> None:
-    """Writes predictions.png, of the last epoch, and training.gif, of all.
+    """Write predictions.png, of the last epoch, and training.gif, of all.
 
     Args:
         images: (N, 3, H, W) in [0, 1].
@@ -193,7 +193,7 @@ def _captioned(picture: Image.Image, caption: str) -> Image.Image:
 
 
 def format_table(head: list[str], rows: list[list[str]]) -> str:
-    """A table as text: names to the left, numbers to the right."""
+    """Return a table as text: names to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "  ".join(

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "vitseg train DIR --out RUN [OPTION ...]"
     parser.add_argument("data", metavar="DIR", help="folder of images and masks")
     parser.add_argument("options", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    parser.print_help = lambda file=None: _read(["--help"])  # the recipe knows its options
+    parser.print_help = lambda file=None: _read(["--help"])  # type: ignore[method-assign]  # of the recipe
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,4 +21,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(words: list[str]) -> own_data.Config:
-    return from_command_line(own_data.Config, own_data.__doc__, words)
+    return from_command_line(own_data.Config, own_data.__doc__, words, "vitseg train")

@@ -15,7 +15,7 @@ Parts = list[tuple[str, Chain]]
 
 
 def draw_pose(rng: Generator) -> Parts:
-    """An animal in a random pose, of random proportions.
+    """Return an animal in a random pose, of random proportions.
 
     Example:
         >>> parts = draw_pose(np.random.default_rng(0))
@@ -48,7 +48,7 @@ def _tail(rng: Generator, x: float, y: float) -> Chain:
 
 
 def _head(rng: Generator, x: float, y: float, radius: float, frontal: float = 0.5) -> Parts:
-    """A head with ears, pointed or hanging, and a face, with probability `frontal` from the front."""
+    """Return a head with ears, pointed or hanging, and a face, with probability `frontal` from the front."""
     frontal, pointed = rng.random() < frontal, rng.random() < 0.6
     parts: Parts = []
     if frontal:

@@ -80,7 +80,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: tuple[Color, ...]) -> 
 
 
 def _class_pictures(report: Report, index: int) -> list[dict]:
-    """Images with the class, from those with most of it to those with least."""
+    """List the images with the class, from those with most of it to those with least."""
     found = []
     for record in report.records:
         counts, _ = class_counts(record, report.description.encoding)
@@ -88,7 +88,7 @@ def _class_pictures(report: Report, index: int) -> list[dict]:
             found.append((counts[index] / sum(counts.values()), record))
     found.sort(key=lambda item: -item[0])
     chosen = np.unique(np.linspace(0, len(found) - 1, min(_PICTURES, len(found))).astype(int))
-    pictures = []
+    pictures: list[dict] = []
     for at in chosen.tolist():
         share, record = found[at]
         image, mask = _small(report, record)
@@ -106,7 +106,7 @@ def _class_pictures(report: Report, index: int) -> list[dict]:
 
 def _finding_pictures(report: Report, finding: Finding) -> list[dict]:
     by_path = {path: record for record in report.records for path in (record.pair.image, *record.pair.masks)}
-    pictures = []
+    pictures: list[dict] = []
     for path in finding.files:
         if len(pictures) == _PICTURES:
             break
@@ -124,7 +124,7 @@ def _finding_pictures(report: Report, finding: Finding) -> list[dict]:
 
 
 def _small(report: Report, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
-    """The image and the class numbers of a pair, shrunk; no mask where it does not fit."""
+    """Return the image and the class numbers of a pair, shrunk; no mask where it does not fit."""
     image = _shrink(_visible(report.description.root / record.pair.image))
     try:
         mask = read_classes(report.description, record.pair)
@@ -138,7 +138,7 @@ def _small(report: Report, record: Record) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _visible(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of any image, stretched to what can be seen if it has not 8 bits."""
+    """Make (H, W, 3) uint8 of any image, stretched to what can be seen if it has not 8 bits."""
     pixels, palette = read_pixels(path)
     if palette is not None:
         pixels = palette[pixels]

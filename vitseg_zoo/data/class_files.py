@@ -81,7 +81,7 @@ def read_class_file(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...] | No
 
 
 def _colored(line: str) -> tuple[str, Color] | None:
-    """A name and three numbers, in either order."""
+    """Return a name and three numbers, in either order."""
     fields = (
         next(csv.reader([line])) if "," in line and ":" not in line else re.split(r"[\s,:]+", line.strip())
     )

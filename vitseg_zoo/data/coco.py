@@ -80,7 +80,7 @@ def _read(path: Path, modified: int) -> CocoFile:
 
 
 def is_coco(template: str) -> bool:
-    """Whether a `Part`'s masks are one COCO file and no template."""
+    """Say whether a `Part`'s masks are one COCO file and no template."""
     return template.lower().endswith(".json") and "{name}" not in template
 
 

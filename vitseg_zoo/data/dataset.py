@@ -69,7 +69,7 @@ class SegmentationDataset(Dataset):
         return int(self._epoch)
 
     def cache(self) -> "SegmentationDataset":
-        """Decodes all images into memory, in threads, unless they need more than `CACHE_LIMIT` bytes."""
+        """Decode all images into memory, in threads, unless they need more than `CACHE_LIMIT` bytes."""
         if self._pairs is None and len(self):
             image, mask = self._read(0)
             if (image.nbytes + mask.nbytes) * len(self) <= CACHE_LIMIT:

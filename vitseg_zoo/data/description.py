@@ -183,7 +183,7 @@ class _Invalid(ValueError):
     pass
 
 
-def _take(mapping: Any, key: str, kind: type, default: Any = ..., where: str = "") -> Any:
+def _take(mapping: Any, key: str, kind: Any, default: Any = ..., where: str = "") -> Any:
     value = mapping.get(key, default) if isinstance(mapping, dict) else default
     if value is ...:
         raise _Invalid(f"{where}{key} is missing.")

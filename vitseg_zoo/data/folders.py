@@ -95,7 +95,7 @@ class ImageFolders(Sequence):
         return image, mask
 
     def check(self) -> "ImageFolders":
-        """Reads all images and masks, in threads, and returns itself.
+        """Read all images and masks, in threads, and return itself.
 
         Raises:
             ValueError: a file cannot be read or has more than 8 bits a channel, a mask has another size than
@@ -130,7 +130,7 @@ class ImageFolders(Sequence):
 
 
 def _by_name(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder by their paths without ending, which say what belongs together."""
+    """Return the files of a folder by their paths without ending, which say what belongs together."""
     found: dict[str, Path] = {}
     for path in map(folder.joinpath, list_files(folder)):
         if path.suffix.lower() in endings:

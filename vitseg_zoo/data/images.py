@@ -39,7 +39,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def read_image(path: Path, channels: int = 3) -> np.ndarray:
-    """Reads a photograph as it is meant to be seen: turned as its EXIF orientation says.
+    """Read a photograph as it is meant to be seen: turned as its EXIF orientation says.
 
     Args:
         path: file in one of `FORMATS`; transparency is dropped.

@@ -250,7 +250,8 @@ def split_names(names: Sequence[str], val: float = 0.2, seed: int = 0) -> dict[s
         members[group].append(name)
     groups = sorted(members)
     random.Random(seed).shuffle(groups)
-    wanted, chosen = round(val * len(names)), set()
+    wanted = round(val * len(names))
+    chosen: set[str] = set()
     for group in groups:
         if len(chosen) < wanted and len(members) > 1:
             chosen.update(members[group])
@@ -284,7 +285,7 @@ def _name(found: re.Match) -> str:
 
 
 def _listed(lines: Iterable[str], images: dict[str, str], matched: Matched) -> set[str]:
-    """The names that the lines of a text file mean."""
+    """Return the names that the lines of a text file mean."""
     by_word: dict[str, str] = {}
     for name, path in images.items():
         for word in (PurePosixPath(path).name, PurePosixPath(path).stem, path, name):
@@ -318,7 +319,7 @@ class _Base:
 
 
 def _words(component: str) -> list[str]:
-    """The words of a folder's or file's name, in lower case: "train_Masks" -> train, masks."""
+    """Return the words of a folder's or file's name, in lower case: "train_Masks" -> train, masks."""
     spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", component)
     words = [component.lower(), *(word.lower() for word in re.split(r"[\W_]+", spaced) if word)]
     for ending in ("annot", "masks", "labels", "images"):  # trainannot
@@ -336,7 +337,7 @@ def _role(component: str) -> str:
 
 
 def _group(folders: dict[tuple[str, ...], list[str]]) -> dict[tuple, list[_Base]]:
-    """Folders that may belong together: of one split, in the same folders but for the words of their role."""
+    """List folders that may belong together: of one split, in the same folders but for words of a role."""
     bases: dict[tuple, list[str]] = defaultdict(list)
     plain = [parts for parts in folders if not any(_split(part) or _role(part) != "none" for part in parts)]
     levels = zip(*plain, strict=False)
@@ -367,7 +368,7 @@ def _without_role(base: _Base) -> _Base:
 
 
 def _best_pair(bases: list[_Base]) -> tuple[_Base, _Base] | None:
-    """The folder of images and the folder of masks (or the same) whose file names agree in most cases."""
+    """Return the folders of images and of masks (or the same) whose file names agree in most cases."""
     best: tuple[int, int, tuple[_Base, _Base]] | None = None
     masks = [base for base in bases if base.role == "mask"]
     images = [base for base in bases if base.role == "image"] or [b for b in bases if b.role == "none"]
@@ -403,7 +404,7 @@ def _stems(files: Sequence[str]) -> list[str]:
 
 
 def _affixes(stems: Iterable[str], words: set[str]) -> list[tuple[str, str]]:
-    """What precedes and follows the name in most stems, if words of a role do: ("", "_mask")."""
+    """Say what precedes and follows the name in most stems, if words of a role do: ("", "_mask")."""
     counts: Counter = Counter()
     for stem in stems:
         tail = re.search(r"((?:[\W_]+[A-Za-z0-9]+)+)$", PurePosixPath(stem).name)
@@ -432,11 +433,12 @@ def _cut(stem: str, affix: tuple[str, str]) -> str | None:
 
 
 def _pair_names(images: Sequence[str], masks: Sequence[str]) -> tuple[int, tuple[str, str]]:
-    """How many names agree at best, and the templates with which they do."""
+    """Say how many names agree at best, and the templates with which they do."""
     image_stems, mask_stems = _stems(images), _stems(masks)
     image_affixes = _affixes(image_stems, _IMAGE_WORDS)
     mask_affixes = _affixes(mask_stems, _MASK_WORDS)
-    known, rests = set(image_stems), Counter()
+    known = set(image_stems)
+    rests: Counter[tuple[str, str]] = Counter()
     for stem in mask_stems[:: max(1, len(mask_stems) // 200)]:  # 0001_L of 0001
         at = next((at for at in range(len(stem), 0, -1) if stem[:at] in known), None)
         if at is not None and at < len(stem):
@@ -460,7 +462,7 @@ def _having(files: Sequence[str], affix: tuple[str, str]) -> list[str]:
 
 
 def _pair_within(files: Sequence[str]) -> tuple[int, tuple[str, str]]:
-    """The same for one folder that holds both: a.jpg and a_mask.png, or a.jpg and a.png."""
+    """Return the same for one folder that holds both: a.jpg and a_mask.png, or a.jpg and a.png."""
     stems = _stems(files)
     for affix in _affixes(stems, _MASK_WORDS)[1:]:
         masks = _having(files, affix)
@@ -477,7 +479,7 @@ def _pair_within(files: Sequence[str]) -> tuple[int, tuple[str, str]]:
 
 
 def _part(pairs: list[tuple[_Base, _Base]]) -> Part:
-    """One part of all the folders of a split: the folder that differs becomes a placeholder."""
+    """Merge one part of all the folders of a split: the folder that differs becomes a placeholder."""
     images, masks = ([pair[kind] for pair in pairs] for kind in (0, 1))
     most = max(range(len(pairs)), key=lambda index: len(images[index].files))
     if len(pairs) == 1:
@@ -506,7 +508,7 @@ def _template(bases: list[_Base], most: int, placeholder: str) -> str:
 
 
 def _common_template(templates: list[str]) -> str:
-    """The most frequent of file names' templates; `.*` where only endings differ."""
+    """Return the most frequent of file names' templates; `.*` where only endings differ."""
     stems = Counter(template.rpartition(".")[0] for template in templates)
     stem = stems.most_common(1)[0][0]
     endings = {template.rpartition(".")[2] for template in templates if template.rpartition(".")[0] == stem}

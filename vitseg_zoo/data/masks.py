@@ -162,7 +162,7 @@ class MaskEncoding:
         return pixels
 
     def _nearest(self, values: np.ndarray) -> np.ndarray:
-        """The positions in the table of the known values that are nearest to others."""
+        """Return the positions in the table of the known values that are nearest to others."""
         known = self._table[0]
         if self.kind == "gray":
             return np.abs(values.astype(np.int64)[:, None] - known).argmin(1)
@@ -226,7 +226,7 @@ def propose(
 
 
 def _matches_colors(gray: Mapping[int, int], name_colors: Sequence[Color], count: int) -> bool:
-    """Whether gray levels are those of gray colors in the class file, and no class numbers."""
+    """Say whether gray levels are those of gray colors in the class file, and no class numbers."""
     levels = {color[0] for color in name_colors if len(set(color)) == 1}
     return set(gray) <= levels and not set(gray) <= set(range(count))
 
@@ -274,7 +274,7 @@ def _propose_gray(
 
 
 def _are_numbers(values: Sequence[int], names: Sequence[str] | None) -> bool:
-    """Whether values can be class numbers, with 255 for pixels without a label."""
+    """Say whether values can be class numbers, with 255 for pixels without a label."""
     rest = [value for value in values if value != IGNORE_INDEX]
     if not rest or rest[0] < 0:
         return False
@@ -291,7 +291,7 @@ def _are_numbers(values: Sequence[int], names: Sequence[str] | None) -> bool:
 def _by_order(
     values: Sequence[int], names: Sequence[str] | None
 ) -> tuple[dict[int, int], Sequence[str] | None, str]:
-    """Classes in the order of gray levels."""
+    """Return the classes in the order of gray levels."""
     count = len(names) if names else None
     if names and count == 1 and len(values) == 2:
         names, count = ("background", *names), 2
@@ -358,7 +358,7 @@ def _propose_colors(
 
 
 def _peaks(counts: Mapping[int, int], levels: int, limit: int | None) -> list[int]:
-    """The few values that stand for nearly all pixels, far from each other; none if there are no such."""
+    """Return the few values, far from each other, that stand for nearly all pixels; none without such."""
     if levels == 256 and (min(counts) < 0 or max(counts) > 255):
         return []
     total, peaks, covered = sum(counts.values()), [], 0

@@ -81,7 +81,7 @@ class OxfordPets(Sequence):
         return image, trimap - 1
 
     def name(self, index: int) -> str:
-        """File name of an image, without its extension."""
+        """Return the file name of an image, without its extension."""
         return self.pets._images[self.order[index]].stem
 
 

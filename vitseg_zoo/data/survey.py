@@ -166,7 +166,7 @@ def _measure_image(record: Record, path: Path) -> None:
 
 
 def _gray(pixels: np.ndarray) -> np.ndarray:
-    """(H, W) uint8, of any number of bands and any type."""
+    """Make (H, W) uint8 of an image of any number of bands and any type."""
     if pixels.ndim == 3:
         if pixels.dtype == np.uint8 and pixels.shape[2] in (3, 4):
             return cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2GRAY)

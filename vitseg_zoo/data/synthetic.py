@@ -84,7 +84,7 @@ class SyntheticPets(Sequence):
 
 
 def _draw(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One picture (S, S, 3) and its mask (S, S), both uint8."""
+    """Draw one picture (S, S, 3) and its mask (S, S), both uint8."""
     coat = [_color(rng, _COATS) for _ in range(2)]
     scene = _scene(rng, size)
     for _ in range(rng.integers(3, 8)):
@@ -115,7 +115,7 @@ def _color(rng: Generator, palette: np.ndarray) -> np.ndarray:
 
 
 def _noise(rng: Generator, size: int, cells: float, stretch: float = 1.0, angle: float = 0.0) -> np.ndarray:
-    """Smooth noise (S, S) in [0, 1]: `cells` bumps across, drawn out by `stretch` at an angle in degrees."""
+    """Draw smooth noise (S, S) in [0, 1]: `cells` bumps across, drawn out by `stretch` at an angle."""
     height, width = max(2, round(cells)) + 1, max(2, round(cells / stretch)) + 1
     square = int(1.42 * size) if angle else size  # room to turn it
     values = rng.random((height, width), dtype=np.float32)
@@ -128,7 +128,7 @@ def _noise(rng: Generator, size: int, cells: float, stretch: float = 1.0, angle:
 
 
 def _texture(rng: Generator, size: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """A surface (S, S, 3) of two colors: stripes, patches or nearly one color, with hair or grain on it."""
+    """Draw a surface (S, S, 3) of two colors: stripes, patches or nearly one color, with hair or grain."""
     kind, angle = rng.integers(4), rng.uniform(1, 180)
     if kind == 0:  # stripes that bend
         ramp = np.linspace(0, 2 * np.pi * rng.uniform(4, 12), size, dtype=np.float32)
@@ -145,7 +145,7 @@ def _texture(rng: Generator, size: int, first: np.ndarray, second: np.ndarray) -
 
 
 def _step(values: np.ndarray, edge: float, width: float) -> np.ndarray:
-    """0 below `edge`, 1 above it, and a ramp of `width` between."""
+    """Return 0 below `edge`, 1 above it, and a ramp of `width` between."""
     return np.clip((values - edge) / width + 0.5, 0, 1)
 
 
@@ -153,7 +153,7 @@ def _step(values: np.ndarray, edge: float, width: float) -> np.ndarray:
 
 
 def _fill(shape: Chain, size: int, solid: bool = False) -> np.ndarray:
-    """The coverage of a chain, or with `solid` of the hull of all its circles."""
+    """Return the coverage of a chain, or with `solid` of the hull of all its circles."""
     canvas = np.zeros((size, size), np.uint8)
     turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     rim = np.stack([np.cos(turns), np.sin(turns)], axis=1)
@@ -166,13 +166,13 @@ def _fill(shape: Chain, size: int, solid: bool = False) -> np.ndarray:
 
 
 def _depth(coverage: np.ndarray, deepest: float) -> np.ndarray:
-    """Distance to the outline in units of `deepest` pixels, at most 1."""
+    """Return the distance to the outline in units of `deepest` pixels, at most 1."""
     pixels = (coverage > 0.5).astype(np.uint8)
     return np.minimum(cv2.distanceTransform(pixels, cv2.DIST_L2, 3) / deepest, 1)
 
 
 def _light(coverage: np.ndarray) -> np.ndarray:
-    """Light on a rounded body (S, S): darker toward its outline and its underside."""
+    """Draw light on a rounded body (S, S): darker toward its outline and its underside."""
     rows = np.flatnonzero(coverage.max(axis=1) > 0)
     down = np.arange(len(coverage), dtype=np.float32)[:, None] - np.float32(rows[0])
     down = np.clip(down / np.float32(len(rows) + 1), 0, 1)
@@ -187,7 +187,7 @@ def _paint(scene: np.ndarray, coverage: np.ndarray, surface: np.ndarray) -> None
 
 
 def _scene(rng: Generator, size: int) -> np.ndarray:
-    """Wall and floor, or one ground, as (S, S, 3) float32."""
+    """Draw wall and floor, or one ground, as (S, S, 3) float32."""
     palettes = [_COATS if rng.random() < 0.5 else _THINGS for _ in range(2)]
     floor, wall = (_texture(rng, size, _color(rng, colors), _color(rng, colors)) for colors in palettes)
     if rng.random() < 0.7:
@@ -199,7 +199,7 @@ def _scene(rng: Generator, size: int) -> np.ndarray:
 def _draw_thing(
     scene: np.ndarray, rng: Generator, coat: list[np.ndarray], largest: float = 0.28
 ) -> np.ndarray:
-    """Draws a ball, cushion, post or plant, mostly in colors of the animal, and returns its coverage."""
+    """Draw a ball, cushion, post or plant, mostly in colors of the animal, and return its coverage."""
     size = len(scene)
     center, radius = rng.uniform(-0.05, 1.05, 2) * size, rng.uniform(0.04, largest) * size
     turn, kind = rng.uniform(0, 2 * np.pi), rng.integers(4)
@@ -235,7 +235,7 @@ def _draw_thing(
 
 
 def _place(parts: Parts, rng: Generator, size: int) -> Parts:
-    """Turns, mirrors, scales and shifts an animal into a picture of S x S pixels."""
+    """Turn, mirror, scale and shift an animal into a picture of S x S pixels."""
     mirror, angle = rng.choice([-1, 1]), rng.normal(0, 0.2)
     scale = rng.uniform(0.55, 1.0) * size
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -248,7 +248,7 @@ def _place(parts: Parts, rng: Generator, size: int) -> Parts:
 
 
 def _draw_animal(scene: np.ndarray, parts: Parts, rng: Generator, coat: list[np.ndarray]) -> np.ndarray:
-    """Draws an animal with its shadow into the scene and returns its coverage."""
+    """Draw an animal with its shadow into the scene and return its coverage."""
     size = len(scene)
     filled = [(part, _fill(chain, size)) for part, chain in parts]
     pet = np.max([coverage for _, coverage in filled], axis=0)

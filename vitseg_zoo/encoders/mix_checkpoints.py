@@ -77,7 +77,7 @@ _HEAD_LAYERS = (
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, torch.Tensor], model: nn.Module | None = None) -> StateDict:
-    """Gives the weights of an encoder the names of `mit_*`, as timm's `pretrained=True` asks for it.
+    """Give the weights of an encoder the names of `mit_*`, as timm's `pretrained=True` asks for it.
 
     Args:
         state_dict: Weights in any of the formats above. Those of a segmentation head are left out.
@@ -112,7 +112,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, torch.Tensor], model: nn.Modul
 
 
 def convert_segformer(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
-    """Gives the weights of a whole SegFormer the names of `FusedSegformer` with an encoder `vz-mit_*`.
+    """Give the weights of a whole SegFormer the names of `FusedSegformer` with an encoder `vz-mit_*`.
 
     Args:
         state_dict: Weights of NVIDIA's, Hugging Face's or SMP's SegFormer, or the zoo's.
@@ -146,7 +146,7 @@ def convert_segformer(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
 
 
 def convert_to_smp(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
-    """Gives the weights of a zoo's model with an encoder `vz-mit_*` the names that SMP's `mit_*` has.
+    """Give the weights of a zoo's model with an encoder `vz-mit_*` the names that SMP's `mit_*` has.
 
     Args:
         state_dict: Weights of an SMP model with an encoder `vz-mit_*`, for example of `FusedSegformer`.
@@ -192,7 +192,7 @@ def _head_key(key: str) -> str:
 
 
 def _absent_parts(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of a classifier or of last stages that the model was made without."""
+    """Return the prefixes of a classifier or of last stages that the model was made without."""
     absent = [f"stages.{i}." for i in range(len(model.stages), 4)]
     if isinstance(model.head, nn.Identity):
         absent.append("head.")

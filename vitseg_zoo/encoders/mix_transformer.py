@@ -126,7 +126,7 @@ class MixTransformer(NotScriptable, nn.Module):
             self.set_output_stride(output_stride)
 
     def set_output_stride(self, output_stride: int) -> None:
-        """Limits the strides by dilation; what the network of stride 32 computes is kept at its positions.
+        """Limit the strides by dilation; what the network of stride 32 computes is kept at its positions.
 
         Args:
             output_stride: 8, 16, or 32 for no dilation.
@@ -146,12 +146,12 @@ class MixTransformer(NotScriptable, nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Parameters without weight decay: none beyond norms and biases, which optimizers leave out."""
+        """Name what needs no weight decay: none beyond norms and biases, which optimizers leave out."""
         return set()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of parameters for layer-wise learning rates: the stem, then stages (coarse) or blocks."""
+        """Group of parameters for layer-wise learning rates: the stem, then stages (coarse) or blocks."""
         return dict(
             stem=r"^patch_embed",
             blocks=r"^stages\.(\d+)"
@@ -165,16 +165,16 @@ class MixTransformer(NotScriptable, nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trades time for memory: the blocks' activations are computed again in the backward pass."""
+        """Trade time for memory: the blocks' activations are computed again in the backward pass."""
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
-        """The classification layer."""
+        """Return the classification layer."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Makes a new classifier; see the class for the arguments."""
+        """Make a new classifier; see the class for the arguments."""
         if global_pool not in (None, "avg", ""):
             raise ValueError(f"global_pool must be 'avg' or '' (no pooling), got {global_pool!r}.")
         dd = get_device_dtype(self)
@@ -193,7 +193,7 @@ class MixTransformer(NotScriptable, nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Computes the maps of the stages.
+        """Compute the maps of the stages.
 
         Args:
             x: Images (B, in_chans, H, W).
@@ -220,7 +220,7 @@ class MixTransformer(NotScriptable, nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Removes the classifier and the stages after the last of `indices`; returns the stages' indices."""
+        """Remove the classifier and the stages after the last of `indices`; return the stages' indices."""
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         pruned = max_index < len(self.stages) - 1
         self.stages = self.stages[: max_index + 1]
@@ -231,18 +231,18 @@ class MixTransformer(NotScriptable, nn.Module):
         return take_indices
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps images (B, in_chans, H, W) to the last stage's map (B, D, H / 32, W / 32)."""
+        """Map images (B, in_chans, H, W) to the last stage's map (B, D, H / 32, W / 32)."""
         return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Pools the last map and classifies it."""
+        """Pool the last map and classify it."""
         if self.global_pool:
             x = x.mean(dim=(-2, -1))
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps images (B, in_chans, H, W) to class logits (B, num_classes)."""
+        """Map images (B, in_chans, H, W) to class logits (B, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
 
@@ -308,84 +308,84 @@ def _create_mit(variant: str, pretrained: bool = False, **kwargs: Any) -> MixTra
 
 @register_model
 def mit_b0(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """MiT-B0, the encoder of SegFormer-B0: 8 blocks."""
+    """Build MiT-B0, the encoder of SegFormer-B0: 8 blocks."""
     model_args = dict(depths=(2, 2, 2, 2), embed_dims=(32, 64, 160, 256))
     return _create_mit("mit_b0", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_b1(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """MiT-B1, the encoder of SegFormer-B1: 8 blocks."""
+    """Build MiT-B1, the encoder of SegFormer-B1: 8 blocks."""
     model_args = dict(depths=(2, 2, 2, 2), embed_dims=(64, 128, 320, 512))
     return _create_mit("mit_b1", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_b2(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """MiT-B2, the encoder of SegFormer-B2: 16 blocks."""
+    """Build MiT-B2, the encoder of SegFormer-B2: 16 blocks."""
     model_args = dict(depths=(3, 4, 6, 3), embed_dims=(64, 128, 320, 512))
     return _create_mit("mit_b2", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_b3(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """MiT-B3, the encoder of SegFormer-B3: 28 blocks."""
+    """Build MiT-B3, the encoder of SegFormer-B3: 28 blocks."""
     model_args = dict(depths=(3, 4, 18, 3), embed_dims=(64, 128, 320, 512))
     return _create_mit("mit_b3", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_b4(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """MiT-B4, the encoder of SegFormer-B4: 41 blocks."""
+    """Build MiT-B4, the encoder of SegFormer-B4: 41 blocks."""
     model_args = dict(depths=(3, 8, 27, 3), embed_dims=(64, 128, 320, 512))
     return _create_mit("mit_b4", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_b5(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """MiT-B5, the encoder of SegFormer-B5: 52 blocks."""
+    """Build MiT-B5, the encoder of SegFormer-B5: 52 blocks."""
     model_args = dict(depths=(3, 6, 40, 3), embed_dims=(64, 128, 320, 512))
     return _create_mit("mit_b5", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_pvt_b0(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """PVTv2-B0 in MiT's form, 8 blocks."""
+    """Build PVTv2-B0 in MiT's form, 8 blocks."""
     model_args = dict(depths=(2, 2, 2, 2), embed_dims=(32, 64, 160, 256), mlp_ratios=(8, 8, 4, 4))
     return _create_mit("mit_pvt_b0", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_pvt_b1(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """PVTv2-B1 in MiT's form, 8 blocks."""
+    """Build PVTv2-B1 in MiT's form, 8 blocks."""
     model_args = dict(depths=(2, 2, 2, 2), embed_dims=(64, 128, 320, 512), mlp_ratios=(8, 8, 4, 4))
     return _create_mit("mit_pvt_b1", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_pvt_b2(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """PVTv2-B2 in MiT's form, 16 blocks."""
+    """Build PVTv2-B2 in MiT's form, 16 blocks."""
     model_args = dict(depths=(3, 4, 6, 3), embed_dims=(64, 128, 320, 512), mlp_ratios=(8, 8, 4, 4))
     return _create_mit("mit_pvt_b2", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_pvt_b3(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """PVTv2-B3 in MiT's form, 28 blocks."""
+    """Build PVTv2-B3 in MiT's form, 28 blocks."""
     model_args = dict(depths=(3, 4, 18, 3), embed_dims=(64, 128, 320, 512), mlp_ratios=(8, 8, 4, 4))
     return _create_mit("mit_pvt_b3", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_pvt_b4(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """PVTv2-B4 in MiT's form, 41 blocks."""
+    """Build PVTv2-B4 in MiT's form, 41 blocks."""
     model_args = dict(depths=(3, 8, 27, 3), embed_dims=(64, 128, 320, 512), mlp_ratios=(8, 8, 4, 4))
     return _create_mit("mit_pvt_b4", pretrained, **dict(model_args, **kwargs))
 
 
 @register_model
 def mit_pvt_b5(pretrained: bool = False, **kwargs: Any) -> MixTransformer:
-    """PVTv2-B5 in MiT's form, 52 blocks."""
+    """Build PVTv2-B5 in MiT's form, 52 blocks."""
     model_args = dict(depths=(3, 6, 40, 3), embed_dims=(64, 128, 320, 512))
     return _create_mit("mit_pvt_b5", pretrained, **dict(model_args, **kwargs))
 

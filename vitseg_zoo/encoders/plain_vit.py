@@ -7,7 +7,7 @@ is read from what their classes offer, see `is_plain_vit_class`.
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -132,6 +132,8 @@ class TimmViT(TimmEncoder):
         self.patch_size = _side(model.feature_info[-1]["reduction"])
         self._norm = _has_norm(model)
         self._runner = FixedGridRunner()
+        # A model with tables for one grid of tokens compiles and exports at a size that it was run at.
+        self._is_torch_compilable = self._is_torch_exportable = not model.patch_embed.strict_img_size
 
     def _blocks(self, total: int) -> list[int]:
         """Return the indices, ascending, of the blocks whose tokens are read."""
@@ -205,6 +207,14 @@ class PlainViTEncoder(TimmViT):
         """Stride of the map: the side of a patch."""
         return self.patch_size
 
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Map an image (B, C, H, W) to itself and to (B, D, ceil(H / p), ceil(W / p)), p a patch's side."""
-        return [x, *self.maps(x)]
+    def forward(
+        self, x: torch.Tensor, run: Callable[[nn.Module, torch.Tensor], Any] | None = None
+    ) -> list[torch.Tensor] | Any:
+        """Map an image (B, C, H, W) to itself and to (B, D, ceil(H / p), ceil(W / p)), p a patch's side.
+
+        Args:
+            x: The image.
+            run: What is called with the timm model and the image instead, and whose result is returned: for
+                heads that put tokens of their own among the ViT's. Hooks and FSDP see this call.
+        """
+        return [x, *self.maps(x)] if run is None else run(self.model, x)

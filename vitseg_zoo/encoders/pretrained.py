@@ -207,7 +207,7 @@ def timm_filter(model: nn.Module) -> Callable[[StateDict, nn.Module], StateDict]
 
 
 def adapt_in_channels(state_dict: StateDict, model: nn.Module) -> StateDict:
-    """Fits the weights of a timm model's input layers to the number of image channels that `model` takes.
+    """Fit the weights of a timm model's input layers to the number of image channels that `model` takes.
 
     The first convolution is adapted as timm does it (weights summed for one channel, repeated and scaled for
     more); a norm on the image itself repeats its channels.

@@ -25,7 +25,6 @@ from timm.layers import LayerNorm2d
 from torch import nn
 
 from vitseg_zoo.encoders.plain_vit import TimmViT
-from vitseg_zoo.encoders.pretrained import TimmWeights
 
 _MIN_CHANNELS = 8  # of a level that unfolds channels: Linknet divides them by four
 
@@ -130,7 +129,7 @@ class PyramidEncoder(TimmViT):
     def _to_level(self, grid: torch.Tensor, level: int, stride: int) -> torch.Tensor:
         """Bring a map (B, D, h, w) of the grid to a level's stride, (B, C_i, ...)."""
         feature = F.pixel_shuffle(grid, self._shuffle(level))
-        return _change_stride(feature, self._grid_stride // self._shuffle(level), stride, F.avg_pool2d)
+        return change_stride(feature, self._grid_stride // self._shuffle(level), stride, F.avg_pool2d)
 
 
 class SimpleFeaturePyramidEncoder(PyramidEncoder):
@@ -163,7 +162,7 @@ class SimpleFeaturePyramidEncoder(PyramidEncoder):
     def _to_level(self, grid: torch.Tensor, level: int, stride: int) -> torch.Tensor:
         up = 2 ** self._ups(level)
         # Resampled where no transposed convolution does it: to coarser strides, or to the limit on strides.
-        feature = _change_stride(grid, self._grid_stride, stride * up, F.max_pool2d)
+        feature = change_stride(grid, self._grid_stride, stride * up, F.max_pool2d)
         return self.levels[level - 1](feature)
 
 
@@ -181,7 +180,7 @@ def _learned_level(channels_in: int, channels: int, ups: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _change_stride(x: torch.Tensor, stride: int, new_stride: int, pool: Any) -> torch.Tensor:
+def change_stride(x: torch.Tensor, stride: int, new_stride: int, pool: Any) -> torch.Tensor:
     """Resample a map: bilinearly to a finer stride, by pooling to a coarser one."""
     if new_stride < stride:
         return F.interpolate(x, scale_factor=stride // new_stride, mode="bilinear", align_corners=False)
@@ -196,22 +195,3 @@ def _pool_whole(x: torch.Tensor, size: int, pool: Any) -> torch.Tensor:
     if height % size or width % size:
         x = F.pad(x, (0, -width % size, 0, -height % size), mode="replicate")
     return pool(x, size)
-
-
-def smp_entry(name: str, tags: list[str]) -> dict[str, dict[str, Any]]:
-    """Return a timm ViT's two entries for SMP's table of encoders.
-
-    Args:
-        name: Name of the timm model.
-        tags: Tags of its weights; where there are any, `"imagenet"` stands for the default tag.
-
-    Returns:
-        `vz-<name>` with the learned pyramid, `vz-shuffle-<name>` with the one that needs no parameters.
-    """
-    settings = {tag: TimmWeights(f"{name}.{tag}") for tag in tags}
-    if tags:
-        settings["imagenet"] = TimmWeights(name)
-    return {
-        f"{prefix}{name}": {"encoder": encoder, "params": {"name": name}, "pretrained_settings": settings}
-        for prefix, encoder in (("vz-", SimpleFeaturePyramidEncoder), ("vz-shuffle-", PyramidEncoder))
-    }

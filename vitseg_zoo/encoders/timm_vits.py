@@ -6,7 +6,7 @@ from typing import Any
 from timm.models import list_pretrained
 
 from vitseg_zoo.encoders.plain_vit import plain_vit_names
-from vitseg_zoo.encoders.pyramid import smp_entry
+from vitseg_zoo.encoders.smp_entry import smp_entry
 
 
 def _smp_encoders() -> dict[str, dict[str, Any]]:

@@ -23,7 +23,8 @@ from timm.layers import PatchEmbed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, vision_transformer
 from torch import nn
 
-from vitseg_zoo.encoders.pyramid import smp_entry
+from vitseg_zoo.encoders.smp_entry import smp_entry
+from vitseg_zoo.ops.dispatch import may_bypass
 
 __all__ = ["VitSegTransformer"]  # timm's register_model adds the models' names
 
@@ -58,9 +59,24 @@ class NormalizedPatchEmbed(PatchEmbed):
             torch._assert(width == self.img_size[1], f"Input width ({width}) should be {self.img_size[1]}.")
         if self.dynamic_img_pad:
             x = F.pad(x, (0, -width % patch_w, 0, -height % patch_h))
-        x = self.patchify(x).permute(0, 2, 3, 1)  # (B, H/p, W/p, C*p*p)
-        x = F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # (B, H/p, W/p, D)
+        if torch.jit.is_scripting():
+            x = self.proj(x).permute(0, 2, 3, 1)
+        elif self._is_linear():
+            x = self.patchify(x).permute(0, 2, 3, 1)  # (B, H/p, W/p, C*p*p)
+            x = F.linear(x, self.proj.weight.flatten(1), self.proj.bias)  # (B, H/p, W/p, D)
+        else:
+            x = self.proj(x).permute(0, 2, 3, 1)
         return x.flatten(1, 2) if self.flatten else x
+
+    def _is_linear(self) -> bool:
+        """Tell whether the projection multiplies each patch by a matrix, and by nothing else."""
+        proj = self.proj
+        return (
+            may_bypass((proj, nn.Conv2d))
+            and proj.kernel_size == proj.stride == tuple(self.patch_size)
+            and proj.padding == (0, 0)
+            and proj.groups == 1
+        )
 
 
 def _patchify(patch_size: tuple[int, int]) -> nn.PixelUnshuffle:
@@ -83,6 +99,7 @@ class VitSegTransformer(vision_transformer.VisionTransformer):
         global_pool: Pooling before the classifier, `"avg"` as there is no class token.
         attn_drop_rate: Dropout of the attention weights.
         proj_drop_rate: Dropout after each MLP.
+        embed_layer: Makes tokens (B, h, w, D) of images.
         dynamic_img_size: Take images of other sizes than `img_size`.
         dynamic_img_pad: Take images that are not made of whole patches.
         kwargs: What else timm's `VisionTransformer` takes: `num_classes`, `drop_path_rate`, `mlp_ratio`, ...
@@ -105,6 +122,7 @@ class VitSegTransformer(vision_transformer.VisionTransformer):
         global_pool: str = "avg",
         attn_drop_rate: float = 0.2,
         proj_drop_rate: float = 0.2,
+        embed_layer: type[PatchEmbed] = NormalizedPatchEmbed,
         dynamic_img_size: bool = True,
         dynamic_img_pad: bool = True,
         **kwargs: Any,
@@ -122,7 +140,7 @@ class VitSegTransformer(vision_transformer.VisionTransformer):
             final_norm=False,
             dynamic_img_size=dynamic_img_size,
             dynamic_img_pad=dynamic_img_pad,
-            embed_layer=NormalizedPatchEmbed,
+            embed_layer=embed_layer,
             norm_layer=nn.LayerNorm,
             weight_init="skip",
             **kwargs,
@@ -145,7 +163,7 @@ class VitSegTransformer(vision_transformer.VisionTransformer):
             nn.init.zeros_(block.attn.proj.bias)
 
 
-def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
+def vit_seg_cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
     return {
         "url": url,
         "num_classes": 1000,
@@ -166,12 +184,12 @@ def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        "vitseg_tiny_patch16_128.untrained": _cfg(),
-        "vitseg_tiny_patch8_128.untrained": _cfg(),
-        "vitseg_small_patch16_128.untrained": _cfg(),
-        "vitseg_small_patch8_128.untrained": _cfg(),
-        "vitseg_base_patch16_128.untrained": _cfg(),
-        "vitseg_base_patch8_128.untrained": _cfg(),
+        "vitseg_tiny_patch16_128.untrained": vit_seg_cfg(),
+        "vitseg_tiny_patch8_128.untrained": vit_seg_cfg(),
+        "vitseg_small_patch16_128.untrained": vit_seg_cfg(),
+        "vitseg_small_patch8_128.untrained": vit_seg_cfg(),
+        "vitseg_base_patch16_128.untrained": vit_seg_cfg(),
+        "vitseg_base_patch8_128.untrained": vit_seg_cfg(),
     }
 )
 

@@ -20,7 +20,7 @@ def evaluate(
     pairs: Iterable[tuple[np.ndarray, np.ndarray]],
     ignore_index: int | None = None,
 ) -> dict[str, float]:
-    """Measures a model on images and masks at their own sizes, by one confusion matrix over all of them.
+    """Measure a model on images and masks at their own sizes, by one confusion matrix over all of them.
 
     Args:
         model: as `vitseg_zoo.load_model` returns it.

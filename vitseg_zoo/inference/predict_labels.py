@@ -40,7 +40,7 @@ def predict_labels(
     size: Sequence[int] | None = None,
     dtype: torch.dtype = torch.int64,
 ) -> torch.Tensor:
-    """Predicts the class of every pixel without holding (classes, H, W) logits.
+    """Predict the class of every pixel without holding (classes, H, W) logits.
 
     The result is `model(image).argmax(1)` but for pixels where two classes are equal up to rounding. Heads
     that work row by row (SMP's `SegmentationHead`, the heads of `vitseg` and `segmenter`) are applied in
@@ -129,7 +129,7 @@ class _Reached(Exception):
 
 
 def _run_to(part: nn.Module, model: nn.Module, image: torch.Tensor) -> tuple[bool, Any]:
-    """Runs a model up to one of its parts: True and the part's input, or False and the model's output."""
+    """Run a model up to one of its parts: True and the part's input, or False and the model's output."""
 
     def stop(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
         raise _Reached(inputs[0])
@@ -144,7 +144,7 @@ def _run_to(part: nn.Module, model: nn.Module, image: torch.Tensor) -> tuple[boo
 
 
 def _row_layers(head: Any) -> list[nn.Module] | None:
-    """The layers before the activation of a head that works row by row; None of any other head.
+    """Return the layers before the activation of a head that works row by row; None of any other head.
 
     Those of a `PatchHead`, or a convolution, or a bilinear upsampling, or one and then the other.
     """
@@ -164,7 +164,7 @@ def _row_layers(head: Any) -> list[nn.Module] | None:
 
 
 def _keeps_size(layer: nn.Module) -> bool:
-    """Whether a layer is a convolution with an output as large as its input, made so by zeros around it."""
+    """Say whether a layer is a convolution whose output is as large as its input by zeros around it."""
     return (
         isinstance(layer, nn.Conv2d)
         and layer.stride == (1, 1)
@@ -186,7 +186,7 @@ def _labels_of(
     size: Sequence[int] | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """Labels of what a model gave for images; what is labels already stays."""
+    """Label of what a model gave for images; what is labels already stays."""
     from_transformers = hasattr(output, "logits")
     logits = output.logits if from_transformers else output[0] if isinstance(output, tuple) else output
     if isinstance(logits, torch.Tensor) and logits.ndim == 3 and not logits.is_floating_point():
@@ -206,7 +206,7 @@ def _labels_of(
 
 
 def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:
-    """What a logit of zero becomes in a model, by the activation of the segmentation head that is in it."""
+    """Say what a logit of zero becomes in a model, by the activation of its segmentation head."""
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "segmentation_head":
             parts = list(module.modules())
@@ -218,7 +218,7 @@ def _zero_logit(model: nn.Module, logits: torch.Tensor) -> torch.Tensor | float:
 
 
 def _largest(logits: torch.Tensor) -> torch.Tensor:
-    """(B, K, H, W) -> (B, H, W); one class is there or not."""
+    """Label logits, (B, K, H, W) -> (B, H, W); one class is there or not."""
     return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.max(1).indices  # sooner than argmax
 
 
@@ -227,7 +227,7 @@ def _rows(classes: int, width: int, batch: int) -> int:
 
 
 def _patch_strips(layers: list[nn.Module], tokens: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Logits of rows of patches; `tokens` is (B, h, w, D)."""
+    """Return logits of rows of patches; `tokens` is (B, h, w, D)."""
     batch, height, width = tokens.shape[:3]
     rows = _rows(layers[0].out_features, width, batch)
     for start in range(0, height, rows):
@@ -235,14 +235,14 @@ def _patch_strips(layers: list[nn.Module], tokens: torch.Tensor) -> Iterator[tor
 
 
 def _convolve_rows(layer: nn.Module, rows: "_MapRows | HeadRows", start: int, stop: int) -> torch.Tensor:
-    """Rows `start` to `stop` of a convolution's output, from the rows that they depend on."""
+    """Return rows `start` to `stop` of a convolution's output, from the rows that they depend on."""
     halo = layer.padding[0] if isinstance(layer, nn.Conv2d) else 0
     first, last = max(start - halo, 0), min(stop + halo, rows.height)
     return layer(rows(first, last))[:, :, start - first : stop - first]
 
 
 def _convolved_strips(conv: nn.Conv2d, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Logits of a head that is a convolution at the image's size; `x` is (B, C, H, W)."""
+    """Return logits of a head that is a convolution at the image's size; `x` is (B, C, H, W)."""
     batch, _, height, width = x.shape
     rows = _rows(conv.out_channels, width, batch)
     for start in range(0, height, rows):
@@ -252,7 +252,7 @@ def _convolved_strips(conv: nn.Conv2d, x: torch.Tensor) -> Iterator[torch.Tensor
 def _upsampled_labels(
     conv: nn.Module, source: "_MapRows | HeadRows", size: Sequence[int], align_corners: bool
 ) -> Iterator[torch.Tensor]:
-    """Labels in strips (B, rows, W) of what `conv` makes of the rows of `source`, upsampled to a size."""
+    """Label in strips (B, rows, W) of what `conv` makes of the rows of `source`, upsampled to a size."""
     height, width = size
 
     # Row r of the output lies between the rows `above[r]` and `above[r] + 1` of the input.
@@ -296,7 +296,7 @@ def _upsampled_labels(
 
 
 def _contenders(low: torch.Tensor) -> torch.Tensor:
-    """Classes that can be the largest between the positions of (B, K, h, w) logits.
+    """Return the classes that can be the largest between the positions of (B, K, h, w) logits.
 
     Interpolation stays between the smallest and the largest of the four logits around a place. A class whose
     largest is below another's smallest loses everywhere between the four.

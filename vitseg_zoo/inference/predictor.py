@@ -217,7 +217,7 @@ class Predictor:
         ]
 
     def _fitted(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which the model sees an image."""
+        """Return the size at which the model sees an image."""
         if self.fit == "squeeze":
             return self.size
         if self.fit == "shorter_side":
@@ -226,14 +226,14 @@ class Predictor:
         return -(-height // 32) * 32, -(-width // 32) * 32
 
     def _to_pixels(self, images: np.ndarray) -> torch.Tensor:
-        """(B, h, w, C) or (B, h, w) to (B, C, h, w), normalized, on the device."""
+        """Bring (B, h, w, C) or (B, h, w) to (B, C, h, w), normalized, on the device."""
         images = images.reshape(*images.shape[:3], -1)
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).contiguous()
         pixels = pixels.float() if pixels.is_floating_point() else pixels / 255
         return (pixels - self._mean.to(self.device)) / self._std.to(self.device)
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits (B, classes, h, w) of the model, before its activation if it has one."""
+        """Return logits (B, classes, h, w) of the model, before its activation if it has one."""
         output = self.model(pixels)
         logits = output.logits if hasattr(output, "logits") else output
         logits = logits[0] if isinstance(logits, tuple) else logits
@@ -249,7 +249,7 @@ class Predictor:
         return logits
 
     def _blended(self, image: np.ndarray) -> torch.Tensor:
-        """Logits (1, classes, H, W) of an image in tiles."""
+        """Return logits (1, classes, H, W) of an image in tiles."""
         whole = None
         for top, left, block in blend_tiles(
             lambda tiles: self._logits(self._to_pixels(tiles)),
@@ -262,13 +262,13 @@ class Predictor:
         return whole
 
     def _labels(self, model: nn.Module, pixels: torch.Tensor, size: tuple[int, int] | None) -> np.ndarray:
-        """Labels (B, H, W), as small numbers as hold all classes."""
+        """Label (B, H, W), as small numbers as hold all classes."""
         is_small = self.classes is not None and self.classes <= 256
         labels = predict_labels(model, pixels, size, torch.uint8 if is_small else torch.int32)
         return labels.cpu().numpy().astype(np.uint8 if is_small else np.uint16, copy=False)
 
     def _as_array(self, image: ImageLike) -> np.ndarray:
-        """An image as (H, W, C) or (H, W), uint8 or float32."""
+        """Return an image as (H, W, C) or (H, W), uint8 or float32."""
         if isinstance(image, str | Path | Image.Image) and self.channels not in MODES:
             raise ValueError(f"the model takes {self.channels} channels, but photographs have 3 or 1.")
         if isinstance(image, str | Path):
@@ -322,7 +322,7 @@ def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, An
 
 
 def palette_image(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
-    """A picture whose pixels are class indices, which viewers show in the palette's colors.
+    """Return a picture whose pixels are class indices, which viewers show in the palette's colors.
 
     Args:
         labels: (H, W) uint8.

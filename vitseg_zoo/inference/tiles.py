@@ -19,7 +19,7 @@ ReadRows = Callable[[int, int], np.ndarray]
 
 
 def window_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where the tiles along one side of an image begin; the last one ends with the image.
+    """Say where the tiles along one side of an image begin; the last one ends with the image.
 
     Args:
         length: Pixels of the side, at least `tile`.
@@ -35,7 +35,7 @@ def window_starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 def gaussian_weights(height: int, width: int) -> torch.Tensor:
-    """Weights (height, width) of a tile's pixels: 1 in the middle, falling off towards the edges.
+    """Return weights (height, width) of a tile's pixels: 1 in the middle, falling off towards the edges.
 
     Example:
         >>> gaussian_weights(3, 3)[1, 1].item()
@@ -58,7 +58,7 @@ def blend_tiles(
     batch_size: int = 1,
     first_row: int = 0,
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """Runs a model on overlapping tiles and blends its logits, with memory for one row of tiles.
+    """Run a model on overlapping tiles and blends its logits, with memory for one row of tiles.
 
     A side that is smaller than the tile is reflected to the next multiple of 32, and one tile covers it.
 
@@ -121,7 +121,7 @@ def blend_tiles(
 
 
 def _reflected(rows: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Rows of an image, with reflected ones around them where they are smaller than a tile."""
+    """Return rows of an image, with reflected ones around them where they are smaller than a tile."""
     if rows.shape[:2] == (height, width):
         return rows
     missing = [(height - rows.shape[0]), (width - rows.shape[1])]

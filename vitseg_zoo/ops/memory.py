@@ -57,7 +57,7 @@ def empty(
 
 
 def keep_freed_memory() -> bool:
-    """Lets this process keep the memory that it frees, for as long as it runs.
+    """Let this process keep the memory that it frees, for as long as it runs.
 
     By default Linux's C library gives the memory of large tensors back to the system, and each step of a
     training asks for it again, page by page, which takes up to a third of the time. Kept, it serves the next

@@ -145,7 +145,7 @@ class PredictionGallery(Callback):
         return torch.cat(labels).numpy()
 
     def save(self, module: LightningModule) -> None:
-        """Writes predictions.png and training.gif from the module as it is and the epochs so far."""
+        """Write predictions.png and training.gif from the module as it is and the epochs so far."""
         palette = module.hparams.palette
         images = (self.images[:, :3] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         pictures.save_png(

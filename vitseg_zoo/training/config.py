@@ -129,7 +129,10 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 def from_command_line(
-    config_class: type[ConfigT], description: str | None = None, args: list[str] | None = None
+    config_class: type[ConfigT],
+    description: str | None = None,
+    args: list[str] | None = None,
+    program: str | None = None,
 ) -> ConfigT:
     """Read a recipe's options from the command line, by tyro.
 
@@ -137,6 +140,7 @@ def from_command_line(
         config_class: The recipe's dataclass.
         description: What `--help` says first, the recipe's docstring.
         args: Words of the command line; those of the program by default.
+        program: Name of the program in its help, the file's by default.
 
     Returns:
         The options.
@@ -154,6 +158,7 @@ def from_command_line(
         with redirect_stderr(shown):
             return tyro.cli(
                 config_class,
+                prog=program,
                 description=description,
                 args=args,
                 config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),

@@ -84,7 +84,7 @@ def warmup_cosine(
 
 
 def weight_averaging(decay: float = 0.998) -> WeightAveraging:
-    """Lightning's callback for an exponential moving average (EMA) of weights that forgets their start.
+    """Make Lightning's callback for an exponential moving average (EMA) of weights that forgets their start.
 
     The average begins with the weights after the first step, which are still random. Lightning's own
     `EMAWeightAveraging` keeps decay^steps of them: 16.5 % after 900 steps of 0.998. Here the decay is

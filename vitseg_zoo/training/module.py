@@ -119,12 +119,12 @@ class SegmentationModule(LightningModule):
         }
 
     def forward(self, image: Tensor, **kwargs: Any) -> Any:
-        """Returns the logits (B, classes, H, W) of images (B, C, H, W) in [0, 1]; the model gets `kwargs`."""
+        """Return the logits (B, classes, H, W) of images (B, C, H, W) in [0, 1]; the model gets `kwargs`."""
         image = (image - self.mean) / self.std
         return self.model(image.contiguous(memory_format=self.memory_format), **kwargs)
 
     def loss_and_logits(self, image: Tensor, mask: Tensor, stage: str) -> tuple[Tensor, Tensor]:
-        """Returns the loss of images (B, C, H, W) and masks (B, H, W), and logits (B, classes, H, W).
+        """Return the loss of images (B, C, H, W) and masks (B, H, W), and logits (B, classes, H, W).
 
         Override it for a model that is trained on something else than its logits.
         """
@@ -132,7 +132,7 @@ class SegmentationModule(LightningModule):
         return self.loss(logits.float(), mask), logits
 
     def shared_step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
-        """Returns the loss of a batch of (B, C, H, W) images and (B, H, W) masks, and counts it."""
+        """Return the loss of a batch of (B, C, H, W) images and (B, H, W) masks, and count it."""
         image, mask = batch
         loss, logits = self.loss_and_logits(image, mask, stage)
         getattr(self, f"{stage}_metrics").update(logits.argmax(1), mask)
@@ -140,7 +140,7 @@ class SegmentationModule(LightningModule):
         return loss
 
     def shared_epoch_end(self, stage: str) -> None:
-        """Logs the metrics of the whole split."""
+        """Log the metrics of the whole split."""
         metrics = getattr(self, f"{stage}_metrics")
         # All devices have the same already; to say so keeps Lightning from warning.
         self.log_dict({f"{stage}_{name}": value for name, value in metrics.compute().items()}, sync_dist=True)
@@ -178,7 +178,7 @@ class SegmentationModule(LightningModule):
 
 
 def _normalization(encoder_name: str, encoder_weights: str | None) -> tuple[list[float], list[float]]:
-    """Mean and deviation of the images (in [0, 1]) that the weights were trained on."""
+    """Return mean and deviation of the images (in [0, 1]) that the weights were trained on."""
     if encoder_weights is None:
         return [0.0], [1.0]
     settings = get_preprocessing_params(encoder_name, encoder_weights)

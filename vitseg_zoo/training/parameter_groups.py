@@ -19,7 +19,7 @@ def parameter_groups(
     weight_decay: float = 0.05,
     layer_decay: float = 0.75,
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: decoder and heads at the full learning rate, earlier layers at less.
+    """Group parameters for an optimizer: decoder and heads at the full learning rate, earlier layers at less.
 
     The last block's learning rate is `layer_decay` times that of decoder and heads, and so on down to the
     patch embedding's. Norms, biases, class and other learned tokens, and position embeddings have no weight
@@ -59,7 +59,7 @@ def parameter_groups(
 
 
 def freeze_blocks(model: nn.Module, blocks: int | None = None) -> None:
-    """Freezes the patch embedding and the first blocks of a model's encoder, running statistics included.
+    """Freeze the patch embedding and the first blocks of a model's encoder, running statistics included.
 
     Args:
         model: A segmentation model whose `encoder.model` is a timm model.
@@ -99,7 +99,7 @@ class _Layered:
 
 
 def _layers(timm_model: nn.Module) -> dict[str, int]:
-    """The layer of each parameter: 0 is the embedding, i the i-th block, the last with the last norm."""
+    """Return each parameter's layer: 0 is the embedding, i the i-th block, the last with the last norm."""
     return group_parameters(timm_model, timm_model.group_matcher(coarse=False), reverse=True)
 
 
@@ -114,7 +114,7 @@ def _timm_model(model: nn.Module) -> nn.Module:
 
 
 def _no_weight_decay(model: nn.Module) -> set[str]:
-    """Names of parameters that parts of a model, in timm's form, keep from weight decay, and tables."""
+    """Name the parameters that parts of a model, in timm's form, keep from weight decay, and tables."""
     named = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in model.named_modules()

@@ -2,12 +2,13 @@
 
 import csv
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from vitseg_zoo.files import atomic_path
 
 COLUMNS = 7  # 21 images make three rows, as in figure 8 of the article
 _MARGIN = 24
@@ -15,7 +16,7 @@ _IGNORED = (255, 255, 255)
 
 
 def color(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Colors class indices.
+    """Color class indices.
 
     Args:
         labels: (..., H, W) class indices; indices beyond the palette (ignored pixels) become white.
@@ -30,7 +31,7 @@ def color(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def comparison(images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, np.ndarray]) -> Image.Image:
-    """One picture with, for each block of seven images, a row of images, of truth, and of each prediction.
+    """Make one picture: for each block of seven images, rows of images, of truth, and of each prediction.
 
     Args:
         images: (N, H, W, 3) uint8.
@@ -59,7 +60,7 @@ def comparison(images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, 
 
 
 def frame(tiles: np.ndarray, caption: str) -> Image.Image:
-    """One frame of the GIF: colored masks (N, H, W, 3), seven in a row, under a caption."""
+    """Make one frame of the GIF: colored masks (N, H, W, 3), seven in a row, under a caption."""
     count, height, width, _ = tiles.shape
     font = ImageFont.load_default(size=16)
     canvas = Image.new("RGB", (COLUMNS * width, _MARGIN + -(-count // COLUMNS) * height), "white")
@@ -71,30 +72,29 @@ def frame(tiles: np.ndarray, caption: str) -> Image.Image:
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 300) -> None:
-    """Writes an endless GIF of RGB frames; the last one stays for two seconds."""
+    """Write an endless GIF of RGB frames; the last one stays for two seconds."""
     small = [picture.quantize(64, dither=Image.Dither.NONE) for picture in frames]
     durations = [milliseconds] * (len(small) - 1) + [2000]
-    partial = path.with_name(path.name + ".partial")
-    small[0].save(partial, format="GIF", save_all=True, append_images=small[1:], duration=durations, loop=0)
-    os.replace(partial, path)
+    options = dict(save_all=True, append_images=small[1:], duration=durations, loop=0)
+    with atomic_path(path) as partial:
+        small[0].save(partial, format="GIF", **options)
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
-    """Writes a PNG under a temporary name first, so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    picture.save(partial, format="PNG")
-    os.replace(partial, path)
+    """Write a PNG, of which a reader never sees half."""
+    with atomic_path(path) as partial:
+        picture.save(partial, format="PNG")
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Reads a metrics.csv: column name -> one value for each epoch."""
+    """Read a metrics.csv: column name -> one value for each epoch."""
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
 def save_curves(runs: Mapping[str, Path], path: Path) -> None:
-    """Plots loss, pixel accuracy and mIoU over epochs.
+    """Plot loss, pixel accuracy and mIoU over epochs.
 
     Args:
         runs: name of a run -> its metrics.csv. Each run has one color; training is dashed, validation solid.
@@ -123,6 +123,5 @@ def save_curves(runs: Mapping[str, Path], path: Path) -> None:
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)

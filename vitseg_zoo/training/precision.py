@@ -12,7 +12,7 @@ from vitseg_zoo.ops.linear import HAS_BF16
 def choose_precision(
     model: nn.Module, image_size: tuple[int, int], batch_size: int = 8, rounds: int = 3
 ) -> str:
-    """Chooses Lightning's `precision` for training a model on this machine, by trying on a CPU.
+    """Choose Lightning's `precision` for training a model on this machine, by trying on a CPU.
 
     On a CPU, bf16 autocast trains 1.2 to 3 times as fast where the processor multiplies bf16 itself, but
     depthwise convolutions and interpolation can lose more than matrix products gain: so a few steps of a copy

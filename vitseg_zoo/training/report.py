@@ -2,13 +2,14 @@
 
 import base64
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from matplotlib.ticker import MaxNLocator
 
+from vitseg_zoo.files import atomic_path
 from vitseg_zoo.training.pictures import read_metrics
 from vitseg_zoo.training.results import comparison_table, read_results
 
@@ -26,7 +27,7 @@ def write_report(
     introduction: str = "",
     figures: Sequence[tuple[str, Path]] | None = None,
 ) -> None:
-    """Writes a page with the scores, curves and pictures of trainings.
+    """Write a page with the scores, curves and pictures of trainings.
 
     Args:
         runs: name of a training -> its folder, as `recipes/oxford_pets.py` and `vitseg quickstart` write it:
@@ -77,13 +78,12 @@ def write_report(
         figures=[(caption, _data_uri(source)) for caption, source in figures],
         results=results,
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        partial.write_text(html, encoding="utf-8")
 
 
 def _table(results: Mapping[str, Mapping]) -> dict:
-    """Head and rows for the page; a cell is its text and whether it is its column's best score."""
+    """Make head and rows for the page; a cell is its text and whether it is its column's best score."""
     head, rows = comparison_table(results)
     best = {}
     if len(rows) > 1:
@@ -98,8 +98,8 @@ def _table(results: Mapping[str, Mapping]) -> dict:
 
 
 def _panel(heading: str, metric: str, metrics: Mapping[str, dict[str, list[float]]]) -> dict:
-    """Curves of one metric in the coordinates of the panel's SVG: training dashed, validation solid."""
-    series = []  # (number of the run, stage, epochs counted from 1, values)
+    """Place curves of one metric in the coordinates of the panel's SVG: training dashed, validation solid."""
+    series: list[Any] = []  # (number of the run, stage, epochs counted from 1, values)
     for run, columns in enumerate(metrics.values()):
         for stage in ("train", "val"):
             values = columns.get(f"{stage}_{metric}", [])

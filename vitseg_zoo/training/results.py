@@ -21,7 +21,7 @@ _PACKAGES = ("vitseg-zoo", "torch", "timm", "segmentation-models-pytorch", "ligh
 
 
 def save_results(results: Mapping, path: Path) -> None:
-    """Writes results as JSON, under a temporary name first; what is no finite number becomes null."""
+    """Write results as JSON, under a temporary name first; what is no finite number becomes null."""
     with atomic_path(path) as partial:
         partial.write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n")
 
@@ -35,7 +35,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Reads what `save_results` wrote; scores that are null, as of a class without pixels, become NaN."""
+    """Read what `save_results` wrote; scores that are null, as of a class without pixels, become NaN."""
     results = json.loads(path.read_text())
     for part in results.keys() & {"test_last", "test_best"}:
         results[part] = {
@@ -45,7 +45,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def training_seconds(metrics: Path) -> float:
-    """Seconds of a training and its validations, over all of its parts where it was resumed.
+    """Return the seconds of a training and its validations, over all of its parts where it was resumed.
 
     Args:
         metrics: its metrics.csv.
@@ -54,19 +54,19 @@ def training_seconds(metrics: Path) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a training's outcome depends on."""
+    """Return the versions of the packages that a training's outcome depends on."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def command() -> str:
-    """The command line of this program, as one would type it again."""
+    """Return the command line of this program, as one would type it again."""
     program, *words = sys.argv
     start = ["vitseg"] if Path(program).name in ("vitseg", "__main__.py") else ["python", program]
     return shlex.join([*start, *words])
 
 
 def hardware(trainer: Trainer) -> str:
-    """What a training ran on."""
+    """Say what a training ran on."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
@@ -78,12 +78,12 @@ def hardware(trainer: Trainer) -> str:
 
 
 def final_scores(results: Mapping) -> dict[str, float]:
-    """Scores on the test split: of the epoch with the best validation if they were taken, or of the last."""
+    """Score on the test split: of the epoch with the best validation if they were taken, or of the last."""
     return results.get("test_best") or results["test_last"]
 
 
 def percent(score: float) -> str:
-    """A score for a table.
+    """Return a score for a table.
 
     Example:
         >>> percent(0.7), percent(math.nan)
@@ -93,7 +93,7 @@ def percent(score: float) -> str:
 
 
 def comparison_table(results: Mapping[str, Mapping]) -> tuple[list[str], list[list[str]]]:
-    """The scores of several trainings as text.
+    """Return the scores of several trainings as text.
 
     Args:
         results: name of a training -> its results.json, as `read_results` gives it.
@@ -118,7 +118,7 @@ def comparison_table(results: Mapping[str, Mapping]) -> tuple[list[str], list[li
 
 
 def mean_results(results: Sequence[Mapping]) -> dict[str, Any]:
-    """The outcome of trainings that differ in their seed: mean scores and seconds of processor time.
+    """Return the outcome of trainings that differ in their seed: mean scores and seconds of processor time.
 
     Example:
         >>> mean_results([{"test_last": {"miou": m}, "cpu_seconds": 1.0} for m in (0.5, 1.0)])["test_last"]
@@ -129,7 +129,7 @@ def mean_results(results: Sequence[Mapping]) -> dict[str, Any]:
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown: names to the left, numbers to the right.
+    """Return a table in Markdown: names to the left, numbers to the right.
 
     Example:
         >>> print(markdown_table(["", "mIoU"], [["U-Net", "80.0 %"]]), end="")

@@ -1,10 +1,12 @@
 """The model card: what a model is, what it was trained on, what it may be used for, and how to run it."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from vitseg_zoo.terminal import printable
 from vitseg_zoo.weights.entry import IMAGENET_MEAN, IMAGENET_STD
 
 _CARD = """
@@ -50,12 +52,14 @@ _FACTS = {
     "license": "License of the weights",
     "source": "Source",
 }
+# What stands before the last name of an absolute path: the author's own folders.
+_ABSOLUTE_FOLDER = re.compile(r"(?<![\w:/\\.])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 # Names of licenses that the Hub knows.
 _SPDX = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0"}
 
 
 def make_model_card(description: Mapping[str, Any], where: str, title: str) -> ModelCard:
-    """Writes the card of a model.
+    """Write the card of a model.
 
     Args:
         description: What a saved file says of its model.
@@ -69,7 +73,9 @@ def make_model_card(description: Mapping[str, Any], where: str, title: str) -> M
     is_known = str(license).lower() in _SPDX
     height, width = description.get("input_size") or (256, 256)
     names = description.get("class_names") or ()
-    facts = [f"- **{label}:** {description[key]}" for key, label in _FACTS.items() if description.get(key)]
+    facts = [
+        f"- **{label}:** {_text(description[key])}" for key, label in _FACTS.items() if description.get(key)
+    ]
     if description.get("commercial_use") is False:
         facts.append("- **Commercial use of the weights is not allowed.**")
     data = ModelCardData(
@@ -91,7 +97,13 @@ def make_model_card(description: Mapping[str, Any], where: str, title: str) -> M
         mean=list(description.get("mean") or IMAGENET_MEAN),
         std=list(description.get("std") or IMAGENET_STD),
         facts="\n".join(facts),
-        classes="\n".join(f"{index}. {name}" for index, name in enumerate(names))
+        classes="\n".join(f"{index}. {_text(name)}" for index, name in enumerate(names))
         or f"{description['arguments'].get('classes')}, whose names are not known.",
         arguments=repr(description["arguments"]),
     )
+
+
+def _text(value: object) -> str:
+    """Escape a text from a file for a line of Markdown: it makes no heading, link or tag, names no folder."""
+    line = _ABSOLUTE_FOLDER.sub("", printable(value))
+    return re.sub(r"([\\`*_\[\]<>#|~&$!])", r"\\\1", line)

@@ -84,7 +84,7 @@ _ADE20K_COLORS = "the colors of road (6) and skyscraper (48) are the same, as in
 def _segformer(
     size: int, host: Literal["nv", "smp"], data: Literal["ade20k", "cityscapes"], crop: tuple[int, int]
 ) -> WeightsEntry:
-    """NVIDIA's SegFormer-B`size`, from its own repositories or from SMP's, which hold the same numbers.
+    """List NVIDIA's SegFormer-B`size`, from its own repositories or from SMP's, which hold the same numbers.
 
     `crop` is the height and width of the crops in training, which name the repository.
     """
@@ -149,7 +149,7 @@ _MODELS = [
 
 
 def list_entries(filter: str = "*", kind: Literal["model", "encoder"] | None = None) -> list[WeightsEntry]:
-    """Lists what there are weights for.
+    """List what there are weights for.
 
     Args:
         filter: Wildcard that the name has to match.
@@ -174,7 +174,7 @@ def list_entries(filter: str = "*", kind: Literal["model", "encoder"] | None = N
 
 
 def get_entry(name: str) -> WeightsEntry:
-    """Finds weights by name.
+    """Find weights by name.
 
     Args:
         name: Name of an entry; without a tag, the first one of that model, or timm's default of an encoder.
@@ -209,7 +209,7 @@ def get_entry(name: str) -> WeightsEntry:
 
 
 def _packaged() -> Iterator[WeightsEntry]:
-    """Models whose files are in the package; their metadata say what they are."""
+    """List the models whose files are in the package; their metadata say what they are."""
     folder = Path(str(PACKAGED))
     # The default comes first, as a name without a tag means the first of its model.
     for path in sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != DEFAULT_MODEL, path)):
@@ -217,7 +217,7 @@ def _packaged() -> Iterator[WeightsEntry]:
 
 
 def entry_of_file(path: Path) -> WeightsEntry:
-    """Makes an entry of a file of `vitseg_zoo.save_model`, from what it says of itself.
+    """Make an entry of a file of `vitseg_zoo.save_model`, from what it says of itself.
 
     Args:
         path: The file; its name without the ending becomes the entry's.
@@ -238,6 +238,11 @@ def entry_of_file(path: Path) -> WeightsEntry:
         ) from error
     if not metadata:
         raise ValueError(f"{path} does not say what model it is of: `vitseg convert` writes files that do.")
+    from vitseg_zoo.weights.metadata import check_description  # SMP takes a while
+
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path} does not say in a known form what model it is of.")
+    check_description(metadata, str(path))
     known = {key: metadata[key] for key in WeightsEntry.__dataclass_fields__ if key in metadata}
     for key in ("class_names", "mean", "std", "input_size"):
         if known.get(key) is not None:

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()
@@ -25,7 +25,7 @@ def _sha256(file) -> str:  # Python 3.10 has no `file_digest`
 
 
 def find_fault(path: Path, sha256: str | None, size: int | None, filename: str) -> str:
-    """Says what is wrong with a file, as the end of a sentence; empty if nothing is.
+    """Say what is wrong with a file, as the end of a sentence; empty if nothing is.
 
     Args:
         path: The file.
@@ -56,7 +56,7 @@ def _safetensors_fault(path: Path) -> str:
 
 
 def check_file(path: Path, sha256: str | None = None, delete: bool = False) -> None:
-    """Raises if a file is not what it should be.
+    """Raise if a file is not what it should be.
 
     Args:
         path: The file.

@@ -17,7 +17,8 @@ StateDict = dict[str, torch.Tensor]
 
 # Where training programs put the weights, averaged ones (EMA) first.
 _CONTAINERS = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
+    *("state_dict_ema", "model_ema", "model_ema_state_dict", "ema_state_dict", "ema_model", "ema"),
+    *("swa_state_dict", "swa_model", "averaged_model", "averaged_model_state_dict"),
     *("state_dict", "model_state_dict", "model", "net", "module"),
 )
 # Left by DistributedDataParallel, by `torch.optim.swa_utils.AveragedModel` and by `torch.compile`.
@@ -51,7 +52,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Reads the weights from a safetensors file, or from what `torch.save` wrote.
+    """Read the weights from a safetensors file, or from what `torch.save` wrote.
 
     Of nested checkpoints, averaged weights (EMA) are preferred. What DataParallel, `torch.compile` or a
     Lightning module put before the names is taken away.
@@ -122,7 +123,7 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
 
 
 def _find_weights(content: Mapping[str, Any], notes: dict[str, Any]) -> StateDict:
-    """The state dict in a checkpoint's nested dicts; what is beside it goes to `notes`."""
+    """Return the state dict in a checkpoint's nested dicts; what is beside it goes to `notes`."""
     for key in _CONTAINERS:
         inner = content.get(key)
         if isinstance(inner, Mapping) and (found := _find_weights(inner, notes)):
@@ -138,7 +139,7 @@ def _find_weights(content: Mapping[str, Any], notes: dict[str, Any]) -> StateDic
 
 
 def _strip(tensors: StateDict, notes: dict[str, Any]) -> Checkpoint:
-    """Takes away what stands before the model's own names."""
+    """Take away what stands before the model's own names."""
     plain = {
         _WRAPPERS.sub(r"\1", key).replace("..", ".").lstrip("."): value for key, value in tensors.items()
     }
@@ -158,7 +159,7 @@ _KNOWN_START = re.compile(
 
 
 def _model_prefix(keys: list[str]) -> str:
-    """The prefix behind which names begin that the zoo knows; an averaged model's before any other."""
+    """Return the prefix behind which names begin that the zoo knows; an averaged model's before any other."""
     found = {}
     for key in keys:
         parts = key.split(".")

@@ -35,7 +35,7 @@ _ADDRESS = re.compile(r"(https?|file):|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None) -> Path:
-    """Gives a local file with weights, downloaded if need be.
+    """Give a local file with weights, downloaded if need be.
 
     Args:
         source: An entry of the catalog or its name, an https: or file: address, or a path.
@@ -70,7 +70,7 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
 
 
 def find_entry(source: str | Path | WeightsEntry) -> WeightsEntry | None:
-    """The entry of the catalog that a source names; None if it is a path or an address.
+    """Return the entry of the catalog that a source names; None if it is a path or an address.
 
     Raises:
         ValueError: If it looks like a name, and there are no weights of that name.
@@ -83,7 +83,7 @@ def find_entry(source: str | Path | WeightsEntry) -> WeightsEntry | None:
 
 
 def download_to(source: str | WeightsEntry, folder: str | Path) -> Path:
-    """Downloads weights for a machine without network; there, set VITSEG_ZOO_WEIGHTS to the folder.
+    """Download weights for a machine without network; there, set VITSEG_ZOO_WEIGHTS to the folder.
 
     The file is named like the weights, with its SHA-256 beside it in the form of `sha256sum`.
 
@@ -126,7 +126,7 @@ def _suffix(filename: str) -> str:
 
 
 def _provided_file(entry: WeightsEntry) -> Path | None:
-    """The file of an entry in the folder that the user names, checked against the SHA-256 beside it."""
+    """Return an entry's file in the folder that the user names, checked against the SHA-256 beside it."""
     folder = os.environ.get(FOLDER_VARIABLE)
     if not folder:
         return None
@@ -165,7 +165,7 @@ def _fetch_from_hub(entry: WeightsEntry, cache_dir: Path) -> Path:
 
 
 def _cached_file(entry: WeightsEntry, cache_dir: Path) -> Path | None:
-    """The entry's file in the Hub's cache, where contents are named by SHA-256: compared at every use."""
+    """Return the entry's file in the Hub's cache, where SHA-256 names contents: compared at every use."""
     for filename in entry.filenames:
         found = try_to_load_from_cache(entry.repo_id, filename, cache_dir=cache_dir, revision=entry.revision)
         if isinstance(found, str):
@@ -176,7 +176,7 @@ def _cached_file(entry: WeightsEntry, cache_dir: Path) -> Path | None:
 
 
 def _hub_metadata(entry: WeightsEntry):
-    """The first of the entry's file names that its repository has, and what the Hub says of that file."""
+    """Return the first of the entry's file names that its repository has, and what the Hub says of it."""
     for filename in entry.filenames:
         url = hf_hub_url(entry.repo_id, filename, revision=entry.revision)
         try:
@@ -235,7 +235,7 @@ def _fetch_url(url: str, sha256: str | None = None, name: str | None = None) -> 
 def _download(
     url: str, destination: Path, filename: str, size: int | None, sha256: str | None, headers: dict[str, str]
 ) -> None:
-    """Downloads to a file beside `destination`, going on where that ends; renames it when it was checked."""
+    """Download to a file beside `destination`, going on where that ends; rename it when it was checked."""
     partial = destination.with_name(f"{destination.name}.incomplete")
     start = partial.stat().st_size if partial.exists() else 0
     if start and (sha256 is None or (size is not None and start > size)):

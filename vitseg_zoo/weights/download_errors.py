@@ -22,7 +22,7 @@ from huggingface_hub.errors import (
 def explained(
     name: str, folder: str | Path, instead: str = "set HF_HOME to a folder of your own"
 ) -> Iterator[None]:
-    """Explains the errors of a download.
+    """Explain the errors of a download.
 
     Args:
         name: What is downloaded: the name of an entry, or an address.
@@ -78,7 +78,7 @@ def explained(
 
 @contextlib.contextmanager
 def explained_upload(repo_id: str) -> Iterator[None]:
-    """Explains the errors of publishing a model.
+    """Explain the errors of publishing a model.
 
     Args:
         repo_id: The repository that it goes to.

@@ -47,7 +47,7 @@ _FOR_RESEARCH = ("-nc", "noncommercial", "amlr")
 
 
 def encoder_entry(name: str) -> WeightsEntry | None:
-    """Makes an entry of an encoder's weights.
+    """Make an entry of an encoder's weights.
 
     Args:
         name: A timm model with a tag, or without for the default tag; or one of SMP's copies of NVIDIA's,
@@ -75,7 +75,7 @@ def encoder_entry(name: str) -> WeightsEntry | None:
 
 
 def entry_of_cfg(cfg: Any) -> WeightsEntry:
-    """Makes an entry of a `PretrainedCfg` of timm that names a repository or an address."""
+    """Make an entry of a `PretrainedCfg` of timm that names a repository or an address."""
     repo_id, _, revision = (cfg.hf_hub_id or "").partition("@")
     is_nvidia = cfg.tag == "nv_in1k"
     entry = WeightsEntry(
@@ -109,7 +109,7 @@ def entry_of_cfg(cfg: Any) -> WeightsEntry:
 
 @cache
 def list_encoder_entries() -> list[WeightsEntry]:
-    """Lists the weights of the zoo's encoders: an entry for each tag that timm knows, and SMP's copies."""
+    """List the weights of the zoo's encoders: an entry for each tag that timm knows, and SMP's copies."""
     from timm.models import list_pretrained
 
     models = {name.removeprefix("vz-") for name in _smp_encoders() if name.startswith("vz-")}
@@ -125,7 +125,7 @@ def _smp_encoders() -> dict[str, Any]:
 
 
 def _filenames(filename: str | None) -> tuple[str, ...]:
-    """The names under which timm looks for weights in a repository, safetensors first."""
+    """Return the names under which timm looks for weights in a repository, safetensors first."""
     if filename is None:
         return ("model.safetensors", "pytorch_model.bin")
     if filename == "open_clip_pytorch_model.bin":
@@ -134,7 +134,7 @@ def _filenames(filename: str | None) -> tuple[str, ...]:
 
 
 def _allows_commercial_use(license: str) -> bool | None:
-    """What a license in timm's spelling says; None where it has to be read."""
+    """Say what a license in timm's spelling says; None where it has to be read."""
     if any(part in license for part in _FOR_RESEARCH):
         return False
     return True if license in _PERMISSIVE else None

@@ -24,12 +24,12 @@ class Format:
 
 
 def recognize(weights: StateDict) -> Format | None:
-    """Finds the format of a state dict; None if it is not known."""
+    """Find the format of a state dict; None if it is not known."""
     return next((known for known in FORMATS if known.matches(weights)), None)
 
 
 def convert_notebook(weights: StateDict) -> StateDict:
-    """Gives the weights of the article's notebook the names of `smp.VitSeg`.
+    """Give the weights of the article's notebook the names of `smp.VitSeg`.
 
     The notebook's layers are: 0 the batch norm, 1 the patch embedding, 2 the blocks, 3 the projection to
     pixels.
@@ -67,7 +67,7 @@ def convert_notebook(weights: StateDict) -> StateDict:
 
 
 def convert_segmenter(weights: StateDict) -> StateDict:
-    """Gives the weights of the authors' Segmenter the names of `smp.Segmenter`.
+    """Give the weights of the authors' Segmenter the names of `smp.Segmenter`.
 
     Args:
         weights: `encoder.blocks.0.norm1.weight`, `decoder.cls_emb` and so on; with the linear decoder
@@ -99,7 +99,7 @@ def convert_segmenter(weights: StateDict) -> StateDict:
 
 
 def _has(*patterns: str) -> Callable[[StateDict], bool]:
-    """Whether each pattern is at the start of some key."""
+    """Say whether each pattern is at the start of some key."""
     compiled = [re.compile(pattern) for pattern in patterns]
     return lambda weights: all(any(pattern.match(key) for key in weights) for pattern in compiled)
 

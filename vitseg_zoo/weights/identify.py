@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import torch
 from segmentation_models_pytorch.base import SegmentationModel
+from torch.overrides import TorchFunctionMode
 
 from vitseg_zoo.weights.checkpoint import Checkpoint
 from vitseg_zoo.weights.entry import IMAGENET_MEAN, IMAGENET_STD
 from vitseg_zoo.weights.formats import StateDict, recognize
-from vitseg_zoo.weights.metadata import current_arguments
+from vitseg_zoo.weights.metadata import check_description, current_arguments
 
 # Blocks of MiT's stages -> size, for stages of 64, 128, 320 and 512 channels; B0 has half of them.
 _MIT_SIZES = {(2, 2, 2, 2): 1, (3, 4, 6, 3): 2, (3, 4, 18, 3): 3, (3, 8, 27, 3): 4, (3, 6, 40, 3): 5}
@@ -19,11 +21,16 @@ _VITSEG_SIZES = {192: "tiny", 384: "small", 768: "base"}
 _VIT_SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 
 
-def build_model(metadata: Mapping[str, Any]) -> SegmentationModel:
-    """Builds the SMP model that metadata describe, with random weights.
+def build_model(
+    metadata: Mapping[str, Any], weights: Mapping[str, torch.Tensor], name: str
+) -> SegmentationModel:
+    """Build the SMP model that metadata describe, with random weights.
 
     Args:
         metadata: `architecture` and `arguments`, and `encoder_arguments` for `model.encoder.configure`.
+        weights: What will be loaded: a description of a much larger model is refused before any memory is
+            taken for it.
+        name: What to call the file in messages.
 
     Returns:
         The model.
@@ -31,21 +38,48 @@ def build_model(metadata: Mapping[str, Any]) -> SegmentationModel:
     Raises:
         ValueError: If there is no such architecture or encoder, or an argument does not fit it.
     """
+    check_description(metadata, name)
+    needed = sum(value.numel() for value in build_empty(metadata).state_dict().values())
+    present = sum(value.numel() for value in weights.values())
+    if needed > 2 * present + 1_000_000:  # an unused head apart, as of a model without classifier
+        raise ValueError(f"{name} describes a model of {needed:,} numbers, but holds {present:,}.")
+    return _build(metadata)
+
+
+def build_empty(metadata: Mapping[str, Any]) -> SegmentationModel:
+    """Build the model that metadata describe without memory for its weights, on the device "meta"."""
+    with torch.device("meta"), _NumbersOnCPU():
+        return _build(metadata)
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    """Leaves `torch.linspace`, whose numbers SMP reads for its rates of stochastic depth, with values."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.linspace:
+            kwargs = {"device": "cpu", **(kwargs or {})}
+        return func(*args, **(kwargs or {}))
+
+
+def _build(metadata: Mapping[str, Any]) -> SegmentationModel:
     arguments = {**metadata["arguments"], "encoder_weights": None}
     try:
         model = smp.create_model(metadata["architecture"], **arguments)
         if "encoder_arguments" in metadata:
             model.encoder.configure(**metadata["encoder_arguments"])
         return model
-    except (KeyError, TypeError) as error:
-        reason = str(error.args[0]).partition(", supported encoders")[0]  # SMP would list hundreds
+    except (KeyError, TypeError, AttributeError, AssertionError, RuntimeError, IndexError) as error:
+        # SMP would list hundreds of encoders.
+        reason = str(error.args[0] if error.args else error).partition(", supported encoders")[0]
         raise ValueError(
             f"A {metadata['architecture']} with {arguments} cannot be built: {reason}."
         ) from error
 
 
 def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """Finds out which model a checkpoint is of.
+    """Find out which model a checkpoint is of.
 
     Args:
         checkpoint: What was read.
@@ -58,8 +92,15 @@ def describe_checkpoint(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         ValueError: If neither the file nor one beside it says what the model is, and the weights do not show
             it.
     """
-    described = _describe(checkpoint, path)
-    described["arguments"] = current_arguments(described["architecture"], described["arguments"])
+    try:
+        described = _describe(checkpoint, path)
+        described["arguments"] = current_arguments(described["architecture"], described["arguments"])
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        raise ValueError(
+            f"{path} does not say in a known form what model it is of ({type(error).__name__}: {error}): "
+            "build the model and call vitseg_zoo.load_weights(model, path)."
+        ) from error
+    check_description(described, str(path))
     return described
 
 
@@ -84,12 +125,16 @@ def _describe(checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
         "std": preprocessing.get("image_std", IMAGENET_STD),
     }
     channels = described["arguments"].get("in_channels", 3)
-    described = {key: values for key, values in usual.items() if len(values) in (1, channels)} | described
+    usual = {key: values for key, values in usual.items() if len(values) in (1, channels)}
+    known = recognize(checkpoint.weights)
+    is_known = preprocessing or (known is not None and known.name == "SegFormer of NVIDIA")
+    assumed = [] if is_known else [key for key in usual if key not in described]
+    described = usual | described | ({"assumed": assumed} if assumed else {})
     return described | _class_names(notes, config)
 
 
 def _own_metadata(text: str, path: Path) -> dict[str, Any]:
-    """What `save_model` wrote, or a program that writes files like it."""
+    """Say what `save_model` wrote, or a program that writes files like it."""
     try:
         described = json.loads(text)
         is_whole = isinstance(described["architecture"], str) and isinstance(described["arguments"], dict)
@@ -112,7 +157,7 @@ def _json_beside(path: Path, name: str) -> dict[str, Any]:
 
 
 def _segmenter_normalization(path: Path) -> dict[str, Any]:
-    """What the `variant.yml` says that Segmenter's authors put beside a checkpoint."""
+    """Say what the `variant.yml` says that Segmenter's authors put beside a checkpoint."""
     beside = path.with_name("variant.yml")
     if not beside.is_file():
         return {}
@@ -124,7 +169,7 @@ def _segmenter_normalization(path: Path) -> dict[str, Any]:
 
 
 def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint, path: Path) -> dict[str, Any]:
-    """A checkpoint of this package's Lightning module, or of one like that of SMP's examples."""
+    """Return a checkpoint of this package's Lightning module, or of one like that of SMP's examples."""
     names = hyper_parameters.get("class_names") or ()
     classes = len(names) or hyper_parameters.get("out_classes") or hyper_parameters.get("classes")
     if not classes:
@@ -153,7 +198,7 @@ def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint, 
 
 
 def _class_names(notes: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Names and colors of the classes, from mmsegmentation's notes or Hugging Face's configuration."""
+    """Find names and colors of the classes in mmsegmentation's notes or Hugging Face's configuration."""
     meta = notes.get("meta")
     found = {}
     if isinstance(meta, Mapping):

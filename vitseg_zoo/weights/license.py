@@ -12,7 +12,7 @@ _logger = logging.getLogger("vitseg_zoo")
 
 
 def license_notice(name: str, commercial_use: bool | None, license: str | None) -> str:
-    """The sentence about a license that forbids commercial use; empty for others."""
+    """Return the sentence about a license that forbids commercial use; empty for others."""
     if commercial_use is not False:
         return ""
     return printable(
@@ -21,7 +21,7 @@ def license_notice(name: str, commercial_use: bool | None, license: str | None) 
 
 
 def say_license(name: str, commercial_use: bool | None, license: str | None) -> None:
-    """Logs that notice as a warning, once in a process."""
+    """Log that notice as a warning, once in a process."""
     if notice := license_notice(name, commercial_use, license):
         _warn_once(notice)
 

@@ -50,7 +50,7 @@ class LoadReport:
 
 
 def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
-    """Builds a model from a file or a folder alone, whatever program wrote it, and loads its weights.
+    """Build a model from a file or a folder alone, whatever program wrote it, and load its weights.
 
     Args:
         source: A file of `save_model`, a folder of `save_pretrained`, a checkpoint of this package's
@@ -70,7 +70,7 @@ def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
 
 
 def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> LoadReport:
-    """Loads weights into a model, whatever program wrote them.
+    """Load weights into a model, whatever program wrote them.
 
     Recognized by their keys: SegFormer of NVIDIA, Hugging Face and SMP, MiT, any SMP model, timm's ViTs and
     PVTv2, Segmenter, the notebook of the article; bare, in a Lightning checkpoint, with averaged weights
@@ -78,7 +78,8 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
     file is run.
 
     Args:
-        model: A model of `smp.create_model`, one of its encoders, or a timm model.
+        model: A model of `smp.create_model`, one of its encoders, or a timm model, also compiled or in
+            (Distributed)DataParallel.
         path: The file, an https: or file: address, or a name of the catalog.
         strict: All of the model's tensors have to be in the file, and all of the file's in the model.
             Without, what fits is loaded, and what does not is reported in one line.
@@ -101,7 +102,7 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
         >>> print(load_weights(smp.Unet("resnet18", encoder_weights=None), path))
         model of SMP: 182 tensors loaded
     """
-    entry = find_entry(path)
+    model, entry = unwrap(model), find_entry(path)
     checkpoint = read_checkpoint(fetch(entry or path))
     about = {} if entry is None else {"commercial_use": entry.commercial_use, "license": entry.license}
     about = about or json.loads(checkpoint.notes.get("metadata", {}).get("vitseg_zoo", "{}"))
@@ -110,7 +111,7 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
 
 
 def load_with_report(source: str | Path) -> tuple[SegmentationModel, dict[str, Any], LoadReport]:
-    """Loads a model like `load_model`, in training mode; gives the report of `load_checkpoint`, too."""
+    """Load a model like `load_model`, in training mode; give the report of `load_checkpoint`, too."""
     if Path(source).is_dir():
         files = [Path(source, name) for name in ("model.safetensors", "pytorch_model.bin")]
         source = next((file for file in files if file.is_file()), files[0])
@@ -129,12 +130,12 @@ def load_with_report(source: str | Path) -> tuple[SegmentationModel, dict[str, A
         metadata = {"architecture": entry.architecture, "arguments": arguments, **metadata_of(entry)}
     name = str(source) if entry is None else entry.name
     say_license(name, metadata.get("commercial_use"), metadata.get("license"))
-    model = build_model(metadata)
+    model = build_model(metadata, checkpoint.weights, name)
     return model, metadata, load_checkpoint(model, checkpoint, strict=True, name=str(source))
 
 
 def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name: str) -> LoadReport:
-    """Loads a checkpoint that was read; arguments, result and errors are those of `load_weights`.
+    """Load a checkpoint that was read; arguments, result and errors are those of `load_weights`.
 
     Args:
         model: See `load_weights`.
@@ -187,8 +188,15 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
     return report
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """Give the model in what `torch.compile`, (Distributed)DataParallel and `AveragedModel` put around it."""
+    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
+        model = inner
+    return model
+
+
 def _load(model: nn.Module, weights: StateDict) -> tuple[_IncompatibleKeys, list[str]]:
-    """Loads the tensors that fit once the encoder has converted them; returns the names of the others."""
+    """Load the tensors that fit once the encoder has converted them; return the names of the others."""
     own = model.state_dict()
     load = model.load_state_dict  # SMP's renames some encoders of old
     if any(key in own and own[key].shape != value.shape for key, value in weights.items()):
@@ -205,7 +213,7 @@ def _load(model: nn.Module, weights: StateDict) -> tuple[_IncompatibleKeys, list
 
 
 def _left_out(weights: StateDict, own: StateDict) -> list[str]:
-    """What the model has no use for, by the format; a classifier is used where the model has one."""
+    """Say what the model has no use for, by the format; a classifier is used where the model has one."""
     known = recognize(weights)
     if known is None or any(key.startswith("head.") for key in own):
         return []
@@ -213,7 +221,7 @@ def _left_out(weights: StateDict, own: StateDict) -> list[str]:
 
 
 def _best_fit(model: nn.Module, weights: StateDict) -> tuple[str, StateDict | None]:
-    """The spelling of the weights with most of the model's names and shapes; None if none has any."""
+    """Return the spelling of the weights with most of the model's names and shapes; None if none has any."""
     own = model.state_dict()
     known = recognize(weights)
     name = known.name if known else "unknown format"
@@ -229,7 +237,7 @@ def _best_fit(model: nn.Module, weights: StateDict) -> tuple[str, StateDict | No
 
 
 def _spellings(model: nn.Module, weights: StateDict) -> Iterator[StateDict]:
-    """The weights under the names of each library that the model could be of; their own first."""
+    """Return the weights under the names of each library that the model could be of; their own first."""
     known = recognize(weights)
     if known is None:
         yield weights
@@ -249,7 +257,7 @@ def _spellings(model: nn.Module, weights: StateDict) -> Iterator[StateDict]:
 
 
 def _placements(weights: StateDict) -> Iterator[StateDict]:
-    """The weights as they are, as those of an encoder within a model, and of the encoder within them."""
+    """Yield the weights as they are, as an encoder's within a model, and those of the encoder in them."""
     yield weights
     for prefix in ("encoder.model.", "encoder.", "model."):
         yield {f"{prefix}{key}": value for key, value in weights.items()}
@@ -267,6 +275,6 @@ def _without_count(report: LoadReport) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first particular that `load_state_dict` gives, behind its general first line."""
+    """Return the first particular that `load_state_dict` gives, behind its general first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1 if len(lines) > 1 else 0]

@@ -19,15 +19,16 @@ from torch import nn
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.weights.card import make_model_card
 from vitseg_zoo.weights.download_errors import explained_upload
+from vitseg_zoo.weights.identify import build_empty
 from vitseg_zoo.weights.license import write_notice
-from vitseg_zoo.weights.loading import LoadReport, load_with_report
+from vitseg_zoo.weights.loading import LoadReport, load_with_report, unwrap
 from vitseg_zoo.weights.metadata import METADATA, describe_model
 
 _LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 def save_model(model: SegmentationModel, path: str | Path, half: bool = False, **metadata: Any) -> Path:
-    """Saves a model as one safetensors file from which `load_model` builds it again.
+    """Save a model as one safetensors file from which `load_model` builds it again.
 
     Args:
         model: A model of `smp.create_model`, also compiled or in DistributedDataParallel.
@@ -36,15 +37,17 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
             Tensors with numbers above 65504 stay as they are.
         metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `fit` (see
             `vitseg_zoo.Predictor`), `license`, `commercial_use`, `training_data`, `metric`, `metric_source`,
-            `source`, `recipe`, `limits`. What a model of `vitseg_zoo.create_model` was loaded with is kept
-            where nothing else is given. Numbers may be arrays or tensors.
+            `source`, `recipe`, `limits`. What `load_model` gave may be passed as it is: what it says of the
+            model itself is not used. What a model of `vitseg_zoo.create_model` was loaded with is kept where
+            nothing else is given. Numbers may be arrays or tensors.
 
     Returns:
         The path. Beside NVIDIA's weights lies a file that says what their license asks for, `.LICENSE.txt`.
 
     Raises:
-        ValueError: If some of the metadata is unknown or does not fit the model, or the encoder was
-            configured with what a file cannot hold, such as a function.
+        ValueError: If some of the metadata is unknown or does not fit the model, the encoder was configured
+            with what a file cannot hold, such as a function, or the model's parts were changed since it was
+            built (another head, another activation, pruning), so that its file would build another one.
         TypeError: If the model is none of SMP's.
         OSError: If the file cannot be written.
 
@@ -58,8 +61,9 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         >>> metadata["class_names"]
         ['pet', 'rest']
     """
-    path, model = Path(path), _unwrap(model)
+    path, model = Path(path), _inner_model(model)
     described = describe_model(model, metadata)
+    _refuse_changed(model, described)
     description = {"format": "pt", "vitseg_zoo": json.dumps(described)}
     weights = {}
     for key, value in model.state_dict().items():
@@ -78,7 +82,7 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
 
 
 def save_pretrained(model: SegmentationModel, folder: str | Path, **metadata: Any) -> Path:
-    """Saves a model, its configuration and a model card to a folder for `smp.from_pretrained`.
+    """Save a model, its configuration and a model card to a folder for `smp.from_pretrained`.
 
     Args:
         model: A model of `smp.create_model`.
@@ -93,7 +97,7 @@ def save_pretrained(model: SegmentationModel, folder: str | Path, **metadata: An
             that `smp.from_pretrained` could not build it.
     """
     folder = Path(folder)
-    _write_folder(model, folder, str(folder), metadata)
+    _write_folder(model, folder, folder.resolve().name, metadata)
     return folder
 
 
@@ -104,7 +108,7 @@ def push_to_hub(
     token: str | None = None,
     **metadata: Any,
 ) -> str:
-    """Publishes a model on the Hugging Face Hub as `save_pretrained` writes it.
+    """Publish a model on the Hugging Face Hub as `save_pretrained` writes it.
 
     Args:
         model: A model of `smp.create_model`.
@@ -130,10 +134,8 @@ def push_to_hub(
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add model"))
 
 
-def _unwrap(model: nn.Module) -> SegmentationModel:
-    """The model in what `torch.compile`, (Distributed)DataParallel and `AveragedModel` put around it."""
-    while isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
-        model = inner
+def _inner_model(model: nn.Module) -> SegmentationModel:
+    model = unwrap(model)
     if not isinstance(model, SegmentationModel):
         raise TypeError(
             f"A {type(model).__name__} cannot be saved so that its file says all: pass a model of "
@@ -142,8 +144,34 @@ def _unwrap(model: nn.Module) -> SegmentationModel:
     return model
 
 
+def _refuse_changed(model: SegmentationModel, described: Mapping[str, Any]) -> None:
+    """Refuse a model that is no longer the one that its description builds."""
+    same = build_empty(described)
+    ours, theirs = model.state_dict(), same.state_dict()
+    changed = [key for key in {**ours, **theirs} if _shape(ours, key) != _shape(theirs, key)]
+    parts, described_parts = dict(model.named_modules()), dict(same.named_modules())
+    for name in {**parts, **described_parts}:
+        classes = type(parts.get(name)), type(described_parts.get(name))
+        # `vitseg_zoo.accelerate` puts a subclass in place, or the class that it derives from.
+        if not (issubclass(*classes) or issubclass(*classes[::-1])):
+            changed.append(name)
+    if changed:
+        raise ValueError(
+            f"The model is not the {described['architecture']} that its arguments build: {changed[0]} and "
+            f"{len(changed) - 1} other parts were changed. Build it with the arguments that make it so, or "
+            "save model.state_dict()."
+            if len(changed) > 1
+            else f"The model is not the {described['architecture']} that its arguments build: {changed[0]} "
+            "was changed. Build it with the arguments that make it so, or save model.state_dict()."
+        )
+
+
+def _shape(state_dict: Mapping[str, torch.Tensor], key: str) -> torch.Size | None:
+    return state_dict[key].shape if key in state_dict else None
+
+
 def _write_folder(model: SegmentationModel, folder: Path, where: str, metadata: Mapping[str, Any]) -> None:
-    model = _unwrap(model)
+    model = _inner_model(model)
     described = describe_model(model, metadata)
     # Rates of dropout are of training alone; SMP's own architectures cannot pass on anything to the encoder.
     lost = [key for key in described.get("encoder_arguments", {}) if not key.endswith("_rate")]
@@ -161,7 +189,7 @@ def _write_folder(model: SegmentationModel, folder: Path, where: str, metadata: 
 
 
 def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
-    """Builds a model from a file or a folder alone, whatever program wrote it, and loads its weights.
+    """Build a model from a file or a folder alone, whatever program wrote it, and load its weights.
 
     Args:
         source: A file of `save_model`, a folder of `save_pretrained`, a checkpoint of this package's
@@ -183,7 +211,7 @@ def load_model(source: str | Path) -> tuple[SegmentationModel, dict[str, Any]]:
 def convert_file(
     source: str | Path, target: str | Path, **metadata: Any
 ) -> tuple[LoadReport, dict[str, Any]]:
-    """Rewrites what `load_model` takes as a file of `save_model`.
+    """Rewrite what `load_model` takes as a file of `save_model`.
 
     Args:
         source: See `load_model`.
