@@ -32,6 +32,10 @@ class FiniteLoss(Callback):
             self._check(trainer, module, outputs["loss"])
         self.last = outputs["loss"]
 
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if "val_loss" in trainer.callback_metrics:  # shows what the epoch's last step did
+            self._check(trainer, module, trainer.callback_metrics["val_loss"])
+
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._check(trainer, module, self.last)
 

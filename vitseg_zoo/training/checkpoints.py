@@ -24,8 +24,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        with atomic_path(path) as partial:
-            torch.save(checkpoint, partial)
+        with atomic_path(path) as partial, open(partial, "wb") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                # A full disk is a failed check of PyTorch; what the system said is behind it.
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
 
 # Of the same name, under which checkpoints keep a callback's state.

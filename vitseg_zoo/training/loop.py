@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -169,11 +170,11 @@ def fit(
     started = time.process_time()
     _train(trainer, module, data, last, resumed, config)
     cpu_seconds = time.process_time() - started
-    if not trainer.is_global_zero:
-        return {}
     best = last.with_name("best.ckpt")
-    if select is not None and not best.exists():  # --max-steps ended before the first validation
+    # --max-steps ended before the first validation
+    if select is not None and trainer.is_global_zero and not best.exists():
         shutil.copy(last, best)
+    trainer.strategy.barrier()
     if score is not None:
         scores = {"test_last": score()}
     else:
@@ -181,6 +182,8 @@ def fit(
         scores = {
             f"test_{kind}": _test(trainer, module, data, last.with_name(f"{kind}.ckpt")) for kind in kinds
         }
+    if not trainer.is_global_zero:  # it measured, as scores are gathered from all processes
+        return {}
     save_curves({"": metrics}, config.out / "curves.png")
     results = {
         "arch": module.hparams.arch,
@@ -309,7 +312,7 @@ def _make_writable(folder: Path) -> None:
 def _lock(folder: Path) -> None:
     """Keep other processes from training into a folder, for as long as this one lives."""
     folder = folder.resolve()
-    if folder in _locks:
+    if folder in _locks or rank_zero_only.rank:  # the training's other processes write nothing
         return
     lock = FileLock(folder / ".lock")
     try:
