@@ -25,16 +25,6 @@ MAY_IMPORT = {
 DOORS = {"encoders.pretrained": {"weights"}, "architectures.hub": {"weights"}}
 # Names of tensors in other libraries' checkpoints, beside the network as in timm, which know no network.
 CHECKPOINTS = {"encoders.mix_checkpoints", "decoders.segnet_checkpoints"}
-# To be cut: remove a line once it holds.
-NOT_YET = {
-    ("weights.metadata", "architectures.hub"),
-    ("weights.metadata", "encoders.timm_encoder"),
-    ("encoders.hierarchical", "weights.smp_pointer"),
-    ("_autoload", "registry"),
-    ("weights.catalog", "registry"),
-    ("weights.catalog", "weights.encoder_catalog"),
-    ("weights.encoder_catalog", "weights.catalog"),
-}
 
 
 def imports() -> dict[str, set[str]]:
@@ -56,7 +46,7 @@ def imports() -> dict[str, set[str]]:
                     for alias in node.names
                     if alias.name.startswith("vitseg_zoo.")
                 }
-        graph[name] = {other for other in found - {""} if (name, other) not in NOT_YET}
+        graph[name] = found - {""}
     return graph
 
 

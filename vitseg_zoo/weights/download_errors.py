@@ -5,6 +5,7 @@ import errno
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from huggingface_hub import constants
@@ -20,7 +21,7 @@ from huggingface_hub.errors import (
 
 
 def without_password(text: str) -> str:
-    """Leaves out the user and the password of addresses, which no message should repeat.
+    """Leave out the user and the password of addresses, which no message should repeat.
 
     Example:
         >>> without_password("https://me:secret@example.org/model.safetensors")
@@ -69,7 +70,9 @@ def explained(
     except HfHubHTTPError as error:
         raise _refused(name, error, elsewhere) from error
     except (HTTPError, LocalEntryNotFoundError) as error:
-        raise _unreachable(name, error, elsewhere) from error
+        # Of huggingface_hub before 1.0 an error that the server states may be an HTTPError alone.
+        answered = getattr(error, "response", None) is not None
+        raise (_refused if answered else _unreachable)(name, error, elsewhere) from error
     except OSError as error:
         if type(error).__module__.startswith("requests."):  # what huggingface_hub was built on before 1.0
             raise _unreachable(name, error, elsewhere) from error
@@ -161,7 +164,7 @@ def _unreachable(name: str, error: Exception, elsewhere: str) -> ConnectionError
     )
 
 
-def _refused(name: str, error: HfHubHTTPError, elsewhere: str) -> OSError:
+def _refused(name: str, error: Any, elsewhere: str) -> OSError:
     status, url = error.response.status_code, without_password(str(error.response.url))
     if status == 404:
         return FileNotFoundError(f"{name}: there is no such file (404, {url}).")
