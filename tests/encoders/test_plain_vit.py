@@ -193,8 +193,8 @@ def test_preprocessing_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert (params["input_range"], params["input_space"]) == ([0, 1], "RGB")
     default = smp.encoders.get_preprocessing_params("vz-vit_tiny_patch16_224")
     assert default["mean"] == [0.5, 0.5, 0.5]
-    with pytest.raises(ValueError, match="Available pretrained options"):
-        smp.encoders.get_preprocessing_params("vz-vitseg_tiny_patch16_128")
+    own = smp.encoders.get_preprocessing_params("vz-vitseg_tiny_patch16_128")
+    assert (own["mean"], own["std"]) == ([0.0] * 3, [1.0] * 3)  # its first layer normalizes
 
 
 @pytest.mark.parametrize("weights", ["local", "imagenet"])

@@ -19,13 +19,14 @@ from torch.func import functional_call
 _REL_POS_TABLE = "relative_position_bias_table"
 
 
-class FixedGridRunner(threading.local):
+class FixedGridRunner:
     """Calls `forward_intermediates` of a timm ViT; keeps the copy made for the last size of image.
 
-    Each thread keeps its own: `functional_call` changes the copy while it runs.
+    Threads take turns: `functional_call` changes the copy while it runs.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._key: tuple[Any, ...] | None = None
         self._modules: list[tuple[nn.Module, bool]] | None = None
         self._resized: _Intermediates
@@ -39,6 +40,12 @@ class FixedGridRunner(threading.local):
         embed = model.patch_embed
         if not embed.strict_img_size or tuple(x.shape[2:]) == tuple(embed.img_size):
             return model.forward_intermediates(x, intermediates_only=True, **kwargs)
+        if torch.compiler.is_compiling():  # a graph holds no lock
+            return self._run(model, x, **kwargs)
+        with self._lock:
+            return self._run(model, x, **kwargs)
+
+    def _run(self, model: nn.Module, x: torch.Tensor, **kwargs: Any) -> list[torch.Tensor]:
         key = (
             tuple(x.shape[2:]),
             x.device,
