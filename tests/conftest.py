@@ -12,6 +12,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+# Helpers are imported by tests; collected for doctests they would be imported, and register models, twice.
+collect_ignore = [
+    path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_")
+]
+
 DATA_ROOT = Path(
     os.environ.get("VITSEG_ZOO_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
 )

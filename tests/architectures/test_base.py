@@ -4,6 +4,8 @@ import pytest
 import segmentation_models_pytorch as smp
 import tiny_vits  # noqa: F401  registers models
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import vitseg_zoo
 
@@ -58,12 +60,18 @@ def test_an_encoder_with_levels_has_no_number_of_blocks() -> None:
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_files_of_0_1_called_blocks_encoder_depth(arch: str, kind: str, tmp_path) -> None:
     model = smp.create_model(arch, "vz-tiny_vit", encoder_weights=None, encoder_blocks=2)
-    model.config["encoder_depth"] = model.config.pop("encoder_blocks")  # as 0.1 wrote them
     if kind == "folder":
+        model.config["encoder_depth"] = model.config.pop("encoder_blocks")  # as 0.1 wrote them
         model.save_pretrained(tmp_path)
         loaded = smp.from_pretrained(tmp_path)
     else:
-        loaded, _ = vitseg_zoo.load_model(vitseg_zoo.save_model(model, tmp_path / "model.safetensors"))
+        path = vitseg_zoo.save_model(model, tmp_path / "model.safetensors")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        metadata["vitseg_zoo"] = metadata["vitseg_zoo"].replace('"encoder_blocks"', '"encoder_depth"')
+        assert '"encoder_depth": 2' in metadata["vitseg_zoo"]
+        save_file(load_file(path), path, metadata)
+        loaded, _ = vitseg_zoo.load_model(path)
     assert len(loaded.encoder.model.blocks) == 2
     image = torch.rand(1, 3, 64, 64)
     assert torch.equal(loaded.eval()(image), model.eval()(image))

@@ -22,7 +22,6 @@ from vitseg_zoo.encoders.pretrained import POINTER_REPO_ID, TimmWeights, resolve
 # An encoder of SMP's table, the tag, the file that VITSEG_ZOO_WEIGHTS has, and the timm model that it is of.
 ENCODERS = [
     ("vz-mit_b0", "imagenet", "mit_b0.imagenet", "mit_b0"),
-    ("vz-mit_b0", "nv_in1k", "mit_b0.nv_in1k", "mit_b0"),
     ("vz-mit_pvt_b0", "in1k", "mit_pvt_b0.in1k", "mit_pvt_b0"),
     ("vz-shuffle-vit_tiny_patch16_224", "augreg_in21k", "vit_tiny_patch16_224.augreg_in21k", None),
     ("vz-vit_small_patch14_dinov2", "imagenet", "vit_small_patch14_dinov2.lvd142m", None),

@@ -565,8 +565,8 @@ def test_checkpoints_are_written_beside_their_target(tmp_path: Path, monkeypatch
     ((partial, target),) = moves
     assert target == path and partial.parent.parent == path.parent  # on the same file system
 
-    def stop(_, partial):
-        partial.write_bytes(b"half")
+    def stop(_, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", stop)

@@ -54,7 +54,7 @@ def archive_fault(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             inflated = sum(entry.file_size for entry in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError):  # damaged, of another kind, odd names
-        return "is no complete PyTorch checkpoint"
+        return "is damaged, no complete PyTorch checkpoint"
     size = path.stat().st_size
     if inflated > size + _INFLATED_BESIDES:
         return f"has {size / 1e6:.0f} MB and would be inflated to {inflated / 1e6:.0f} MB"
