@@ -5,23 +5,20 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE
 from vitseg_zoo.data.synthetic import SyntheticPets
 from vitseg_zoo.data.transforms import flip
-from vitseg_zoo.training import pictures
+from vitseg_zoo.training.callbacks import EpochPredictions
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.loop import fit, prepare
 from vitseg_zoo.training.module import SegmentationModule
+from vitseg_zoo.training.pictures import save_history
 from vitseg_zoo.training.report import write_report
-from vitseg_zoo.training.results import comparison_table
+from vitseg_zoo.training.results import comparison_table, text_table
 
 # Name -> arch, encoder_name, model_args and learning_rate of `SegmentationModule`. Both are small enough for
 # two cores: ViT-seg has 6 of its 12 blocks, the U-Net timm's smallest ResNet. Their steps cost the same.
@@ -64,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         results[name] = _train(name, datasets, predictions, folders[name], args)
         history[name] = predictions.labels
 
-    save_pictures(images, masks, history, args.out)
+    save_history(images, masks, history, PALETTE, args.out)
     background = sum(int((mask == BACKGROUND).sum()) for _, mask in datasets["test"])
     background /= COUNTS["test"] * IMAGE_SIZE**2
     trivial = (
@@ -80,15 +77,12 @@ def run(args: argparse.Namespace) -> int:
             f"{COUNTS['train']} drawn animals. Classes are pet, background and the border between. {trivial}"
         ),
         figures=[
-            (
-                "Validation pictures at the end: pets yellow, background violet, borders teal",
-                args.out / "predictions.png",
-            ),
+            ("At the end: pets yellow, background violet, borders teal", args.out / "predictions.png"),
             ("The same pictures after each epoch", args.out / "training.gif"),
         ],
     )
     print(f"\nScores on {COUNTS['test']} test pictures. {trivial}\n")
-    print(format_table(*comparison_table(results)))
+    print(text_table(*comparison_table(results)))
     print(f"\n{time.time() - started:.0f} s in all. Report: {(args.out / 'report.html').resolve()}")
     return 0
 
@@ -113,22 +107,6 @@ class QuickModule(SegmentationModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-class EpochPredictions(Callback):
-    """Keeps what each epoch predicts for the same images.
-
-    Args:
-        images: (N, C, H, W) in [0, 1].
-    """
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-        self.labels: list[np.ndarray] = []  # (N, H, W) for each epoch
-
-    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        logits = module(self.images.to(module.device))
-        self.labels.append(logits.argmax(1).to("cpu", torch.uint8).numpy())
-
-
 def _train(
     name: str,
     datasets: Mapping[str, SegmentationDataset],
@@ -144,64 +122,9 @@ def _train(
     config = RunConfig(out=folder, epochs=args.epochs, lr=learning_rate, devices="1", seed=args.seed, **sizes)
     prepare(config)
     module = QuickModule(
-        arch,
-        encoder_name,
-        None,
-        CLASS_NAMES,
-        PALETTE,
-        IMAGE_SIZE,
-        background=BACKGROUND,
-        learning_rate=learning_rate,
-        seed=args.seed,
-        channels_last=True,
-        model_args=model_args,
+        *(arch, encoder_name, None, CLASS_NAMES, PALETTE, IMAGE_SIZE),
+        **{"background": BACKGROUND, "learning_rate": learning_rate, "model_args": model_args},
+        **{"seed": args.seed, "channels_last": True},
     )
     data = SegmentationDataModule(**datasets, batch_size=BATCH_SIZE, seed=args.seed)
     return fit(module, data, config, select=None, callbacks=[predictions])
-
-
-def save_pictures(
-    images: Tensor, masks: Tensor, history: Mapping[str, list[np.ndarray]], folder: Path
-) -> None:
-    """Write predictions.png, of the last epoch, and training.gif, of all.
-
-    Args:
-        images: (N, 3, H, W) in [0, 1].
-        masks: (N, H, W) class indices.
-        history: name of a model -> labels (N, H, W) for each epoch.
-        folder: where to write.
-    """
-    tiles = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
-    truth = pictures.color(masks.numpy(), PALETTE)
-    epochs = [
-        pictures.comparison(
-            tiles, truth, {name: pictures.color(labels[epoch], PALETTE) for name, labels in history.items()}
-        )
-        for epoch in range(min(map(len, history.values())))
-    ]
-    pictures.save_png(epochs[-1], folder / "predictions.png")
-    frames = [_captioned(picture, f"epoch {number}") for number, picture in enumerate(epochs, start=1)]
-    pictures.save_gif(frames, folder / "training.gif", milliseconds=600)
-
-
-def _captioned(picture: Image.Image, caption: str) -> Image.Image:
-    canvas = Image.new("RGB", (picture.width, picture.height + 28), "white")
-    canvas.paste(picture)
-    font = ImageFont.load_default(size=16)
-    ImageDraw.Draw(canvas).text((12, picture.height + 14), caption, fill="black", font=font, anchor="lm")
-    return canvas
-
-
-def format_table(head: list[str], rows: list[list[str]]) -> str:
-    """Return a table as text: names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in (head, *rows)
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

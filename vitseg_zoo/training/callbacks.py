@@ -168,3 +168,19 @@ class PredictionGallery(Callback):
             module.eval()
             self.save(module)
             module.train(was_training)
+
+
+class EpochPredictions(Callback):
+    """Keeps what each epoch predicts for the same images.
+
+    Args:
+        images: (N, C, H, W) in [0, 1].
+    """
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+        self.labels: list[np.ndarray] = []  # (N, H, W) for each epoch
+
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        logits = module(self.images.to(module.device))
+        self.labels.append(logits.argmax(1).to("cpu", torch.uint8).numpy())

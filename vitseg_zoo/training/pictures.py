@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from vitseg_zoo.files import atomic_path
@@ -125,3 +126,38 @@ def save_curves(runs: Mapping[str, Path], path: Path) -> None:
     figure.axes[0].legend(fontsize="small")
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
+
+
+def save_history(
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    history: Mapping[str, list[np.ndarray]],
+    palette: Sequence[Sequence[int]],
+    folder: Path,
+) -> None:
+    """Write predictions.png, of the last epoch, and training.gif, of all.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        masks: (N, H, W) class indices.
+        history: name of a model -> labels (N, H, W) for each epoch.
+        palette: one RGB color (0 to 255) for each class.
+        folder: where to write.
+    """
+    tiles = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
+    truth = color(masks.numpy(), palette)
+    epochs = [
+        comparison(tiles, truth, {name: color(labels[epoch], palette) for name, labels in history.items()})
+        for epoch in range(min(map(len, history.values())))
+    ]
+    save_png(epochs[-1], folder / "predictions.png")
+    frames = [_captioned(picture, f"epoch {number}") for number, picture in enumerate(epochs, start=1)]
+    save_gif(frames, folder / "training.gif", milliseconds=600)
+
+
+def _captioned(picture: Image.Image, caption: str) -> Image.Image:
+    canvas = Image.new("RGB", (picture.width, picture.height + 28), "white")
+    canvas.paste(picture)
+    font = ImageFont.load_default(size=16)
+    ImageDraw.Draw(canvas).text((12, picture.height + 14), caption, fill="black", font=font, anchor="lm")
+    return canvas
