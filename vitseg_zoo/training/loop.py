@@ -19,7 +19,10 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
+from torch.utils.data import Subset
 
+from vitseg_zoo.cost import describe_device
+from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
@@ -30,7 +33,7 @@ from vitseg_zoo.training.finetuning import weight_averaging
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
-from vitseg_zoo.training.results import command, hardware, save_results, training_seconds, versions
+from vitseg_zoo.training.results import command, save_results, training_seconds, versions
 
 # Folders that trainings of this process write to; the system lets go of them when it ends, however it ends.
 _locks: dict[Path, FileLock] = {}
@@ -194,9 +197,10 @@ def fit(
         "seconds": training_seconds(metrics),
         "cpu_seconds": round(cpu_seconds, 1),
         "precision": precision,
-        "hardware": hardware(trainer),
+        "hardware": describe_device(trainer.strategy.root_device, trainer.world_size),
         "command": command(),
         "config": config.to_json(),
+        "measured_on": _origin(data.datasets["test"] or data.datasets["val"]),
         "versions": versions(),
     }
     save_results(results, config.out / "results.json")
@@ -246,6 +250,14 @@ def _test(trainer: Trainer, module: LightningModule, data: SegmentationDataModul
     return {
         key.removeprefix("test_"): round(float(value), 5) for key, value in trainer.callback_metrics.items()
     }
+
+
+def _origin(dataset: SegmentationDataset | None) -> dict[str, str] | None:
+    """Say which part of which folder a data set is, where its source knows it."""
+    source = getattr(dataset, "source", None)
+    while isinstance(source, Subset):
+        source = source.dataset
+    return getattr(source, "origin", None)
 
 
 def _last(config: RunConfig) -> Path:
