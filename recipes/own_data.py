@@ -22,6 +22,7 @@ from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.segmentation_folder import open_folders
 from vitseg_zoo.inference.evaluate import save_evaluated
 from vitseg_zoo.losses import CrossEntropyAndDice
+from vitseg_zoo.terminal import say
 from vitseg_zoo.training.config import JsonObject, RunConfig, read_json_object, run_from_command_line
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import warmup_cosine
@@ -94,7 +95,7 @@ def main(config: Config) -> dict:
     module.layer_decay = config.layer_decay
     parameter_groups(module.model, config.lr, 0.05, config.layer_decay)  # refuses at once what does not fit
     if config.init:
-        print(load_weights(module.model, config.init, strict=False))
+        say(load_weights(module.model, config.init, strict=False))
     if config.freeze is not None:
         freeze_blocks(module.model, config.freeze)
     if config.grad_checkpointing:

@@ -12,6 +12,7 @@ from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import IMAGE_ENDINGS, list_files
 from vitseg_zoo.data.masks import read_mask
 from vitseg_zoo.palette import distinct_colors
+from vitseg_zoo.terminal import printable
 
 _MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
 
@@ -124,7 +125,8 @@ class ImageFolders(Sequence):
             )
         lacking = [name for index, name in enumerate(self.class_names) if index not in seen]
         if lacking:
-            warnings.warn(f"no mask of {self.folder} has a pixel of {_few(lacking)}.", stacklevel=2)
+            said = f"no mask of {self.folder} has a pixel of {_few(lacking)}."
+            warnings.warn(printable(said), stacklevel=2)
         return self
 
     def _values(self, index: int) -> set[int]:
