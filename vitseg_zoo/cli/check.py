@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from vitseg_zoo.data.check import Finding, Report, check
@@ -74,6 +75,12 @@ def _text(report: Report) -> str:
         lines.append(f"  divided at random, seed {description.seed}: {description.val:.0%} to measure on")
     kind = {"gray": "gray levels", "colors": "colors"}[description.encoding.kind]
     lines.append(f"masks: {'class numbers' if description.encoding.is_plain else kind}")
+    kinds = Counter((r.channels, r.dtype) for r in report.records if r.channels)
+    lines.append(
+        "images: "
+        + ", ".join(f"{channels} x {dtype}" for channels, dtype in kinds)
+        + f", read with {description.channels} channel{'s' * (description.channels > 1)}"
+    )
     (low_h, low_w), (high_h, high_w) = report.smallest, report.largest
     lines.append(f"sizes (height x width): {low_h} x {low_w} to {high_h} x {high_w}")
     lines.append(f"{report.advice}\n")

@@ -45,6 +45,8 @@ class ImageFolders(Sequence):
         >>> image, mask = folders.check()[0]  # uint8 (H, W, 3) and uint8 (H, W)  # doctest: +SKIP
     """
 
+    channels = 3  # gray becomes RGB
+
     def __init__(self, root: str | Path, split: str, ignore_index: int | None = None) -> None:
         root = Path(root).expanduser()
         classes = root / "classes.txt"
@@ -101,7 +103,7 @@ class ImageFolders(Sequence):
         """Read all images and masks, in threads, and return itself.
 
         Raises:
-            ValueError: a file cannot be read or has more than 8 bits a channel, a mask has another size than
+            ValueError: a file cannot be read, a mask has another size than
                 its image or several channels, or masks have values that are no class; one sentence names the
                 files.
         """

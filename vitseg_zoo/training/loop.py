@@ -113,9 +113,11 @@ def fit(
         >>> fit(module, data, config)["test_last"]["miou"]  # doctest: +SKIP
         0.53
     """
+    channels = getattr(module, "channels", 3)
     for name in ("crop_size", "image_size"):
         if hasattr(config, name):
-            try_size(module, getattr(config, name), f"--{name.replace('_', '-')}", data.batch_size)
+            option = f"--{name.replace('_', '-')}"
+            try_size(module, getattr(config, name), option, data.batch_size, channels)
     for dataset in data.datasets.values():
         if dataset is not None:
             dataset.cache()  # reads all images
@@ -126,7 +128,7 @@ def fit(
     precision = _check_checkpoint(last, config) if resumed else config.precision
     if precision == "auto":
         size = getattr(config, "crop_size", config.image_size)
-        precision = choose_precision(module.model, (size, size), min(data.batch_size, 8))
+        precision = choose_precision(module.model, (size, size), min(data.batch_size, 8), channels)
     module.save_hyperparameters({"precision": precision, "batch_size": data.batch_size})
     options = {"dirpath": last.parent, "save_on_train_epoch_end": True, "enable_version_counter": False}
     savers: list[Callback] = [MovableCheckpoint(filename="last", **options)]
@@ -277,15 +279,15 @@ def _check_checkpoint(last: Path, config: RunConfig) -> str:
 
 
 @torch.no_grad()
-def try_size(module: nn.Module, size: int, option: str, batch_size: int) -> None:
-    """See whether a model takes images (B, 3, size, size), in training and to predict.
+def try_size(module: nn.Module, size: int, option: str, batch_size: int, channels: int = 3) -> None:
+    """See whether a model takes images (B, channels, size, size), in training and to predict.
 
     Raises:
         ValueError: If it does not; one sentence names the option.
     """
     module.eval()
     try:
-        module(torch.zeros(1, 3, size, size))
+        module(torch.zeros(1, channels, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:  # SMP's, ours and timm's
         raise ValueError(
             f"{option} {size} does not fit the model, give another, as {-(-size // 32) * 32}: {error}"
@@ -295,7 +297,7 @@ def try_size(module: nn.Module, size: int, option: str, batch_size: int) -> None
         return
     statistics = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        module(torch.zeros(1, 3, size, size))
+        module(torch.zeros(1, channels, size, size))
     except ValueError as error:  # a batch norm of one value
         raise ValueError(
             f"--batch-size 1 does not do for this model in training, give 2 or more: {error}"
