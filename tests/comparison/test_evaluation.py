@@ -1,4 +1,4 @@
-"""Models measured image by image: sums, files that are read again, classes by name, pictures, the commands."""
+"""Models measured image by image: sums, files that are read again, classes by name, the command."""
 
 import csv
 from pathlib import Path

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from vitseg_zoo.cost import count_macs, peak_memory, time_in_turns
+from vitseg_zoo.data.images import as_image
 from vitseg_zoo.inference.predictor import Predictor
 
 
@@ -31,7 +33,7 @@ def measure_costs(predictors: Mapping[str, Predictor], image: np.ndarray) -> dic
 
     Args:
         predictors: The models by name, all on one device.
-        image: (H, W, 3) uint8.
+        image: (H, W, C) or (H, W), as a data set gives it.
 
     Returns:
         Name -> cost.
@@ -42,7 +44,10 @@ def measure_costs(predictors: Mapping[str, Predictor], image: np.ndarray) -> dic
         3714915
     """
     device = next(iter(predictors.values())).device
-    calls = {name: lambda predictor=predictor: predictor(image) for name, predictor in predictors.items()}
+    calls = {
+        name: partial(predictor, as_image(image, predictor.channels))
+        for name, predictor in predictors.items()
+    }
     seconds = time_in_turns(calls, device)
     return {
         name: Cost(

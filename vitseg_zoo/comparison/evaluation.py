@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitseg_zoo.counts import Counts, count_pixels, scores
+from vitseg_zoo.data.images import as_image
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.inference.predictor import Predictor
 
@@ -81,7 +82,7 @@ def evaluate_images(
     for index in range(len(pairs)):
         image, truth = pairs[index]
         name = image_name(pairs, index)
-        prediction = predictor(image, probabilities=margins)
+        prediction = predictor(as_image(image, predictor.channels), probabilities=margins)
         labels = prediction.labels if to_data is None else to_data[prediction.labels]
         counts.append(np.stack(count_pixels(labels, truth, classes, ignore_index)))
         seen = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vitseg_zoo.comparison.evaluation import Evaluation, shrink
 from vitseg_zoo.comparison.runs import Run
-from vitseg_zoo.data.images import open_image
+from vitseg_zoo.data.images import open_image, to_picture
 from vitseg_zoo.training.pictures import COLUMNS, color
 
 # Vermilion of the palette of Okabe and Ito: on gray it is seen by color-blind people, too.
@@ -84,8 +84,8 @@ class Tiles:
         if index not in self._kept:
             image, mask = self.pairs[index]
             mask = shrink(mask)
-            picture = Image.fromarray(image).resize(mask.shape[::-1], Image.Resampling.BOX)
-            self._kept[index] = np.asarray(picture.convert("RGB")), mask
+            picture = Image.fromarray(to_picture(image)).resize(mask.shape[::-1], Image.Resampling.BOX)
+            self._kept[index] = np.asarray(picture), mask
         return self._kept[index]
 
     def image(self, index: int) -> str:

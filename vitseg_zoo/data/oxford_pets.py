@@ -43,7 +43,7 @@ class OxfordPets(Sequence):
         >>> image, mask = pets[0]  # uint8 (H, W, 3) and uint8 (H, W)  # doctest: +SKIP
     """
 
-    class_names, palette, ignore_index = CLASS_NAMES, PALETTE, None
+    class_names, palette, ignore_index, channels = CLASS_NAMES, PALETTE, None, 3
 
     def __init__(self, root: str | Path, split: str = "train", download: bool = False) -> None:
         if split not in ("train", "val", "trainval", "test"):
@@ -61,7 +61,9 @@ class OxfordPets(Sequence):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(  # type: ignore[override]  # no slices
+        self, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         number = self.order[index]
         paths = self.pets._images[number], self.pets._segs[number]
         try:

@@ -1,6 +1,6 @@
 """Scores of a model on whole photographs, as `vitseg predict` segments them (extra ``train``)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def evaluate(
 def save_evaluated(
     model: nn.Module,
     path: str | Path,
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    pairs: Any,
     metadata: Mapping[str, Any],
 ) -> Callable[[], dict[str, float]]:
     """Prepare to save a model that is still to be trained, with its scores.

@@ -59,16 +59,22 @@ class SegmentationDataModule(LightningDataModule):
         self.seed = seed
 
     def train_dataloader(self) -> DataLoader:
-        dataset, trainer = self.datasets["train"].cache(), self.trainer
+        dataset, trainer = self._dataset("train"), self.trainer
         sampler = EpochSampler(dataset, trainer.world_size, trainer.global_rank, seed=self.seed)
         # A last batch of one image would break batch normalization.
         return self._loader(dataset, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.datasets["val"].cache())
+        return self._loader(self._dataset("val"))
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.datasets["test"].cache())
+        return self._loader(self._dataset("test"))
+
+    def _dataset(self, split: str) -> SegmentationDataset:
+        dataset = self.datasets[split]
+        if dataset is None:
+            raise ValueError(f"There is no data set for {split}.")
+        return dataset.cache()
 
     def _loader(self, dataset: SegmentationDataset, **options) -> DataLoader:
         on_gpu = self.trainer.strategy.root_device.type != "cpu"

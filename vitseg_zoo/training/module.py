@@ -39,6 +39,8 @@ class SegmentationModule(LightningModule):
             uninterrupted one.
         channels_last: keep images and weights in the memory format torch.channels_last.
         model_args: further arguments of the architecture.
+        mean: of each channel, by which images are normalized; by default that of `encoder_weights`.
+        std: likewise, the standard deviation.
 
     Raises:
         ValueError: fewer than two classes.
@@ -66,6 +68,8 @@ class SegmentationModule(LightningModule):
         seed: int = 0,
         channels_last: bool = False,
         model_args: dict | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         class_names, palette = list(class_names), [list(color) for color in palette]
@@ -74,17 +78,19 @@ class SegmentationModule(LightningModule):
                 f"a training needs two classes or more, got {class_names}: for one kind of object, "
                 "name it and the background."
             )
+        model_args = dict(model_args or {})
         self.save_hyperparameters()
         self.model = smp.create_model(
             arch,
             encoder_name=encoder_name,
             encoder_weights=encoder_weights,
             classes=len(class_names),
-            **(model_args or {}),
+            **model_args,
         )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
-        mean, std = _normalization(encoder_name, encoder_weights)
+        usual_mean, usual_std = _normalization(encoder_name, encoder_weights)
+        mean, std = list(mean or usual_mean), list(std or usual_std)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.loss = CrossEntropy(ignore_index)
@@ -92,6 +98,11 @@ class SegmentationModule(LightningModule):
         self.train_metrics, self.val_metrics, self.test_metrics = (
             SegmentationMetrics(class_names, ignore_index, background) for _ in range(3)
         )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.hparams.model_args.get("in_channels", 3)
 
     def checkpoint_gradients(self) -> None:
         """Make the encoder trade time for memory.
@@ -112,8 +123,8 @@ class SegmentationModule(LightningModule):
         return {
             "class_names": list(self.hparams.class_names),
             "palette": [list(color) for color in self.hparams.palette],
-            "mean": self.mean.expand(1, 3, 1, 1).flatten().tolist(),
-            "std": self.std.expand(1, 3, 1, 1).flatten().tolist(),
+            "mean": self.mean.expand(1, self.channels, 1, 1).flatten().tolist(),
+            "std": self.std.expand(1, self.channels, 1, 1).flatten().tolist(),
             "input_size": [size, size] if isinstance(size, int) else list(size),
             "recipe": command(),
         }
