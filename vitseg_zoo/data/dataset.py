@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from vitseg_zoo.data.transforms import resize
 
@@ -23,8 +23,10 @@ class SegmentationDataset(Dataset):
     workers.
 
     Args:
-        source: a sequence of pairs (image, mask): uint8 (H, W, C) and class indices (H, W), of any sizes.
-        image_size: side of the square, or (height, width), in pixels.
+        source: a sequence of pairs (image, mask): uint8 (H, W, C) and class indices (H, W), of any sizes; or
+            0 and 1 (H, W, classes), where a pixel may have several classes.
+        image_size: side of the square, or (height, width), in pixels; None leaves images as they are, for an
+            `augment` that makes one size of them.
         classes: number of classes; masks hold 0 ... classes - 1, or `ignore_index`.
         ignore_index: mask value of pixels without a label; None if there are none.
         augment: pipeline called as ``augment(image=..., mask=...)`` with a `set_random_seed` method, as
@@ -41,19 +43,20 @@ class SegmentationDataset(Dataset):
     def __init__(
         self,
         source: Sequence[tuple[np.ndarray, np.ndarray]],
-        image_size: int | tuple[int, int],
+        image_size: int | tuple[int, int] | None,
         classes: int,
         ignore_index: int | None = None,
         augment: Callable | None = None,
         seed: int = 0,
     ) -> None:
         self.source = source
+        self.image_size = image_size
         self.classes = classes
         self.ignore_index = ignore_index
         self.augment = augment
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that stay
-        self._resize = resize(image_size)
+        self._resize = None if image_size is None else resize(image_size)
         self._pairs: list[tuple[np.ndarray, np.ndarray]] | None = None
 
     def __len__(self) -> int:
@@ -80,10 +83,23 @@ class SegmentationDataset(Dataset):
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = self.source[index]
         self._check(mask, index)
+        if self._resize is None:
+            return image, mask
         resized = self._resize(image=image, mask=mask)
         return resized["image"], resized["mask"]
 
+    def name(self, index: int) -> str:
+        """Name an image, by its file where the source knows it (`source.name(index)`)."""
+        source = self.source
+        while isinstance(source, Subset):
+            index, source = source.indices[index], source.dataset
+        return source.name(index) if hasattr(source, "name") else f"image {index}"
+
     def _check(self, mask: np.ndarray, index: int) -> None:
+        if mask.ndim == 3:
+            if mask.shape[2] != self.classes:
+                raise ValueError(f"mask {index} has {mask.shape[2]} channels, but there are {self.classes} classes.")
+            return
         values = np.unique(mask)
         undeclared = [int(v) for v in values if not 0 <= v < self.classes and v != self.ignore_index]
         if undeclared:
@@ -104,4 +120,5 @@ class SegmentationDataset(Dataset):
         pixels = torch.from_numpy(
             np.array(image.transpose(2, 0, 1), dtype=np.float32, order="C")
         )  # (C, H, W)
-        return pixels.div_(255), torch.from_numpy(mask.astype(np.int64))
+        target = torch.from_numpy(mask.astype(np.int64))
+        return pixels.div_(255), target if mask.ndim == 2 else target.permute(2, 0, 1).contiguous()
