@@ -1,6 +1,6 @@
 """A segmentation data set that decodes and resizes each image once, and augments it reproducibly."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -88,6 +88,11 @@ class SegmentationDataset(Dataset):
         resized = self._resize(image=image, mask=mask)
         return resized["image"], resized["mask"]
 
+    def masks(self) -> Iterator[np.ndarray]:
+        """Yield the masks as they are before augmentation."""
+        for index in range(len(self)):
+            yield (self._pairs[index] if self._pairs is not None else self._read(index))[1]
+
     def name(self, index: int) -> str:
         """Name an image, by its file where the source knows it (`source.name(index)`)."""
         source = self.source
@@ -98,7 +103,7 @@ class SegmentationDataset(Dataset):
     def _check(self, mask: np.ndarray, index: int) -> None:
         if mask.ndim == 3:
             if mask.shape[2] != self.classes:
-                raise ValueError(f"mask {index} has {mask.shape[2]} channels, but there are {self.classes} classes.")
+                raise ValueError(f"mask {index} has {mask.shape[2]} channels for {self.classes} classes.")
             return
         values = np.unique(mask)
         undeclared = [int(v) for v in values if not 0 <= v < self.classes and v != self.ignore_index]

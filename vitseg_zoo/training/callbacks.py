@@ -68,8 +68,8 @@ class FiniteLoss(Callback):
             more = f" and {len(names) - 8} more" if len(names) > 8 else ""
             where += f"batch {batch + 1}, of {', '.join(map(printable, names[:8]))}{more}"
         raise TrainingStopped(
-            f"the loss is {losses[wrong]} in {where}: give a lower --lr, --gradient-clip-val 1 or --precision "
-            "32-true, and look at these images and masks."
+            f"the loss is {losses[wrong]} in {where}: give a lower --lr, --gradient-clip-val 1 or "
+            "--precision 32-true, and look at these images and masks."
         )
 
 
@@ -130,8 +130,7 @@ class EpochLog(Callback):
         left = (now - self.started) / (trainer.global_step - self.first_step) * steps_left
         of = "" if trainer.max_epochs == -1 else f"/{trainer.max_epochs}"
         module.print(
-            f"epoch {done}{of}  {scores}  {row['seconds']:.1f} s, "
-            f"{timedelta(seconds=round(left))} left",
+            f"epoch {done}{of}  {scores}  {row['seconds']:.1f} s, {timedelta(seconds=round(left))} left",
             flush=True,
         )
 
@@ -153,12 +152,14 @@ class PredictionGallery(Callback):
         pairs = [dataset[index] for index in range(min(count, len(dataset)))]
         self.images = torch.stack([image for image, _ in pairs])  # (N, C, H, W) in [0, 1]
         self.masks = torch.stack([mask for _, mask in pairs])  # (N, H, W)
+        if self.masks.ndim == 4:
+            self.masks = _top_label(self.masks)
         self.folder = Path(folder)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        tiles = pictures.color(self._predict(module), module.hparams.palette)
+        tiles = pictures.color(self._predict(module), self._palette(module))
         target = self.folder / "epochs" / f"{trainer.current_epoch:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         pictures.save_png(pictures.frame(tiles, f"epoch {trainer.current_epoch + 1}"), target)
@@ -167,12 +168,18 @@ class PredictionGallery(Callback):
         labels = []
         with torch.no_grad(), module.trainer.precision_plugin.forward_context():
             for image in self.images.split(8):
-                labels.append(module(image.to(module.device)).argmax(1).to("cpu", torch.uint8))
+                found = module.labels(module(image.to(module.device)))
+                labels.append((found if found.ndim == 3 else _top_label(found)).to("cpu", torch.uint8))
         return torch.cat(labels).numpy()
+
+    @staticmethod
+    def _palette(module: LightningModule) -> list[list[int]]:
+        background = [] if module.hparams.mode == "multiclass" else [[0, 0, 0]]
+        return background + module.hparams.palette
 
     def save(self, module: LightningModule) -> None:
         """Write predictions.png and training.gif from the module as it is and the epochs so far."""
-        palette = module.hparams.palette
+        palette = self._palette(module)
         images = (self.images[:, :3] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         pictures.save_png(
             pictures.comparison(
@@ -194,6 +201,12 @@ class PredictionGallery(Callback):
             module.eval()
             self.save(module)
             module.train(was_training)
+
+
+def _top_label(present: torch.Tensor) -> torch.Tensor:
+    """Make one label (N, H, W) of several (N, classes, H, W): 1 + the last class that is there, or 0."""
+    numbers = torch.arange(1, present.shape[1] + 1, device=present.device).view(1, -1, 1, 1)
+    return (present * numbers).amax(1)
 
 
 class EpochPredictions(Callback):
