@@ -5,6 +5,7 @@ published mIoU does not: it sums one confusion matrix over all pixels of a split
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class SegmentationMetrics(Metric):
         class_names: one name for each class, in order.
         ignore_index: value of mask pixels that count nowhere; None if there are none.
         background: class whose true pixels the micro IoU leaves out; None for none.
+        kwargs: of `torchmetrics.Metric`.
 
     Example:
         >>> metrics = SegmentationMetrics(["pet", "background"])
@@ -66,9 +68,13 @@ class SegmentationMetrics(Metric):
     full_state_update = False
 
     def __init__(
-        self, class_names: Sequence[str], ignore_index: int | None = None, background: int | None = None
+        self,
+        class_names: Sequence[str],
+        ignore_index: int | None = None,
+        background: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**kwargs)
         self.class_names = tuple(class_names)
         self.ignore_index = ignore_index
         self.background = background

@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ from vitseg_zoo.training.results import comparison_table, text_table
 
 # Name -> arch, encoder_name, model_args and learning_rate of `SegmentationModule`. Both are small enough for
 # two cores: ViT-seg has 6 of its 12 blocks, the U-Net timm's smallest ResNet. Their steps cost the same.
-MODELS = {
+MODELS: dict[str, tuple[str, str, dict[str, Any], float]] = {
     "ViT-seg": ("vitseg", "vz-vitseg_tiny_patch16_128", {"encoder_blocks": 6}, 1.5e-3),
     "U-Net": ("unet", "tu-test_resnet", {"decoder_channels": (96, 64, 32, 16, 16)}, 4e-3),
 }
@@ -62,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
         history[name] = predictions.labels
 
     save_history(images, masks, history, PALETTE, args.out)
-    background = sum(int((mask == BACKGROUND).sum()) for _, mask in datasets["test"])
-    background /= COUNTS["test"] * IMAGE_SIZE**2
+    pixels = sum(int((mask == BACKGROUND).sum()) for _, mask in datasets["test"])
+    background = pixels / (COUNTS["test"] * IMAGE_SIZE**2)
     trivial = (
         f"To call every pixel background would be right for {background:.1%} of the pixels, "
         f"with a mean IoU of {background / len(CLASS_NAMES):.1%}."
@@ -118,13 +119,28 @@ def _train(
     for earlier in ("metrics.csv", "checkpoints/last.ckpt"):  # of a quickstart before this one
         (folder / earlier).unlink(missing_ok=True)
     arch, encoder_name, model_args, learning_rate = MODELS[name]
-    sizes = {"batch_size": BATCH_SIZE, "image_size": IMAGE_SIZE}
-    config = RunConfig(out=folder, epochs=args.epochs, lr=learning_rate, devices="1", seed=args.seed, **sizes)
+    config = RunConfig(
+        out=folder,
+        epochs=args.epochs,
+        batch_size=BATCH_SIZE,
+        lr=learning_rate,
+        image_size=IMAGE_SIZE,
+        devices="1",
+        seed=args.seed,
+    )
     prepare(config)
     module = QuickModule(
-        *(arch, encoder_name, None, CLASS_NAMES, PALETTE, IMAGE_SIZE),
-        **{"background": BACKGROUND, "learning_rate": learning_rate, "model_args": model_args},
-        **{"seed": args.seed, "channels_last": True},
+        arch,
+        encoder_name,
+        None,
+        CLASS_NAMES,
+        PALETTE,
+        IMAGE_SIZE,
+        background=BACKGROUND,
+        learning_rate=learning_rate,
+        seed=args.seed,
+        channels_last=True,
+        model_args=model_args,
     )
     data = SegmentationDataModule(**datasets, batch_size=BATCH_SIZE, seed=args.seed)
     return fit(module, data, config, select=None, callbacks=[predictions])

@@ -103,9 +103,10 @@ def check(path: str | Path, progress: Callable[[int, int], None] | None = None) 
     if path.is_dir() and (path / FILE_NAME).is_file():
         path = path / FILE_NAME
     if path.is_file():
-        description: DatasetDescription | None = read_description(path)
-        root, files = description.root, list_files(description.root)
-        matched = description.match(files)
+        known = read_description(path)
+        description: DatasetDescription | None = known
+        root, files = known.root, list_files(known.root)
+        matched = known.match(files)
     else:
         description = None
         root, parts, matched, files = find_parts(path)
@@ -299,16 +300,20 @@ def _unreadable(records: Sequence[Record]) -> list[Finding]:
                 files,
             )
         )
-    sizes = [r for r in records if r.image_size and r.mask_size and r.image_size != r.mask_size]
+    sizes = [
+        (record, *record.image_size, *record.mask_size)
+        for record in records
+        if record.image_size and record.mask_size and record.image_size != record.mask_size
+    ]
     if sizes:
-        (height, width), (mask_height, mask_width) = sizes[0].image_size, sizes[0].mask_size
+        _, height, width, mask_height, mask_width = sizes[0]
         findings.append(
             Finding(
                 "error",
                 f"{_number(sizes, 'mask')} of another size than the image; the first is "
                 f"{mask_height} x {mask_width}, its image {height} x {width} (height x width).",
                 "Export them at the image's size; if sides are swapped, an EXIF orientation was lost.",
-                tuple(record.pair.masks[0] for record in sizes),
+                tuple(record.pair.masks[0] for record, *_ in sizes),
             )
         )
     return findings

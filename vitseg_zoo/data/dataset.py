@@ -1,7 +1,8 @@
 """A segmentation data set that decodes and resizes each image once, and augments it reproducibly."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class SegmentationDataset(Dataset):
         image_size: int | tuple[int, int] | None,
         classes: int,
         ignore_index: int | None = None,
-        augment: Callable | None = None,
+        augment: Any = None,
         seed: int = 0,
     ) -> None:
         self.source = source

@@ -78,7 +78,9 @@ class ImageFolders(Sequence):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(  # type: ignore[override]  # no slices
+        self, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
         image = read_image(image_path)
         mask = read_mask(mask_path)

@@ -60,7 +60,9 @@ class OxfordPets(Sequence):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(  # type: ignore[override]  # no slices
+        self, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         number = self.order[index]
         paths = self.pets._images[number], self.pets._segs[number]
         try:

@@ -57,7 +57,9 @@ class SegmentationFolder(Sequence):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(  # type: ignore[override]  # no slices
+        self, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         pair = self.pairs[index]
         image = read_image(self.description.root / pair.image)
         mask = read_classes(self.description, pair)

@@ -90,7 +90,8 @@ def predict_labels(
         model = model.module
         image = image.to(next(model.parameters()).device)  # as the wrapper would
     height, width = image.shape[2:]
-    head, decoder = getattr(model, "segmentation_head", None), getattr(model, "decoder", None)
+    head: Any = getattr(model, "segmentation_head", None)
+    decoder: Any = getattr(model, "decoder", None)
     layers = _row_layers(head)
     if layers is None or not _runs_in_parts(model):
         return _labels_of(model(image), model, (height, width), size, dtype)

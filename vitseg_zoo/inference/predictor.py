@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from vitseg_zoo.inference.tiles import ReadRows, blend_tiles
 from vitseg_zoo.weights.metadata import FITS
 from vitseg_zoo.weights.saving import load_model
 
-ImageLike = np.ndarray | torch.Tensor | Image.Image | str | Path
+ImageLike: TypeAlias = np.ndarray | torch.Tensor | Image.Image | str | Path
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ class Predictor:
             ValueError: If an image cannot be read, or has other channels than the model takes.
         """
         is_many = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
-        arrays = [self._as_array(image) for image in images] if is_many else [self._as_array(images)]
+        every: Any = images if is_many else [images]
+        arrays = [self._as_array(image) for image in every]
         results: list[Prediction] = []
         while len(results) < len(arrays):
             first = len(results)
@@ -178,7 +179,12 @@ class Predictor:
         rows: list[np.ndarray] = []
         blocks = blend_tiles(
             lambda tiles: self._logits(self._to_pixels(tiles)),
-            *(read, size, self.size, self.overlap, self.batch_size, first_row),
+            read,
+            size,
+            self._size(),
+            self.overlap,
+            self.batch_size,
+            first_row,
         )
         for _, left, logits in blocks:
             rows.append(self._labels(nn.Identity(), logits[None], None)[0])
@@ -219,11 +225,16 @@ class Predictor:
     def _fitted(self, height: int, width: int) -> tuple[int, int]:
         """Return the size at which the model sees an image."""
         if self.fit == "squeeze":
-            return self.size
+            return self._size()
         if self.fit == "shorter_side":
-            scale = min(self.size) / min(height, width)
-            return tuple(max(round(side * scale / 32), 1) * 32 for side in (height, width))
+            scale = min(self._size()) / min(height, width)
+            height, width = (max(round(side * scale / 32), 1) * 32 for side in (height, width))
+            return height, width
         return -(-height // 32) * 32, -(-width // 32) * 32
+
+    def _size(self) -> tuple[int, int]:
+        assert self.size is not None  # of every `fit` but "whole"
+        return self.size
 
     def _to_pixels(self, images: np.ndarray) -> torch.Tensor:
         """Bring (B, h, w, C) or (B, h, w) to (B, C, h, w), normalized, on the device."""
@@ -254,7 +265,10 @@ class Predictor:
         for top, left, block in blend_tiles(
             lambda tiles: self._logits(self._to_pixels(tiles)),
             lambda top, bottom: image[top:bottom],
-            *(image.shape[:2], self.size, self.overlap, self.batch_size),
+            (image.shape[0], image.shape[1]),
+            self._size(),
+            self.overlap,
+            self.batch_size,
         ):
             if whole is None:
                 whole = block.new_empty(1, len(block), *image.shape[:2])

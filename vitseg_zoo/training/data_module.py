@@ -92,7 +92,7 @@ class SegmentationDataModule(LightningDataModule):
         Args:
             count: How many images.
         """
-        train, size = self.datasets["train"], self.datasets["val"].image_size
+        train, size = self._dataset("train"), self._dataset("val").image_size
         few, often = (
             SegmentationDataset(
                 Subset(train.source, [index % count for index in range(length)]),
@@ -105,7 +105,7 @@ class SegmentationDataModule(LightningDataModule):
         self.datasets = {"train": often, "val": few, "test": None}
 
     def train_dataloader(self) -> DataLoader:
-        dataset, trainer = self.datasets["train"].cache(), self.trainer
+        dataset, trainer = self._dataset("train").cache(), self.trainer
         sampler = EpochSampler(dataset, trainer.world_size, trainer.global_rank, seed=self.seed)
         # A last batch of one image would break batch normalization.
         return self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True)
@@ -118,16 +118,22 @@ class SegmentationDataModule(LightningDataModule):
         return [loader.dataset.name(index) for index in batch]
 
     def val_dataloader(self) -> DataLoader:
-        return self._measured(self.datasets["val"].cache())
+        return self._measured(self._dataset("val").cache())
 
     def test_dataloader(self) -> DataLoader:
-        return self._measured(self.datasets["test"].cache())
+        return self._measured(self._dataset("test").cache())
 
     def _measured(self, dataset: SegmentationDataset) -> DataLoader:
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
         if world_size == 1:
             return self._loader(dataset, batch_size=self.batch_size)
         return self._loader(dataset, batch_sampler=divide(len(dataset), self.batch_size, world_size, rank))
+
+    def _dataset(self, split: str) -> SegmentationDataset:
+        dataset = self.datasets[split]
+        if dataset is None:
+            raise ValueError(f"There is no data set for {split}.")
+        return dataset
 
     def _loader(self, dataset: SegmentationDataset, **options) -> DataLoader:
         on_gpu = self.trainer.strategy.root_device.type != "cpu"
