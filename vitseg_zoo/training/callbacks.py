@@ -180,7 +180,7 @@ class PredictionGallery(Callback):
     def save(self, module: LightningModule) -> None:
         """Write predictions.png and training.gif from the module as it is and the epochs so far."""
         palette = self._palette(module)
-        images = (self.images[:, :3] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        images = pictures.from_tensors(self.images)
         pictures.save_png(
             pictures.comparison(
                 images,

@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from vitseg_zoo.terminal import printable, say
+
 # Options that say where and for how long, not what is trained: a resumed training may change them.
 _MAY_CHANGE = {
     *("out", "data", "resume", "epochs", "max_steps", "early_stopping", "num_workers"),
@@ -182,7 +184,7 @@ def from_command_line(
             )
     except SystemExit as stop:
         if stop.code:
-            print(_one_line(shown.getvalue()), file=sys.stderr)
+            say(_one_line(shown.getvalue()), file=sys.stderr)
         raise
 
 
@@ -227,7 +229,8 @@ def one_line_errors() -> Iterator[None]:
             raise
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         # SMP would list hundreds of encoders; some libraries' messages have several lines.
-        raise SystemExit(" ".join(message.partition(", supported encoders")[0].split())) from error
+        message = " ".join(message.partition(", supported encoders")[0].split())
+        raise SystemExit(printable(message)) from error
 
 
 def run_from_command_line(

@@ -10,6 +10,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ from torch import nn
 
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
+from vitseg_zoo.terminal import say
 from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
-from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, ModelCheckpoint
+from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import weight_averaging
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
-from vitseg_zoo.training.results import command, hardware, save_results, training_seconds, versions
+from vitseg_zoo.training.results import command, hardware, save_results, summary, training_seconds, versions
 
 # Folders that trainings of this process write to; the system lets go of them when it ends, however it ends.
 _locks: dict[Path, FileLock] = {}
@@ -116,9 +118,11 @@ def fit(
     """
     if config.overfit:
         data.overfit(config.overfit)
+    channels = getattr(module, "channels", 3)
     for name in ("crop_size", "image_size"):
         if hasattr(config, name):
-            try_size(module, getattr(config, name), f"--{name.replace('_', '-')}", data.batch_size)
+            option = f"--{name.replace('_', '-')}"
+            try_size(module, getattr(config, name), option, data.batch_size, channels)
     for dataset in data.datasets.values():
         if dataset is not None:
             dataset.cache()  # reads all images
@@ -129,24 +133,25 @@ def fit(
     precision = _check_checkpoint(last, config) if resumed else config.precision
     if precision == "auto":
         size = getattr(config, "crop_size", config.image_size)
-        precision = choose_precision(module.model, (size, size), min(data.batch_size, 8))
+        precision = choose_precision(module.model, (size, size), min(data.batch_size, 8), channels)
     if config.grad_checkpointing:
         module.checkpoint_gradients()
     if config.compile:
         module.model.compile()
     module.save_hyperparameters({"precision": precision, "batch_size": data.batch_size})
     options = {"dirpath": last.parent, "save_on_train_epoch_end": True, "enable_version_counter": False}
-    savers: list[Callback] = [ModelCheckpoint(filename="last", **options)]
+    savers: list[Callback] = [MovableCheckpoint(filename="last", **options)]
     if select is not None:
-        savers.insert(0, ModelCheckpoint(filename="best", monitor=select, mode="max", **options))
+        savers.insert(0, MovableCheckpoint(filename="best", monitor=select, mode="max", **options))
     if config.ema is not None:
         savers.insert(0, weight_averaging(config.ema))
     if config.early_stopping is not None:
         savers.append(EarlyStopping("val_miou", mode="max", patience=config.early_stopping, min_delta=0.0))
     # FSDP has its own way of writing checkpoints, and takes no other.
     plugins = [] if "fsdp" in config.strategy else [AtomicCheckpointIO()]
-    interactive = sys.stdout.isatty() or "ipykernel" in sys.modules
-    progress: list[Callback] = [RichProgressBar()] if sys.stdout.isatty() else []
+    # Where no bar can be drawn, a line an epoch says enough.
+    has_bar = sys.stdout.isatty() or ("ipykernel" in sys.modules and find_spec("ipywidgets") is not None)
+    progress: list[Callback] = [RichProgressBar()] if has_bar else []
     trainer = Trainer(
         **{
             "max_epochs": config.epochs,
@@ -169,7 +174,7 @@ def fit(
                 *progress,
             ],
             "plugins": plugins,
-            "enable_progress_bar": interactive,
+            "enable_progress_bar": has_bar,
             "enable_model_summary": False,
             "logger": False,
             "num_sanity_val_steps": 0,
@@ -179,7 +184,7 @@ def fit(
     )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     counts = [f"{len(dataset)} {split}" for split, dataset in data.datasets.items() if dataset is not None]
-    print(
+    say(
         f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
         f"precision {precision}, {', '.join(counts)} images",
         flush=True,
@@ -221,7 +226,9 @@ def fit(
         "versions": versions(),
     }
     save_results(results, config.out / "results.json")
-    print(json.dumps(scores, indent=2))
+    for kind, values in scores.items():
+        say(f"{kind.removeprefix('test_')}: {summary(values)}")
+    say(f"written to {config.out}: results.json and what goes with it")
     if lock := _locks.pop(config.out.resolve(), None):
         lock.release()
     return results
@@ -243,10 +250,10 @@ def _train(
     try:
         trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
     except SIGTERMException:
-        print(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
+        say(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to Ctrl-C
-        print(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
+        say(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise KeyboardInterrupt from None
     except torch.OutOfMemoryError as error:
         raise TrainingStopped(out_of_memory(config, data.batch_size)) from error
@@ -280,7 +287,7 @@ def _find_lr(trainer: Trainer, module: LightningModule, data: SegmentationDataMo
     found = finder.suggestion() if finder else None
     if found is None:
         raise ValueError("No learning rate between 1e-8 and 1 made the loss fall: look at images and masks.")
-    print(f"the loss fell fastest at a learning rate of {found:.1e}: train with --lr {found:.1e}", flush=True)
+    say(f"the loss fell fastest at a learning rate of {found:.1e}: train with --lr {found:.1e}", flush=True)
     return found
 
 
@@ -320,15 +327,15 @@ def _check_checkpoint(last: Path, config: RunConfig) -> str:
 
 
 @torch.no_grad()
-def try_size(module: nn.Module, size: int, option: str, batch_size: int) -> None:
-    """See whether a model takes images (B, 3, size, size), in training and to predict.
+def try_size(module: nn.Module, size: int, option: str, batch_size: int, channels: int = 3) -> None:
+    """See whether a model takes images (B, channels, size, size), in training and to predict.
 
     Raises:
         ValueError: If it does not; one sentence names the option.
     """
     module.eval()
     try:
-        module(torch.zeros(1, 3, size, size))
+        module(torch.zeros(1, channels, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:  # SMP's, ours and timm's
         raise ValueError(
             f"{option} {size} does not fit the model, give another, as {-(-size // 32) * 32}: {error}"
@@ -338,7 +345,7 @@ def try_size(module: nn.Module, size: int, option: str, batch_size: int) -> None
         return
     statistics = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        module(torch.zeros(1, 3, size, size))
+        module(torch.zeros(1, channels, size, size))
     except ValueError as error:  # a batch norm of one value
         raise ValueError(
             f"--batch-size 1 does not do for this model in training, give 2 or more: {error}"

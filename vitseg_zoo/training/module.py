@@ -42,6 +42,8 @@ class SegmentationModule(LightningModule):
         mode: SMP's word: "multiclass"; "binary" for one class, whose masks hold 0 and 1 and whose logit is
             positive where it is; "multilabel" for classes that a pixel may have several of, with masks
             (B, classes, H, W) of 0 and 1.
+        mean: of each channel, by which images are normalized; by default that of `encoder_weights`.
+        std: likewise, the standard deviation.
 
     Raises:
         ValueError: fewer than two classes, or more than one that is binary.
@@ -70,6 +72,8 @@ class SegmentationModule(LightningModule):
         channels_last: bool = False,
         model_args: dict | None = None,
         mode: str = "multiclass",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         class_names, palette = list(class_names), [list(color) for color in palette]
@@ -81,17 +85,19 @@ class SegmentationModule(LightningModule):
             )
         if mode == "binary" and len(class_names) != 1:
             raise ValueError(f'mode="binary" is for one class beside the background, got {class_names}.')
+        model_args = dict(model_args or {})
         self.save_hyperparameters()
         self.model = smp.create_model(
             arch,
             encoder_name=encoder_name,
             encoder_weights=encoder_weights,
             classes=len(class_names),
-            **(model_args or {}),
+            **model_args,
         )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
-        mean, std = _normalization(encoder_name, encoder_weights)
+        usual_mean, usual_std = _normalization(encoder_name, encoder_weights)
+        mean, std = list(mean or usual_mean), list(std or usual_std)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.loss = (
@@ -107,6 +113,11 @@ class SegmentationModule(LightningModule):
             else SegmentationMetrics(measured, ignore_index, background)
             for _ in range(3)
         )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.hparams.model_args.get("in_channels", 3)
 
     def checkpoint_gradients(self) -> None:
         """Make the encoder trade time for memory.
@@ -127,8 +138,8 @@ class SegmentationModule(LightningModule):
         return {
             "class_names": list(self.hparams.class_names),
             "palette": [list(color) for color in self.hparams.palette],
-            "mean": self.mean.expand(1, 3, 1, 1).flatten().tolist(),
-            "std": self.std.expand(1, 3, 1, 1).flatten().tolist(),
+            "mean": self.mean.expand(1, self.channels, 1, 1).flatten().tolist(),
+            "std": self.std.expand(1, self.channels, 1, 1).flatten().tolist(),
             "input_size": [size, size] if isinstance(size, int) else list(size),
             "recipe": command(),
         }
