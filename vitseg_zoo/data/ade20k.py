@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from vitseg_zoo.class_names import ADE20K_CLASSES, ADE20K_PALETTE
 from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.masks import read_mask
-from vitseg_zoo.weights.class_names import ADE20K_CLASSES, ADE20K_PALETTE
 
 
 class Ade20k(Sequence):

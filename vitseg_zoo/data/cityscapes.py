@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torchvision.datasets
 
+from vitseg_zoo.class_names import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.masks import read_mask
-from vitseg_zoo.weights.class_names import CITYSCAPES_CLASSES, CITYSCAPES_PALETTE
 
 # Labels of the files (labelIds) -> the 19 classes (train ids), and 255.
 _TRAIN_IDS = np.full(256, 255, np.uint8)
