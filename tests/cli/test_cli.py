@@ -39,7 +39,8 @@ def test_a_wrong_command_ends_with_what_there_is(arguments: list[str], capsys) -
 )
 def test_a_missing_extra_is_named(command: str, module: str, extra: str, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # importing it fails
-    monkeypatch.delitem(sys.modules, "vitseg_zoo.cli.quickstart", raising=False)
+    for loaded in ("vitseg_zoo.cli.quickstart", "vitseg_zoo.training.loop"):  # imported anew
+        monkeypatch.delitem(sys.modules, loaded, raising=False)
     assert main(command.split()) == 1
     package, name = module.partition(".")[0], command.split()[0]
     assert capsys.readouterr().err == (

@@ -43,7 +43,7 @@ class OxfordPets(Sequence):
         >>> image, mask = pets[0]  # uint8 (H, W, 3) and uint8 (H, W)  # doctest: +SKIP
     """
 
-    class_names, palette, ignore_index = CLASS_NAMES, PALETTE, None
+    class_names, palette, ignore_index, channels = CLASS_NAMES, PALETTE, None, 3
 
     def __init__(self, root: str | Path, split: str = "train", download: bool = False) -> None:
         if split not in ("train", "val", "trainval", "test"):

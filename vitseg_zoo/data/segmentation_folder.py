@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, list_files, split_lists
 from vitseg_zoo.data.masks import Proposal, propose
 from vitseg_zoo.data.oxford_pets import OxfordPets
-from vitseg_zoo.data.survey import Record, read_masks, survey
+from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
+
+_LOOKED_AT = 16  # images that say how many channels all have, where there is no dataset.yaml
 
 
 class SegmentationFolder(Sequence):
@@ -30,6 +33,7 @@ class SegmentationFolder(Sequence):
         class_names: Names of the classes.
         palette: Their colors (red, green, blue).
         ignore_index: Value of pixels without a label in the masks that come out; None if there are none.
+        channels: Of the images.
         pairs: The files.
 
     Raises:
@@ -49,6 +53,7 @@ class SegmentationFolder(Sequence):
         self.class_names = self.description.class_names
         self.palette = self.description.palette
         self.ignore_index = self.description.ignore_index
+        self.channels = self.description.channels
         matched = self.description.match()[split]
         if not matched.pairs:
             raise FileNotFoundError(f"{path} has no images with masks for {split}.")
@@ -61,7 +66,7 @@ class SegmentationFolder(Sequence):
         self, index: int
     ) -> tuple[np.ndarray, np.ndarray]:
         pair = self.pairs[index]
-        image = read_image(self.description.root / pair.image)
+        image = read_image(self.description.root / pair.image, self.channels)
         mask = read_classes(self.description, pair)
         if mask.shape != image.shape[:2]:
             raise ValueError(
@@ -69,6 +74,10 @@ class SegmentationFolder(Sequence):
                 f"its image is {image.shape[1]} x {image.shape[0]}."
             )
         return image, mask
+
+    def name(self, index: int) -> str:
+        """Return the path of an image, relative to the data's folder."""
+        return self.pairs[index].image
 
 
 def open_folders(
@@ -84,7 +93,8 @@ def open_folders(
         pets: The folder is that of the Oxford-IIIT Pet data set.
 
     Returns:
-        One sequence of pairs (image, mask) for each part, with `class_names`, `palette` and `ignore_index`.
+        One sequence of pairs (image, mask) for each part, with `class_names`, `palette`, `ignore_index` and
+        `channels`.
     """
     if pets:
         return [OxfordPets(path, split) for split in splits]
@@ -121,7 +131,9 @@ def load_description(path: str | Path) -> DatasetDescription:
         return read_description(path / FILE_NAME)
     root, parts, matched, files = find_parts(path)
     pairs = [(split, pair) for split, found in matched.items() for pair in found.pairs]
-    return describe(root, parts, files, survey(root, pairs, images=False))[0]
+    description = describe(root, parts, files, survey(root, pairs, images=False))[0]
+    some = pairs[:: max(1, len(pairs) // _LOOKED_AT)]
+    return replace(description, channels=choose_channels(survey(root, some, masks=False)))
 
 
 def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], list[str]]:
@@ -185,6 +197,7 @@ def describe(
         names, name_colors = read_class_file(root / class_file)
     found = propose(gray, colors, names, name_colors, palette if one_palette else None)
     description = DatasetDescription(
-        root, parts, found.encoding, found.class_names, found.palette, found.ignore_index
+        *(root, parts, found.encoding, found.class_names, found.palette, found.ignore_index),
+        channels=choose_channels(kept),
     )
     return description, found, kept

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
-from vitseg_zoo.data.images import MODES, read_image
+from vitseg_zoo.data.images import as_image, read_image, to_unit
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.predict_labels import predict_labels
 from vitseg_zoo.inference.tiles import ReadRows, blend_tiles
@@ -137,7 +137,8 @@ class Predictor:
 
         Args:
             images: One image or a list of them: a path, a PIL image, an array (H, W, C) or (H, W), or a
-                tensor (C, H, W), of whole numbers from 0 to 255 or floats from 0 to 1. Arrays (B, H, W, C)
+                tensor (C, H, W), of whole numbers of 8 or 16 bits, which are divided by the largest of their
+                type, or floats as the training's, of photographs from 0 to 1. Arrays (B, H, W, C)
                 and tensors (B, C, H, W) are many images.
             probabilities: Give the probabilities of all classes, too. Of a model of one class, that of it.
             confidence: Give the probability of each pixel's label, too.
@@ -239,8 +240,10 @@ class Predictor:
     def _to_pixels(self, images: np.ndarray) -> torch.Tensor:
         """Bring (B, h, w, C) or (B, h, w) to (B, C, h, w), normalized, on the device."""
         images = images.reshape(*images.shape[:3], -1)
+        if images.dtype != np.uint8:
+            images = to_unit(images)
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).contiguous()
-        pixels = pixels.float() if pixels.is_floating_point() else pixels / 255
+        pixels = pixels if pixels.is_floating_point() else pixels / 255
         return (pixels - self._mean.to(self.device)) / self._std.to(self.device)
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -283,12 +286,13 @@ class Predictor:
 
     def _as_array(self, image: ImageLike) -> np.ndarray:
         """Return an image as (H, W, C) or (H, W), uint8 or float32."""
-        if isinstance(image, str | Path | Image.Image) and self.channels not in MODES:
-            raise ValueError(f"the model takes {self.channels} channels, but photographs have 3 or 1.")
         if isinstance(image, str | Path):
             return read_image(Path(image), self.channels)
         if isinstance(image, Image.Image):
-            return np.asarray(ImageOps.exif_transpose(image).convert(MODES[self.channels]))
+            try:
+                return as_image(np.asarray(_plain_mode(ImageOps.exif_transpose(image))), self.channels)
+            except ValueError as error:
+                raise ValueError(f"the image {error}.") from None
         if isinstance(image, torch.Tensor):
             array = np.moveaxis(image.detach().cpu().numpy(), 0, -1) if image.ndim == 3 else image.numpy()
         else:
@@ -301,9 +305,16 @@ class Predictor:
             )
         if np.issubdtype(array.dtype, np.floating):
             return array.astype(np.float32, copy=False)
-        if array.dtype != np.uint8:
-            raise ValueError(f"an image should have 8-bit numbers or floats from 0 to 1, got {array.dtype}.")
+        if array.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                "an image should have whole numbers of 8 or 16 bits without sign, or floats, "
+                f"got {array.dtype}."
+            )
         return array
+
+
+def _plain_mode(image: Image.Image) -> Image.Image:
+    return image.convert("RGB") if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV") else image
 
 
 def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, Any]) -> np.ndarray:
