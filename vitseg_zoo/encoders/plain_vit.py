@@ -144,7 +144,7 @@ class TimmViT(TimmEncoder):
         """Channels of a token."""
         return self.model.feature_info[0]["num_chs"]
 
-    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def maps(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map an image (B, C, H, W) to maps (B, D, ceil(H / p), ceil(W / p)) of the chosen blocks.
 
         Images are padded with zeros at the right and bottom to whole patches. Class and register tokens are
@@ -155,8 +155,11 @@ class TimmViT(TimmEncoder):
             height, width = x.shape[2:]
             if height % self.patch_size or width % self.patch_size:
                 x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        indices = self._blocks(len(self.model.feature_info))
-        return self._runner(self.model, x, indices=indices, norm=self._norm)
+        return self.model(x, run=self._intermediates)
+
+    def _intermediates(self, model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        indices = self._blocks(len(model.feature_info))
+        return tuple(self._runner(model, x, indices=indices, norm=self._norm))  # backward hooks take no list
 
 
 class PlainViTEncoder(TimmViT):
@@ -217,4 +220,4 @@ class PlainViTEncoder(TimmViT):
             run: What is called with the timm model and the image instead, and whose result is returned: for
                 heads that put tokens of their own among the ViT's. Hooks and FSDP see this call.
         """
-        return [x, *self.maps(x)] if run is None else run(self.model, x)
+        return [x, *self.maps(x)] if run is None else self.model(x, run=run)
