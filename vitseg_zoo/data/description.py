@@ -11,6 +11,7 @@ import yaml
 
 from vitseg_zoo.data.class_files import Color, parse_color
 from vitseg_zoo.data.coco import is_coco, match_coco
+from vitseg_zoo.data.images import MAX_CHANNELS
 from vitseg_zoo.data.layouts import Matched, Part, list_files, match, split_names
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding, pack
 from vitseg_zoo.files import atomic_path
@@ -36,6 +37,7 @@ class DatasetDescription:
         ignore_index: Class number of pixels without a label, or None if there are none.
         val: Share of the images that are measured on, where `parts` has only "all".
         seed: Seed of that division.
+        channels: How many channels images are read with, as `vitseg_zoo.data.images.read_image` does.
     """
 
     root: Path
@@ -46,6 +48,7 @@ class DatasetDescription:
     ignore_index: int | None
     val: float = 0.2
     seed: int = 0
+    channels: int = 3
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -116,6 +119,7 @@ def write_description(description: DatasetDescription, path: Path) -> None:
     }
     if set(description.parts) == {"all"}:
         content["split_at_random"] = {"val": description.val, "seed": description.seed}
+    content["channels"] = description.channels
     content["masks"] = encoding.kind
     if encoding.snap:
         content["snap"] = True
@@ -222,6 +226,9 @@ def _parse(content: Any, path: Path) -> DatasetDescription:
     if kind not in ("gray", "colors"):
         raise _Invalid(f"masks should be gray or colors, got {kind[:60]!r}.")
     names, palette, values = _parse_classes(content, kind)
+    channels = _take(content, "channels", int, 3)
+    if not 0 < channels <= MAX_CHANNELS:
+        raise _Invalid(f"channels should be in range [1, {MAX_CHANNELS}], got {channels}.")
     divided = _take(content, "split_at_random", dict, {})
     val = _take(divided, "val", (int, float), 0.2, "split_at_random: ")
     if not 0 < val < 1:
@@ -235,6 +242,7 @@ def _parse(content: Any, path: Path) -> DatasetDescription:
         ignore_index=IGNORE_INDEX if IGNORE_INDEX in values.values() else None,
         val=float(val),
         seed=_take(divided, "seed", int, 0, "split_at_random: "),
+        channels=channels,
     )
 
 

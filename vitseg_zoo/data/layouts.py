@@ -11,7 +11,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product, takewhile
 from pathlib import Path, PurePosixPath
 
@@ -386,11 +386,11 @@ def _best_pair(bases: list[_Base]) -> tuple[_Base, _Base] | None:
         # Among equals, the folder with fewer words: masks before masks_color.
         rank = sum(len(_words(part)) for part in mask.parts)
         if count and (best is None or (count, -rank) > best[:2]):
-            pair = tuple(
-                _Base(base.parts, base.role, base.split, base.files, template)
+            image, mask = (
+                replace(base, template=template)
                 for base, template in zip((image, mask), templates, strict=True)
             )
-            best = (count, -rank, pair)
+            best = (count, -rank, (image, mask))
     return best[2] if best else None
 
 

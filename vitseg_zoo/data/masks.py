@@ -292,7 +292,7 @@ def _by_order(
     values: Sequence[int], names: Sequence[str] | None
 ) -> tuple[dict[int, int], Sequence[str] | None, str]:
     """Return the classes in the order of gray levels."""
-    count = len(names) if names else None
+    count = len(names or ())
     if names and count == 1 and len(values) == 2:
         names, count = ("background", *names), 2
     if names and values == list(range(count + 1)):
@@ -361,7 +361,8 @@ def _peaks(counts: Mapping[int, int], levels: int, limit: int | None) -> list[in
     """Return the few values, far from each other, that stand for nearly all pixels; none without such."""
     if levels == 256 and (min(counts) < 0 or max(counts) > 255):
         return []
-    total, peaks, covered = sum(counts.values()), [], 0
+    total = sum(counts.values())
+    peaks: list[int] = []
     spread = (lambda value: (value,)) if levels == 256 else unpack
 
     def near(value: int, distance: int) -> bool:

@@ -270,6 +270,7 @@ class Stage(nn.Module):
 
     def set_dilation(self, first: int, dilation: int, stride: int) -> None:
         """Set the dilation of the patch embedding (`first`) and of the blocks, and the stride between."""
+        assert self.downsample is not None  # the stem is not dilated
         proj = self.downsample.proj
         proj.stride, proj.dilation, proj.padding = (stride, stride), (first, first), (first, first)
         for block in self.blocks:

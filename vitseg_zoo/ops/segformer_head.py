@@ -150,7 +150,7 @@ def fused_head(
             return HeadRows(maps, weights, bias, size).whole(classify)
         if _trains(norm, classify, size) and not torch.is_autocast_enabled("cpu"):
             return classified_head(HeadRows(maps, weights, bias, size), norm, classify)
-    output = None
+    output: Any = None
     for level, weight in zip(maps[::-1], weights[::-1], strict=True):
         # The finest level takes the bias, and the others are added to it in place.
         level = _project(_wide(level), weight, bias if output is None else None, size)
