@@ -12,6 +12,7 @@ from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE
 from vitseg_zoo.data.synthetic import SyntheticPets
 from vitseg_zoo.data.transforms import flip
+from vitseg_zoo.terminal import say
 from vitseg_zoo.training.callbacks import EpochPredictions
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
@@ -49,14 +50,15 @@ def run(args: argparse.Namespace) -> int:
     started = time.time()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    print(f"drawing {sum(COUNTS.values())} animals", flush=True)
+    say(f"drawing {sum(COUNTS.values())} animals", flush=True)
     datasets = {split: _dataset(split, args.seed) for split in COUNTS}
     shown = [datasets["val"][index] for index in range(PICTURES)]
     images, masks = torch.stack([image for image, _ in shown]), torch.stack([mask for _, mask in shown])
 
     results, history, folders = {}, {}, {}
     for number, name in enumerate(MODELS, start=1):
-        print(f"\nmodel {number} of {len(MODELS)}: {name}", flush=True)
+        say()
+        say(f"model {number} of {len(MODELS)}: {name}", flush=True)
         predictions = EpochPredictions(images)
         folders[name] = args.out / name.lower()
         results[name] = _train(name, datasets, predictions, folders[name], args)
@@ -82,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
             ("The same pictures after each epoch", args.out / "training.gif"),
         ],
     )
-    print(f"\nScores on {COUNTS['test']} test pictures. {trivial}\n")
-    print(text_table(*comparison_table(results)))
-    print(f"\n{time.time() - started:.0f} s in all. Report: {(args.out / 'report.html').resolve()}")
+    table = text_table(*comparison_table(results)).split("\n")
+    done = f"{time.time() - started:.0f} s in all. Report: {(args.out / 'report.html').resolve()}"
+    for line in ("", f"Scores on {COUNTS['test']} test pictures. {trivial}", "", *table, "", done):
+        say(line)
     return 0
 
 

@@ -12,6 +12,7 @@ from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import IMAGE_ENDINGS, list_files
 from vitseg_zoo.data.masks import read_mask
 from vitseg_zoo.palette import distinct_colors
+from vitseg_zoo.terminal import printable
 
 _MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
 
@@ -66,6 +67,7 @@ class ImageFolders(Sequence):
         self.palette = distinct_colors(len(self.class_names))
         self.ignore_index = ignore_index
         self.folder = root / split
+        self.origin = {"data": str(root.resolve()), "split": split}
         found, labeled = _by_name(images, IMAGE_ENDINGS), _by_name(masks, _MASK_ENDINGS)
         if not found:
             raise FileNotFoundError(f"{images} has no images ({', '.join(IMAGE_ENDINGS)}).")
@@ -98,6 +100,10 @@ class ImageFolders(Sequence):
             )
         return image, mask
 
+    def name(self, index: int) -> str:
+        """Return the path of an image, relative to the split's folder of images."""
+        return self.pairs[index][0].relative_to(self.folder / "images").as_posix()
+
     def check(self) -> "ImageFolders":
         """Read all images and masks, in threads, and return itself.
 
@@ -126,7 +132,8 @@ class ImageFolders(Sequence):
             )
         lacking = [name for index, name in enumerate(self.class_names) if index not in seen]
         if lacking:
-            warnings.warn(f"no mask of {self.folder} has a pixel of {_few(lacking)}.", stacklevel=2)
+            said = f"no mask of {self.folder} has a pixel of {_few(lacking)}."
+            warnings.warn(printable(said), stacklevel=2)
         return self
 
     def _values(self, index: int) -> set[int]:

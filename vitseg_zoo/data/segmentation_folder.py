@@ -25,7 +25,7 @@ class SegmentationFolder(Sequence):
 
     Args:
         path: The folder, or its dataset.yaml as `vitseg check DIR --write` writes it. A folder without one is
-            looked through first: all masks are read.
+            looked through first: all masks are read. Or what `load_description` found out of it.
         split: Name of the part, such as "train" or "val".
 
     Attributes:
@@ -45,11 +45,13 @@ class SegmentationFolder(Sequence):
         >>> image, mask = train[0]  # uint8 (H, W, 3) and class numbers (H, W)  # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path, split: str) -> None:
-        self.description = load_description(path)
+    def __init__(self, path: str | Path | DatasetDescription, split: str) -> None:
+        self.description = path if isinstance(path, DatasetDescription) else load_description(path)
+        path = self.description.root if isinstance(path, DatasetDescription) else path
         if split not in self.description.splits:
             raise ValueError(f"{path} has no split {split!r}, only {', '.join(self.description.splits)}.")
         self.split = split
+        self.origin = {"data": str(Path(path).expanduser().resolve()), "split": split}
         self.class_names = self.description.class_names
         self.palette = self.description.palette
         self.ignore_index = self.description.ignore_index
@@ -74,6 +76,10 @@ class SegmentationFolder(Sequence):
                 f"its image is {image.shape[1]} x {image.shape[0]}."
             )
         return image, mask
+
+    def name(self, index: int) -> str:
+        """Return the path of an image, relative to the data's folder."""
+        return self.pairs[index].image
 
 
 def open_folders(
@@ -195,3 +201,31 @@ def describe(
         labels=labels,
     )
     return description, found, kept
+
+
+def open_split(path: str | Path, split: str | None = None) -> SegmentationFolder | OxfordPets:
+    """Open the part of a data set that models are measured on.
+
+    Args:
+        path: A folder that `vitseg check` understands, its dataset.yaml, or the Oxford-IIIT Pet data set.
+        split: Name of the part; by default "test", or "val" where there is no such part.
+
+    Returns:
+        Pairs (image, mask), with `class_names`, `palette`, `ignore_index` and `name`.
+
+    Raises:
+        FileNotFoundError: If there are no images with masks.
+        ValueError: If there is no such part, or the masks cannot be understood.
+
+    Example:
+        >>> open_split("camvid").split  # doctest: +SKIP
+        'test'
+    """
+    path = Path(path).expanduser()
+    if any((folder / "annotations" / "trimaps").is_dir() for folder in (path, path / "oxford-iiit-pet")):
+        return OxfordPets(path, split or "test")
+    description = load_description(path)
+    splits = description.splits
+    return SegmentationFolder(
+        description, split or next((name for name in ("test", "val") if name in splits), splits[-1])
+    )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.models import create_model, list_models, list_modules
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
 from vitseg_zoo.encoders.fixed_grid import FixedGridRunner
@@ -147,6 +148,7 @@ class TimmViT(TimmEncoder):
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Map an image (B, C, H, W) to maps (B, D, ceil(H / p), ceil(W / p)) of the chosen blocks.
 
+        They lie in memory as the tokens do, channels-last, and under autocast have its type, as a CNN's.
         Images are padded with zeros at the right and bottom to whole patches. Class and register tokens are
         left out. `model.norm` is applied to every block's tokens; where timm norms the pooled tokens instead
         (`fc_norm`, as in BEiT), that is nothing.
@@ -156,7 +158,16 @@ class TimmViT(TimmEncoder):
             if height % self.patch_size or width % self.patch_size:
                 x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
         indices = self._blocks(len(self.model.feature_info))
-        return self._runner(self.model, x, indices=indices, norm=self._norm)
+        gives_maps = isinstance(self.model, VisionTransformerSAM)  # all others of timm's can give tokens
+        output_fmt = "NCHW" if gives_maps else "NLC"
+        features = self._runner(self.model, x, indices=indices, norm=self._norm, output_fmt=output_fmt)
+        if not gives_maps:
+            height, width = (-(-side // self.patch_size) for side in x.shape[2:])
+            features = [f.unflatten(1, (height, width)).permute(0, 3, 1, 2) for f in features]
+        if torch.is_autocast_enabled(x.device.type):  # a norm's output is wide, what reads it narrow again
+            dtype = torch.get_autocast_dtype(x.device.type)
+            features = [f.to(dtype) for f in features]
+        return [f.contiguous(memory_format=torch.channels_last) for f in features]
 
 
 class PlainViTEncoder(TimmViT):
