@@ -50,6 +50,8 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict]] = {  # architecture, encoder, f
     "unet-hybrid": ("unet", f"vz-{HYBRID}", {}),
     "unet-path": ("unet", "path", {"encoder_depth": 3, "decoder_channels": (64, 32, 16)}),
     "vitseg-hybrid": ("vitseg", f"vz-{HYBRID}", {}),
+    "vitseg-refined": ("vitseg", f"vz-{VIT}", {"decoder_refinement": True}),
+    "vitseg-hybrid-refined": ("vitseg", f"vz-{HYBRID}", {"decoder_refinement": True}),
     "segmenter": ("segmenter", f"vz-{VIT}", {}),
     "eomt": ("eomt", f"vz-{VIT}", {"num_queries": 20}),
     "unet-resnet18": ("unet", "resnet18", {}),
