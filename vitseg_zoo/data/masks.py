@@ -19,7 +19,17 @@ from vitseg_zoo.palette import distinct_colors
 
 IGNORE_INDEX = 255
 # Names under which data sets keep pixels without a label.
-_VOID = {"void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown", "undefined", "unlabel"}
+_VOID = {
+    "void",
+    "unlabelled",
+    "unlabeled",
+    "ignore",
+    "ignored",
+    "unknown",
+    "undefined",
+    "unlabel",
+    "__ignore__",
+}
 
 
 def read_mask(path: Path, colors: bool = False) -> np.ndarray:

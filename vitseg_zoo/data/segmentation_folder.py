@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vitseg_zoo.data.annotations import guess_annotations
 from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
-from vitseg_zoo.data.coco import guess_coco, is_coco, read_coco
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.images import read_image
-from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, list_files, split_lists
+from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, has_masks, list_files, split_lists
 from vitseg_zoo.data.masks import Proposal, propose
 from vitseg_zoo.data.oxford_pets import OxfordPets
 from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
@@ -155,8 +155,8 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         listed = {split: part for split, part in listed.items() if found[split].pairs}
         if "train" in listed:
             parts = listed
-    if not parts:
-        parts = guess_coco(path, files)
+    if not any(has_masks(part) for part in parts.values()):
+        parts = guess_annotations(path, files) or parts
     if not parts:
         raise FileNotFoundError(
             f"{path} has no images with masks: it should hold images/NAME.jpg and masks/NAME.png, or "
@@ -188,18 +188,16 @@ def describe(
             elif not record.colored:
                 gray.update(record.values)
     class_file = find_class_file(files)
-    coco_files = [part.masks for part in parts.values() if is_coco(part.masks)]
+    labels = next((record.pair.labels for record in kept), ())
     names, name_colors = None, None
-    if coco_files:
-        categories = {read_coco(root / file).names for file in coco_files}
-        if len(categories) > 1:
-            raise ValueError(f"the categories of {' and '.join(coco_files)} differ: make them the same.")
-        names = ("background", *categories.pop())
+    if labels:
+        names = ("background", *labels)
     elif class_file:
         names, name_colors = read_class_file(root / class_file)
     found = propose(gray, colors, names, name_colors, palette if one_palette else None)
     description = DatasetDescription(
         *(root, parts, found.encoding, found.class_names, found.palette, found.ignore_index),
         channels=choose_channels(kept),
+        labels=labels,
     )
     return description, found, kept

@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vitseg_zoo.data.annotations import draw_pair, is_annotation
 from vitseg_zoo.data.class_files import Color
-from vitseg_zoo.data.coco import draw, is_coco, read_coco
-from vitseg_zoo.data.images import read_pixels, to_unit
+from vitseg_zoo.data.images import read_pixels, read_size, to_unit
 from vitseg_zoo.data.layouts import Pair
 from vitseg_zoo.data.masks import as_mask, count_values, read_mask
 
@@ -106,11 +106,8 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
     Raises:
         ValueError: If one cannot be read, or sizes differ.
     """
-    if is_coco(pair.masks[0]):
-        image = read_coco(root / pair.masks[0]).find(pair.image)
-        if image is None:
-            raise ValueError(f"{root / pair.masks[0]} says nothing of {pair.image}.")
-        return draw(image, root / pair.masks[0])
+    if is_annotation(pair.masks[0]):
+        return draw_pair(root, pair, lambda: read_size(root / pair.image))
     merged = read_mask(root / pair.masks[0], colors)
     for path in pair.masks[1:]:
         mask = read_mask(root / path, colors)
@@ -121,7 +118,7 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
 
 
 def _measure_mask(record: Record, root: Path) -> None:
-    if len(record.pair.masks) == 1 and not is_coco(record.pair.masks[0]):
+    if len(record.pair.masks) == 1 and not is_annotation(record.pair.masks[0]):
         pixels, palette = read_pixels(root / record.pair.masks[0], "a mask")
         if palette is None:
             pixels = as_mask(pixels, root / record.pair.masks[0])
