@@ -135,7 +135,9 @@ class Eomt(TokenModel):
                 before each block with masked attention, and the final one.
         """
         height, width = x.shape[2:]
-        predictions, patches = self.encoder(x, run=self._predict)
+        *logits, patches = self.encoder(x, run=self._predict)
+        size = (patches.shape[2] * self.encoder.patch_size, patches.shape[3] * self.encoder.patch_size)
+        predictions = [QueryPrediction(*pair, size) for pair in zip(logits[::2], logits[1::2], strict=True)]
         if return_queries:
             return predictions
         masks = self.segmentation_head(predictions[-1])[..., :height, :width]
@@ -143,8 +145,11 @@ class Eomt(TokenModel):
             return masks, self.classification_head(patches)
         return masks
 
-    def _predict(self, model: nn.Module, x: torch.Tensor) -> tuple[list[QueryPrediction], torch.Tensor]:
-        """Return the queries' predictions, and the map of patches (B, D, h, w) behind the last block."""
+    def _predict(self, model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return mask and class logits of each prediction, and the patches (B, D, h, w) of the last block.
+
+        They are in one tuple, as backward hooks on the encoder ask for.
+        """
         patch = self.encoder.patch_size
         grid = (-(-x.shape[2] // patch), -(-x.shape[3] // patch))
         num_queries = self.decoder.queries.shape[1]
@@ -167,7 +172,9 @@ class Eomt(TokenModel):
             else:
                 tokens = block(tokens, **kwargs)
         prediction, patches = self._read(tokens, grid)
-        return [*predictions, prediction], patches
+        predictions.append(prediction)
+        logits = (tensor for p in predictions for tensor in (p.mask_logits, p.class_logits))
+        return *logits, patches
 
     def _read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> tuple[QueryPrediction, torch.Tensor]:
         """Read the prediction off tokens (B, prefix + h*w + Q, D), and give the map of patches too."""
