@@ -52,7 +52,7 @@ class SegmentationFolder(Sequence):
         if split not in self.description.splits:
             raise ValueError(f"{path} has no split {split!r}, only {', '.join(self.description.splits)}.")
         self.split = split
-        self.origin = {"data": str(Path(path).expanduser().resolve()), "split": split}
+        self.path = Path(path).expanduser()
         self.class_names = self.description.class_names
         self.palette = self.description.palette
         self.ignore_index = self.description.ignore_index
@@ -202,31 +202,3 @@ def describe(
         labels=labels,
     )
     return description, found, kept
-
-
-def open_split(path: str | Path, split: str | None = None) -> SegmentationFolder | OxfordPets:
-    """Open the part of a data set that models are measured on.
-
-    Args:
-        path: A folder that `vitseg check` understands, its dataset.yaml, or the Oxford-IIIT Pet data set.
-        split: Name of the part; by default "test", or "val" where there is no such part.
-
-    Returns:
-        Pairs (image, mask), with `class_names`, `palette`, `ignore_index` and `name`.
-
-    Raises:
-        FileNotFoundError: If there are no images with masks.
-        ValueError: If there is no such part, or the masks cannot be understood.
-
-    Example:
-        >>> open_split("camvid").split  # doctest: +SKIP
-        'test'
-    """
-    path = Path(path).expanduser()
-    if any((folder / "annotations" / "trimaps").is_dir() for folder in (path, path / "oxford-iiit-pet")):
-        return OxfordPets(path, split or "test")
-    description = load_description(path)
-    splits = description.splits
-    return SegmentationFolder(
-        description, split or next((name for name in ("test", "val") if name in splits), splits[-1])
-    )
