@@ -22,10 +22,9 @@ from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
-from torch.utils.data import Subset
 
 from vitseg_zoo.cost import describe_device
-from vitseg_zoo.data.dataset import SegmentationDataset
+from vitseg_zoo.data.origin import origin_of
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.terminal import say
@@ -214,6 +213,8 @@ def fit(
     if not trainer.is_global_zero:  # it measured its part
         return {}
     save_curves({"": metrics}, config.out / "curves.png")
+    # The images that `score` looked at, which it names, or those of the epochs' scores.
+    measured = getattr(score, "pairs", getattr(data.datasets["test"] or data.datasets["val"], "source", None))
     results = {
         "arch": module.hparams.arch,
         "encoder_name": module.hparams.encoder_name,
@@ -226,7 +227,7 @@ def fit(
         "hardware": describe_device(trainer.strategy.root_device, trainer.world_size),
         "command": command(),
         "config": config.to_json(),
-        "measured_on": _origin(data.datasets["test"] or data.datasets["val"]),
+        "measured_on": origin_of(measured),
         "versions": versions(),
     }
     save_results(results, config.out / "results.json")
@@ -300,14 +301,6 @@ def _test(trainer: Trainer, module: LightningModule, data: SegmentationDataModul
     return {
         key.removeprefix("test_"): round(float(value), 5) for key, value in trainer.callback_metrics.items()
     }
-
-
-def _origin(dataset: SegmentationDataset | None) -> dict[str, str] | None:
-    """Say which part of which folder a data set is, where its source knows it."""
-    source = getattr(dataset, "source", None)
-    while isinstance(source, Subset):
-        source = source.dataset
-    return getattr(source, "origin", None)
 
 
 def config_file(config: RunConfig) -> Path:
