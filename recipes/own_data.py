@@ -47,7 +47,7 @@ class Config(RunConfig):
     lr: float = 1e-3  # highest of AdamW; about 1e-4 for pretrained weights, with --layer-decay 0.75
     layer_decay: float = 1.0  # of the learning rate, from block to block
     freeze: int | None = None  # keep the encoder's embedding and this many of its blocks as they are
-    grad_checkpointing: bool = False  # less memory, more time
+    ema: float | None = 0.998  # decay of the average of the weights, which is the model
     image_size: int = 256  # side of the square that images are resized to, in pixels
     crop_size: int = 192  # side of what is trained on, a random part of that square resized to it
     about: Path | None = None  # JSON file of what else is said of the model: license, limits, ...
@@ -103,12 +103,10 @@ def main(config: Config) -> dict:
         say(load_weights(module.model, config.init, strict=False))
     if config.freeze is not None:
         freeze_blocks(module.model, config.freeze)
-    if config.grad_checkpointing:
-        module.checkpoint_gradients()
     about = module.describe() | (read_json_object(config.about) if config.about else {})
     file = save_evaluated(module.model, config.out / "model.safetensors", val, about)
     every = max(1, config.epochs // 10)
-    return fit(module, data, config, select=None, average=0.998, score=file, check_val_every_n_epoch=every)
+    return fit(module, data, config, select=None, score=file, check_val_every_n_epoch=every)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitseg_zoo.data.class_weights import median_frequency
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, read_description
 from vitseg_zoo.data.layouts import Matched, list_files
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding
@@ -236,10 +237,7 @@ def _count_classes(report: Report) -> list[Finding]:
         elif set(counts) == {0}:
             single.append(record.pair.masks[0])
     first = report.pixels[splits[0]][:count]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        frequency = np.where(first > 0, first / present, np.nan)
-        median = np.nanmedian(frequency) if (first > 0).any() else 0.0
-        report.weights = np.nan_to_num(median / frequency)
+    report.weights = median_frequency(first, present)
     findings = []
     if undeclared:
         values = sorted(set().union(*undeclared.values()))

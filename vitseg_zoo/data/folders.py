@@ -99,6 +99,10 @@ class ImageFolders(Sequence):
             )
         return image, mask
 
+    def name(self, index: int) -> str:
+        """Return the path of an image, relative to the split's folder of images."""
+        return self.pairs[index][0].relative_to(self.folder / "images").as_posix()
+
     def check(self) -> "ImageFolders":
         """Read all images and masks, in threads, and return itself.
 

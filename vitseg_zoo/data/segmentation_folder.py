@@ -75,6 +75,10 @@ class SegmentationFolder(Sequence):
             )
         return image, mask
 
+    def name(self, index: int) -> str:
+        """Return the path of an image, relative to the data's folder."""
+        return self.pairs[index].image
+
 
 def open_folders(
     path: str | Path, splits: Sequence[str], ignore_index: int | None = None, pets: bool = False

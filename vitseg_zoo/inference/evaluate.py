@@ -37,7 +37,11 @@ def evaluate(
         >>> 0 <= evaluate(model, {"class_names": ["cat", "rest"]}, [pair])["pixel_accuracy"] <= 1
         True
     """
-    metrics = SegmentationMetrics(metadata["class_names"], ignore_index)
+    names = list(metadata["class_names"])
+    if len(names) == 1:  # by a sigmoid: it is there, or not
+        names = ["background", *names]
+    # One of a training's processes measures alone.
+    metrics = SegmentationMetrics(names, ignore_index, sync_on_compute=False)
     for image, mask in pairs:
         labels = predict_image(model, image, metadata)
         metrics.update(torch.tensor(labels, dtype=torch.int64), torch.tensor(mask, dtype=torch.int64))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -55,7 +57,9 @@ def prepare(config: RunConfig) -> None:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
     warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
-    saved, metrics, last = config.out / "config.json", config.out / "metrics.csv", _last(config)
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)):  # the same command again, after SLURM's requeue
+        config.resume = config.resume or config_file(config).exists()
+    saved, metrics, last = config_file(config), config.out / "metrics.csv", _last(config)
     if config.resume:
         # Without a checkpoint, killed in its first epoch, a training begins again.
         for needed in (metrics, last) if last.exists() or not saved.exists() else ():
@@ -80,7 +84,6 @@ def fit(
     config: RunConfig,
     *,
     select: str | None = "val_miou",
-    average: float | None = None,
     score: Callable[[], dict[str, float]] | None = None,
     callbacks: Sequence[Callback] = (),
     **trainer_options: Any,
@@ -95,14 +98,14 @@ def fit(
         data: Loaders of the training, validation and test images.
         config: The recipe's options, for which `prepare` was called.
         select: Which score of an epoch decides what best.ckpt holds; `None` for no selection.
-        average: Decay of an exponential moving average of the weights, which is what is measured and saved
-            in the end; `None` for none.
         score: Measures the trained model; by default the last and the best weights on the test split.
         callbacks: Further callbacks of Lightning.
-        trainer_options: Passed to Lightning's `Trainer`: `accumulate_grad_batches`, `logger`, ...
+        trainer_options: Passed to Lightning's `Trainer`, as `logger=TensorBoardLogger(config.out)`; there is
+            no logger by default.
 
     Returns:
         What results.json holds: scores, parameters, epochs, seconds, precision, hardware, command, versions.
+        With `config.find_lr` only the `learning_rate` that was found; nothing is trained.
 
     Raises:
         ValueError: If the model does not take the images; before the training starts.
@@ -113,6 +116,8 @@ def fit(
         >>> fit(module, data, config)["test_last"]["miou"]  # doctest: +SKIP
         0.53
     """
+    if config.overfit:
+        data.overfit(config.overfit)
     channels = getattr(module, "channels", 3)
     for name in ("crop_size", "image_size"):
         if hasattr(config, name):
@@ -129,13 +134,21 @@ def fit(
     if precision == "auto":
         size = getattr(config, "crop_size", config.image_size)
         precision = choose_precision(module.model, (size, size), min(data.batch_size, 8), channels)
+    if config.grad_checkpointing:
+        module.checkpoint_gradients()
+    if config.compile:
+        module.model.compile()
     module.save_hyperparameters({"precision": precision, "batch_size": data.batch_size})
     options = {"dirpath": last.parent, "save_on_train_epoch_end": True, "enable_version_counter": False}
     savers: list[Callback] = [MovableCheckpoint(filename="last", **options)]
     if select is not None:
         savers.insert(0, MovableCheckpoint(filename="best", monitor=select, mode="max", **options))
-    if average is not None:
-        savers.insert(0, weight_averaging(average))
+    if config.ema is not None:
+        savers.insert(0, weight_averaging(config.ema))
+    if config.early_stopping is not None:
+        savers.append(EarlyStopping("val_miou", mode="max", patience=config.early_stopping, min_delta=0.0))
+    # FSDP has its own way of writing checkpoints, and takes no other.
+    plugins = [] if "fsdp" in config.strategy else [AtomicCheckpointIO()]
     # Where no bar can be drawn, a line an epoch says enough.
     has_bar = sys.stdout.isatty() or ("ipykernel" in sys.modules and find_spec("ipywidgets") is not None)
     progress: list[Callback] = [RichProgressBar()] if has_bar else []
@@ -145,16 +158,22 @@ def fit(
             "max_steps": config.max_steps,
             "precision": precision,
             "devices": config.devices,
+            "num_nodes": config.num_nodes,
+            "strategy": config.strategy,
+            "sync_batchnorm": torch.cuda.is_available(),  # PyTorch has none for CPUs
+            "accumulate_grad_batches": config.accumulate_grad_batches,
+            "gradient_clip_val": config.gradient_clip_val,
+            "default_root_dir": config.out,
             # The gallery before averaged weights, whose picture it shows at the end.
             "callbacks": [
-                FiniteLoss(),
+                FiniteLoss(data.batch_names),
                 EpochLog(metrics),
                 PredictionGallery(data.datasets["val"], config.out),
                 *savers,
                 *callbacks,
                 *progress,
             ],
-            "plugins": [AtomicCheckpointIO()],
+            "plugins": plugins,
             "enable_progress_bar": has_bar,
             "enable_model_summary": False,
             "logger": False,
@@ -172,6 +191,8 @@ def fit(
     )
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
+    if config.find_lr:
+        return {"learning_rate": _find_lr(trainer, module, data)}
     started = time.process_time()
     _train(trainer, module, data, last, resumed, config)
     cpu_seconds = time.process_time() - started
@@ -181,13 +202,13 @@ def fit(
         shutil.copy(last, best)
     trainer.strategy.barrier()
     if score is not None:
-        scores = {"test_last": score()}
+        scores = {"test_last": score()} if trainer.is_global_zero else {}
     else:
         kinds = ("last", "best") if select is not None else ("last",)
         scores = {
             f"test_{kind}": _test(trainer, module, data, last.with_name(f"{kind}.ckpt")) for kind in kinds
         }
-    if not trainer.is_global_zero:  # it measured, as scores are gathered from all processes
+    if not trainer.is_global_zero:  # it measured its part
         return {}
     save_curves({"": metrics}, config.out / "curves.png")
     results = {
@@ -235,10 +256,7 @@ def _train(
         say(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise KeyboardInterrupt from None
     except torch.OutOfMemoryError as error:
-        raise TrainingStopped(
-            f"The device has not enough memory for steps of {data.batch_size} images: try --batch-size "
-            f"{max(1, data.batch_size // 2)}, or smaller images."
-        ) from error
+        raise TrainingStopped(out_of_memory(config, data.batch_size)) from error
     except OSError as error:  # a full disk
         raise TrainingStopped(f"The training cannot go on ({error}). {kept()}.") from error
     except TrainingStopped:
@@ -248,11 +266,41 @@ def _train(
         raise
 
 
+def out_of_memory(config: RunConfig, batch_size: int) -> str:
+    """Say what to try where the device's memory does not hold a step of `batch_size` images."""
+    size = "crop_size" if hasattr(config, "crop_size") else "image_size"
+    # Two thirds of a side, half of the pixels.
+    smaller = max(32, getattr(config, size) * 2 // 3 // 32 * 32)
+    other = f"--{size.replace('_', '-')} {smaller}"
+    if not config.grad_checkpointing:
+        other += " or --grad-checkpointing"
+    if batch_size > 1:
+        accumulated = f"--accumulate-grad-batches {2 * config.accumulate_grad_batches}"
+        other = f"--batch-size {batch_size // 2} with {accumulated}, which makes the same steps, {other}"
+    return f"The device has not enough memory for {batch_size} images at a time: try {other}."
+
+
+def _find_lr(trainer: Trainer, module: LightningModule, data: SegmentationDataModule) -> float:
+    """Find a learning rate by Lightning's range test."""
+    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, EpochLog)]
+    finder = Tuner(trainer).lr_find(module, data, num_training=100, update_attr=False)
+    found = finder.suggestion() if finder else None
+    if found is None:
+        raise ValueError("No learning rate between 1e-8 and 1 made the loss fall: look at images and masks.")
+    say(f"the loss fell fastest at a learning rate of {found:.1e}: train with --lr {found:.1e}", flush=True)
+    return found
+
+
 def _test(trainer: Trainer, module: LightningModule, data: SegmentationDataModule, path: Path) -> dict:
     trainer.test(module, data, ckpt_path=path, weights_only=True, verbose=False)
     return {
         key.removeprefix("test_"): round(float(value), 5) for key, value in trainer.callback_metrics.items()
     }
+
+
+def config_file(config: RunConfig) -> Path:
+    """Say where the options of a training are written to."""
+    return config.out / "config.json"
 
 
 def _last(config: RunConfig) -> Path:
@@ -268,7 +316,7 @@ def _check_checkpoint(last: Path, config: RunConfig) -> str:
         raise ValueError(
             f"{last} is damaged: copy best.ckpt over it to go on from there, or give another --out."
         ) from error
-    if config.epochs <= epochs:
+    if 0 < config.epochs <= epochs:
         raise ValueError(f"{last} is of epoch {epochs + 1} already: give --epochs {epochs + 1} or more.")
     if 0 <= config.max_steps < steps:
         raise ValueError(
