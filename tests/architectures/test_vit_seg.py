@@ -12,6 +12,7 @@ from torch import nn
 from vit_seg_reference import ReferenceViTSeg
 
 import vitseg_zoo
+from vitseg_zoo.encoders.pretrained import _say_untrained
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

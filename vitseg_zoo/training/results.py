@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import math
-import platform
 import re
 import shlex
 import sys
@@ -11,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
-
-import torch
-from lightning.pytorch import Trainer
 
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.terminal import printable
@@ -89,18 +85,6 @@ def _without_folders(word: str) -> str:
     if re.match(r"[{\[]|\w[\w-]+:", word):  # JSON, or an address
         return word
     return re.split(r"[/\\]", word.rstrip("/\\"))[-1]
-
-
-def hardware(trainer: Trainer) -> str:
-    """Say what a training ran on."""
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{trainer.world_size * torch.get_num_threads()} threads of {name}"
 
 
 def final_scores(results: Mapping) -> dict[str, float]:
