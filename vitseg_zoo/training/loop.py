@@ -28,7 +28,7 @@ from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.terminal import say
 from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
-from vitseg_zoo.training.config import RunConfig
+from vitseg_zoo.training.config import RunConfig, option
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import weight_averaging
 from vitseg_zoo.training.module import SegmentationModule
@@ -72,9 +72,10 @@ def prepare(config: RunConfig) -> None:
     _make_writable(config.out)
     _lock(config.out)
     if config.resume and saved.exists():
-        config.check_resumed(json.loads(saved.read_text(encoding="utf-8")), last)
-    with atomic_path(saved) as partial:
-        partial.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        before = json.loads(saved.read_text(encoding="utf-8"))
+        config.keep_chosen(before)
+        config.check_resumed(before, last)
+    _write_config(config)
     seed_everything(config.seed, verbose=False)
 
 
@@ -116,13 +117,13 @@ def fit(
         >>> fit(module, data, config)["test_last"]["miou"]  # doctest: +SKIP
         0.53
     """
+    _write_config(config)  # with what the recipe has chosen
     if config.overfit:
         data.overfit(config.overfit)
     channels = getattr(module, "channels", 3)
     for name in ("crop_size", "image_size"):
         if hasattr(config, name):
-            option = f"--{name.replace('_', '-')}"
-            try_size(module, getattr(config, name), option, data.batch_size, channels)
+            try_size(module, getattr(config, name), option(name), data.batch_size, channels)
     for dataset in data.datasets.values():
         if dataset is not None:
             dataset.cache()  # reads all images
@@ -271,7 +272,7 @@ def out_of_memory(config: RunConfig, batch_size: int) -> str:
     size = "crop_size" if hasattr(config, "crop_size") else "image_size"
     # Two thirds of a side, half of the pixels.
     smaller = max(32, getattr(config, size) * 2 // 3 // 32 * 32)
-    other = f"--{size.replace('_', '-')} {smaller}"
+    other = f"{option(size)} {smaller}"
     if not config.grad_checkpointing:
         other += " or --grad-checkpointing"
     if batch_size > 1:
@@ -296,6 +297,12 @@ def _test(trainer: Trainer, module: LightningModule, data: SegmentationDataModul
     return {
         key.removeprefix("test_"): round(float(value), 5) for key, value in trainer.callback_metrics.items()
     }
+
+
+def _write_config(config: RunConfig) -> None:
+    if rank_zero_only.rank == 0:
+        with atomic_path(config_file(config)) as partial:
+            partial.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def config_file(config: RunConfig) -> Path:
