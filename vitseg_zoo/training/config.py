@@ -60,7 +60,7 @@ class RunConfig:
     accumulate_grad_batches: int = 1  # batches whose gradients make one step
     gradient_clip_val: float | None = None  # clip the norm of a step's gradients to this
     lr: float = 1e-3  # highest learning rate
-    find_lr: bool = False  # say which --lr is a good one, after 100 steps at rates from 1e-8 to 1, and end
+    find_lr: bool = False  # say which --lr is a good one, after 100 steps at rates from 1e-6 to 1, and end
     ema: float | None = None  # decay of an average of the weights, which is then the model; None for none
     image_size: int = 256  # side of the square that images are resized to, in pixels
     overfit: int = 0  # train and measure on so many training images, to see whether they can be learned
