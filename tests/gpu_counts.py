@@ -1,7 +1,8 @@
-"""Counts what a model does on a GPU, without one: kernels, bytes, layout copies and waits, on fake CUDA tensors.
+"""Counts what a model does on a GPU, without one: kernels, bytes, layout copies and waits.
 
-The counts are exact and the same on every machine, for one version of torch. They say how much work there
-is, not how long it takes. `python tests/gpu_counts.py` writes the table that `test_gpu_counts.py` compares.
+Models run on fake CUDA tensors. The counts are exact and the same on every machine, for one version of torch.
+They say how much work there is, not how long it takes. `python tests/gpu_counts.py` writes the table that
+`test_gpu_counts.py` compares.
 """
 
 import csv
