@@ -1,7 +1,8 @@
-"""Counts what a model does on a GPU, without one: kernels, bytes, layout copies and waits, on fake CUDA tensors.
+"""Counts what a model does on a GPU, without one: kernels, bytes, layout copies and waits.
 
-The counts are exact and the same on every machine, for one version of torch. They say how much work there
-is, not how long it takes. `python tests/gpu_counts.py` writes the table that `test_gpu_counts.py` compares.
+Models run on fake CUDA tensors. The counts are exact and the same on every machine, for one version of torch.
+They say how much work there is, not how long it takes. `python tests/gpu_counts.py` writes the table that
+`test_gpu_counts.py` compares.
 """
 
 import csv
@@ -29,9 +30,17 @@ COLUMNS = ("kernels", "bytes", "layout_copies", "waits")
 # Whose kernels a table counts: another release may call others.
 VERSIONS = f"torch {torch.__version__.split('+')[0]} timm {timm.__version__} smp {smp.__version__}"
 
-_FREE = (
-    "detach alias empty empty_like new_empty empty_strided new_empty_strided _unsafe_view lift_fresh".split()
-)
+_FREE = [
+    "detach",
+    "alias",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+    "new_empty_strided",
+    "_unsafe_view",
+    "lift_fresh",
+]
 # Of an operation that is more than one kernel.
 _KERNELS = {
     "native_layer_norm_backward": 3,
@@ -42,7 +51,7 @@ _KERNELS = {
     "_scaled_dot_product_efficient_attention_backward": 2,
 }
 # What the host has to wait for.
-_WAITS = "nonzero _local_scalar_dense masked_select equal is_nonzero unique_dim _unique2".split()
+_WAITS = ["nonzero", "_local_scalar_dense", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2"]
 
 
 class GpuCounts(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""The GPU's form of every architecture, by counts: a change that adds a kernel, bytes, a copy or a wait is seen.
+"""The GPU's form of every architecture, by counts: a change that adds a kernel or a copy is seen.
 
 Where it is meant, `python tests/gpu_counts.py` writes the table anew, and the diff says what it costs.
 """

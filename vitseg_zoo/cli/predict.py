@@ -145,6 +145,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"a mask holds 255 classes, but the model has {len(names)}.")
     about = without_password(str(args.checkpoint or args.weights))
     say(f"{about} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, color in zip(names, palette, strict=True):
+        alike.setdefault(tuple(color), []).append(name)
+    for same in alike.values():
+        if len(same) > 1:  # as two of ADE20K's own are
+            say(f"{' and '.join(same)} have the same color: only the numbers in the masks tell them apart")
     say(f"{predictor.describe()} (--fit)")
     if args.tta:
         say(f"each image takes {cost(args.tta):g} times as long (--tta {','.join(args.tta)})")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitseg_zoo.data.class_weights import median_frequency
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, read_description
 from vitseg_zoo.data.layouts import Matched, list_files
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding
@@ -236,10 +237,7 @@ def _count_classes(report: Report) -> list[Finding]:
         elif set(counts) == {0}:
             single.append(record.pair.masks[0])
     first = report.pixels[splits[0]][:count]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        frequency = np.where(first > 0, first / present, np.nan)
-        median = np.nanmedian(frequency) if (first > 0).any() else 0.0
-        report.weights = np.nan_to_num(median / frequency)
+    report.weights = median_frequency(first, present)
     findings = []
     if undeclared:
         values = sorted(set().union(*undeclared.values()))
@@ -346,6 +344,19 @@ def _images(report: Report) -> list[Finding]:
                 worst = [i for i in np.argsort(measure).tolist() if chosen[i]]
                 files = tuple(read[index].pair.image for index in worst)
                 findings.append(Finding("warning", f"{_number(files, 'image')} {text}.", advice, files))
+    overlapping = [r for r in report.records if r.overlaps]
+    if overlapping:
+        labels = report.description.labels
+        findings.append(
+            Finding(
+                "warning",
+                f"{_number(overlapping, 'image')} with pixels of several classes, "
+                f"{sum(record.overlaps for record in overlapping)} in all.",
+                f"A pixel is trained as one class, the later of {_few(labels)}: where another should lie on "
+                "top, reorder `labels` in what --write writes, with their values.",
+                tuple(record.pair.image for record in overlapping),
+            )
+        )
     noisy = [r for r in report.records if r.mask_size and r.specks > max(10, 1e-4 * np.prod(r.mask_size))]
     if noisy:
         noisy.sort(key=lambda record: -record.specks)

@@ -1,14 +1,15 @@
 """A segmentation data set that decodes and resizes each image once, and augments it reproducibly."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
+from vitseg_zoo.data.class_weights import class_weights
 from vitseg_zoo.data.images import to_unit
 from vitseg_zoo.data.transforms import resize
 
@@ -26,8 +27,10 @@ class SegmentationDataset(Dataset):
 
     Args:
         source: a sequence of pairs (image, mask): (H, W, C) or (H, W) uint8, uint16 or floats, and class
-            indices (H, W), of any sizes. Images come out as `vitseg_zoo.data.images.to_unit` makes them.
-        image_size: side of the square, or (height, width), in pixels.
+            indices (H, W), of any sizes; or 0 and 1 (H, W, classes), where a pixel may have several classes.
+            Images come out as `vitseg_zoo.data.images.to_unit` makes them.
+        image_size: side of the square, or (height, width), in pixels; None leaves images as they are, for an
+            `augment` that makes one size of them.
         classes: number of classes; masks hold 0 ... classes - 1, or `ignore_index`.
         ignore_index: mask value of pixels without a label; None if there are none.
         augment: pipeline called as ``augment(image=..., mask=...)`` with a `set_random_seed` method, as
@@ -44,19 +47,20 @@ class SegmentationDataset(Dataset):
     def __init__(
         self,
         source: Sequence[tuple[np.ndarray, np.ndarray]],
-        image_size: int | tuple[int, int],
+        image_size: int | tuple[int, int] | None,
         classes: int,
         ignore_index: int | None = None,
         augment: Any = None,
         seed: int = 0,
     ) -> None:
         self.source = source
+        self.image_size = image_size
         self.classes = classes
         self.ignore_index = ignore_index
         self.augment = augment
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by workers that stay
-        self._resize = resize(image_size)
+        self._resize = None if image_size is None else resize(image_size)
         self._pairs: list[tuple[np.ndarray, np.ndarray]] | None = None
 
     def __len__(self) -> int:
@@ -109,10 +113,32 @@ class SegmentationDataset(Dataset):
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = self.source[index]
         self._check(mask, index)
+        if self._resize is None:
+            return image, mask
         resized = self._resize(image=image, mask=mask)
         return resized["image"], resized["mask"]
 
+    def masks(self) -> Iterator[np.ndarray]:
+        """Yield the masks as they are before augmentation."""
+        for index in range(len(self)):
+            yield (self._pairs[index] if self._pairs is not None else self._read(index))[1]
+
+    def class_weights(self) -> list[float]:
+        """Weigh the classes of the masks by median frequency, see `vitseg_zoo.data.class_weights`."""
+        return class_weights(self.cache().masks(), self.classes)
+
+    def name(self, index: int) -> str:
+        """Name an image, by its file where the source knows it (`source.name(index)`)."""
+        source = self.source
+        while isinstance(source, Subset):
+            index, source = source.indices[index], source.dataset
+        return source.name(index) if hasattr(source, "name") else f"image {index}"
+
     def _check(self, mask: np.ndarray, index: int) -> None:
+        if mask.ndim == 3:
+            if mask.shape[2] != self.classes:
+                raise ValueError(f"mask {index} has {mask.shape[2]} channels for {self.classes} classes.")
+            return
         values = np.unique(mask)
         undeclared = [int(v) for v in values if not 0 <= v < self.classes and v != self.ignore_index]
         if undeclared:
@@ -136,4 +162,5 @@ class SegmentationDataset(Dataset):
         pixels = torch.from_numpy(np.array(image.transpose(2, 0, 1), np.float32, order="C"))  # (C, H, W)
         if image.dtype == np.uint8:
             pixels.div_(255)
-        return pixels, torch.from_numpy(mask.astype(np.int64))
+        target = torch.from_numpy(mask.astype(np.int64))
+        return pixels, target if mask.ndim == 2 else target.permute(2, 0, 1).contiguous()

@@ -67,6 +67,7 @@ class ImageFolders(Sequence):
         self.palette = distinct_colors(len(self.class_names))
         self.ignore_index = ignore_index
         self.folder = root / split
+        self.path, self.split = root, split
         found, labeled = _by_name(images, IMAGE_ENDINGS), _by_name(masks, _MASK_ENDINGS)
         if not found:
             raise FileNotFoundError(f"{images} has no images ({', '.join(IMAGE_ENDINGS)}).")
@@ -98,6 +99,10 @@ class ImageFolders(Sequence):
                 f"{image.shape[1]} x {image.shape[0]}."
             )
         return image, mask
+
+    def name(self, index: int) -> str:
+        """Return the path of an image, relative to the split's folder of images."""
+        return self.pairs[index][0].relative_to(self.folder / "images").as_posix()
 
     def check(self) -> "ImageFolders":
         """Read all images and masks, in threads, and return itself.

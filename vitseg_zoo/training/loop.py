@@ -1,7 +1,10 @@
 """Everything around a recipe: `prepare` before it builds its model, and `fit`, which trains it."""
 
+import io
 import json
 import logging
+import math
+import os
 import shutil
 import signal
 import sys
@@ -9,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,23 +20,26 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from vitseg_zoo.cost import describe_device
+from vitseg_zoo.data.origin import origin_of
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.terminal import say
 from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
-from vitseg_zoo.training.config import RunConfig
+from vitseg_zoo.training.config import RunConfig, option
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import weight_averaging
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
-from vitseg_zoo.training.results import command, hardware, save_results, summary, training_seconds, versions
+from vitseg_zoo.training.results import command, save_results, summary, training_seconds, versions
 
 # Folders that trainings of this process write to; the system lets go of them when it ends, however it ends.
 _locks: dict[Path, FileLock] = {}
@@ -55,7 +62,9 @@ def prepare(config: RunConfig) -> None:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
     warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
-    saved, metrics, last = config.out / "config.json", config.out / "metrics.csv", _last(config)
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)):  # the same command again, after SLURM's requeue
+        config.resume = config.resume or config_file(config).exists()
+    saved, metrics, last = config_file(config), config.out / "metrics.csv", _last(config)
     if config.resume:
         # Without a checkpoint, killed in its first epoch, a training begins again.
         for needed in (metrics, last) if last.exists() or not saved.exists() else ():
@@ -68,9 +77,10 @@ def prepare(config: RunConfig) -> None:
     _make_writable(config.out)
     _lock(config.out)
     if config.resume and saved.exists():
-        config.check_resumed(json.loads(saved.read_text(encoding="utf-8")), last)
-    with atomic_path(saved) as partial:
-        partial.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        before = json.loads(saved.read_text(encoding="utf-8"))
+        config.keep_chosen(before)
+        config.check_resumed(before, last)
+    _write_config(config)
     seed_everything(config.seed, verbose=False)
 
 
@@ -80,7 +90,6 @@ def fit(
     config: RunConfig,
     *,
     select: str | None = "val_miou",
-    average: float | None = None,
     score: Callable[[], dict[str, float]] | None = None,
     callbacks: Sequence[Callback] = (),
     **trainer_options: Any,
@@ -95,14 +104,14 @@ def fit(
         data: Loaders of the training, validation and test images.
         config: The recipe's options, for which `prepare` was called.
         select: Which score of an epoch decides what best.ckpt holds; `None` for no selection.
-        average: Decay of an exponential moving average of the weights, which is what is measured and saved
-            in the end; `None` for none.
         score: Measures the trained model; by default the last and the best weights on the test split.
         callbacks: Further callbacks of Lightning.
-        trainer_options: Passed to Lightning's `Trainer`: `accumulate_grad_batches`, `logger`, ...
+        trainer_options: Passed to Lightning's `Trainer`, as `logger=TensorBoardLogger(config.out)`; there is
+            no logger by default.
 
     Returns:
         What results.json holds: scores, parameters, epochs, seconds, precision, hardware, command, versions.
+        With `config.find_lr` only the `learning_rate` that was found; nothing is trained.
 
     Raises:
         ValueError: If the model does not take the images; before the training starts.
@@ -113,11 +122,13 @@ def fit(
         >>> fit(module, data, config)["test_last"]["miou"]  # doctest: +SKIP
         0.53
     """
+    _write_config(config)  # with what the recipe has chosen
+    if config.overfit:
+        data.overfit(config.overfit)
     channels = getattr(module, "channels", 3)
     for name in ("crop_size", "image_size"):
         if hasattr(config, name):
-            option = f"--{name.replace('_', '-')}"
-            try_size(module, getattr(config, name), option, data.batch_size, channels)
+            try_size(module, getattr(config, name), option(name), data.batch_size, channels)
     for dataset in data.datasets.values():
         if dataset is not None:
             dataset.cache()  # reads all images
@@ -129,13 +140,21 @@ def fit(
     if precision == "auto":
         size = getattr(config, "crop_size", config.image_size)
         precision = choose_precision(module.model, (size, size), min(data.batch_size, 8), channels)
+    if config.grad_checkpointing:
+        module.checkpoint_gradients()
+    if config.compile:
+        module.model.compile()
     module.save_hyperparameters({"precision": precision, "batch_size": data.batch_size})
     options = {"dirpath": last.parent, "save_on_train_epoch_end": True, "enable_version_counter": False}
     savers: list[Callback] = [MovableCheckpoint(filename="last", **options)]
     if select is not None:
         savers.insert(0, MovableCheckpoint(filename="best", monitor=select, mode="max", **options))
-    if average is not None:
-        savers.insert(0, weight_averaging(average))
+    if config.ema is not None:
+        savers.insert(0, weight_averaging(config.ema))
+    if config.early_stopping is not None:
+        savers.append(EarlyStopping("val_miou", mode="max", patience=config.early_stopping, min_delta=0.0))
+    # FSDP has its own way of writing checkpoints, and takes no other.
+    plugins = [] if "fsdp" in config.strategy else [AtomicCheckpointIO()]
     # Where no bar can be drawn, a line an epoch says enough.
     has_bar = sys.stdout.isatty() or ("ipykernel" in sys.modules and find_spec("ipywidgets") is not None)
     progress: list[Callback] = [RichProgressBar()] if has_bar else []
@@ -145,16 +164,22 @@ def fit(
             "max_steps": config.max_steps,
             "precision": precision,
             "devices": config.devices,
+            "num_nodes": config.num_nodes,
+            "strategy": config.strategy,
+            "sync_batchnorm": torch.cuda.is_available(),  # PyTorch has none for CPUs
+            "accumulate_grad_batches": config.accumulate_grad_batches,
+            "gradient_clip_val": config.gradient_clip_val,
+            "default_root_dir": config.out,
             # The gallery before averaged weights, whose picture it shows at the end.
             "callbacks": [
-                FiniteLoss(),
+                FiniteLoss(data.batch_names),
                 EpochLog(metrics),
                 PredictionGallery(data.datasets["val"], config.out),
                 *savers,
                 *callbacks,
                 *progress,
             ],
-            "plugins": [AtomicCheckpointIO()],
+            "plugins": plugins,
             "enable_progress_bar": has_bar,
             "enable_model_summary": False,
             "logger": False,
@@ -172,6 +197,8 @@ def fit(
     )
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
+    if config.find_lr:
+        return {"learning_rate": _find_lr(trainer, module, data)}
     started = time.process_time()
     _train(trainer, module, data, last, resumed, config)
     cpu_seconds = time.process_time() - started
@@ -181,15 +208,17 @@ def fit(
         shutil.copy(last, best)
     trainer.strategy.barrier()
     if score is not None:
-        scores = {"test_last": score()}
+        scores = {"test_last": score()} if trainer.is_global_zero else {}
     else:
         kinds = ("last", "best") if select is not None else ("last",)
         scores = {
             f"test_{kind}": _test(trainer, module, data, last.with_name(f"{kind}.ckpt")) for kind in kinds
         }
-    if not trainer.is_global_zero:  # it measured, as scores are gathered from all processes
+    if not trainer.is_global_zero:  # it measured its part
         return {}
     save_curves({"": metrics}, config.out / "curves.png")
+    # The images that `score` looked at, which it names, or those of the epochs' scores.
+    measured = getattr(score, "pairs", getattr(data.datasets["test"] or data.datasets["val"], "source", None))
     results = {
         "arch": module.hparams.arch,
         "encoder_name": module.hparams.encoder_name,
@@ -199,9 +228,10 @@ def fit(
         "seconds": training_seconds(metrics),
         "cpu_seconds": round(cpu_seconds, 1),
         "precision": precision,
-        "hardware": hardware(trainer),
+        "hardware": describe_device(trainer.strategy.root_device, trainer.world_size),
         "command": command(),
         "config": config.to_json(),
+        "measured_on": origin_of(measured),
         "versions": versions(),
     }
     save_results(results, config.out / "results.json")
@@ -235,10 +265,7 @@ def _train(
         say(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise KeyboardInterrupt from None
     except torch.OutOfMemoryError as error:
-        raise TrainingStopped(
-            f"The device has not enough memory for steps of {data.batch_size} images: try --batch-size "
-            f"{max(1, data.batch_size // 2)}, or smaller images."
-        ) from error
+        raise TrainingStopped(out_of_memory(config, data.batch_size)) from error
     except OSError as error:  # a full disk
         raise TrainingStopped(f"The training cannot go on ({error}). {kept()}.") from error
     except TrainingStopped:
@@ -248,11 +275,51 @@ def _train(
         raise
 
 
+def out_of_memory(config: RunConfig, batch_size: int) -> str:
+    """Say what to try where the device's memory does not hold a step of `batch_size` images."""
+    size = "crop_size" if hasattr(config, "crop_size") else "image_size"
+    # Two thirds of a side, half of the pixels.
+    smaller = max(32, getattr(config, size) * 2 // 3 // 32 * 32)
+    other = f"{option(size)} {smaller}"
+    if not config.grad_checkpointing:
+        other += " or --grad-checkpointing"
+    if batch_size > 1:
+        accumulated = f"--accumulate-grad-batches {2 * config.accumulate_grad_batches}"
+        other = f"--batch-size {batch_size // 2} with {accumulated}, which makes the same steps, {other}"
+    return f"The device has not enough memory for {batch_size} images at a time: try {other}."
+
+
+def _find_lr(trainer: Trainer, module: LightningModule, data: SegmentationDataModule) -> float:
+    """Find a learning rate by Lightning's range test: a tenth of that at which the loss was lowest."""
+    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, EpochLog)]
+    # Its bar is not for a log file.
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        finder = Tuner(trainer).lr_find(module, data, min_lr=1e-6, max_lr=1.0, update_attr=False)
+    # Not Lightning's suggestion: the slope over the rate and not over its logarithm is steepest at the start.
+    losses = torch.tensor(finder.results["loss"][10:]).nan_to_num(nan=math.inf)
+    if not losses.isfinite().any():
+        raise ValueError("No learning rate between 1e-6 and 1 made the loss fall: look at images and masks.")
+    found = finder.results["lr"][10 + int(losses.argmin())] / 10
+    say(f"a tenth of the learning rate at which the loss was lowest: train with --lr {found:.1e}", flush=True)
+    return found
+
+
 def _test(trainer: Trainer, module: LightningModule, data: SegmentationDataModule, path: Path) -> dict:
     trainer.test(module, data, ckpt_path=path, weights_only=True, verbose=False)
     return {
         key.removeprefix("test_"): round(float(value), 5) for key, value in trainer.callback_metrics.items()
     }
+
+
+def _write_config(config: RunConfig) -> None:
+    if rank_zero_only.rank == 0:
+        with atomic_path(config_file(config)) as partial:
+            partial.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+
+
+def config_file(config: RunConfig) -> Path:
+    """Say where the options of a training are written to."""
+    return config.out / "config.json"
 
 
 def _last(config: RunConfig) -> Path:
@@ -268,7 +335,7 @@ def _check_checkpoint(last: Path, config: RunConfig) -> str:
         raise ValueError(
             f"{last} is damaged: copy best.ckpt over it to go on from there, or give another --out."
         ) from error
-    if config.epochs <= epochs:
+    if 0 < config.epochs <= epochs:
         raise ValueError(f"{last} is of epoch {epochs + 1} already: give --epochs {epochs + 1} or more.")
     if 0 <= config.max_steps < steps:
         raise ValueError(
