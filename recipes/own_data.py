@@ -19,9 +19,11 @@ import torch
 
 from vitseg_zoo import freeze_blocks, load_weights, parameter_groups
 from vitseg_zoo.data.dataset import SegmentationDataset
+from vitseg_zoo.data.images import is_photograph
 from vitseg_zoo.data.segmentation_folder import open_folders
 from vitseg_zoo.inference.evaluate import save_evaluated
 from vitseg_zoo.losses import CrossEntropyAndDice
+from vitseg_zoo.terminal import say
 from vitseg_zoo.training.config import JsonObject, RunConfig, read_json_object, run_from_command_line
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import warmup_cosine
@@ -45,7 +47,7 @@ class Config(RunConfig):
     lr: float = 1e-3  # highest of AdamW; about 1e-4 for pretrained weights, with --layer-decay 0.75
     layer_decay: float = 1.0  # of the learning rate, from block to block
     freeze: int | None = None  # keep the encoder's embedding and this many of its blocks as they are
-    grad_checkpointing: bool = False  # less memory, more time
+    ema: float | None = 0.998  # decay of the average of the weights, which is the model
     image_size: int = 256  # side of the square that images are resized to, in pixels
     crop_size: int = 192  # side of what is trained on, a random part of that square resized to it
     about: Path | None = None  # JSON file of what else is said of the model: license, limits, ...
@@ -57,11 +59,12 @@ class Config(RunConfig):
         self.above_zero("layer_decay")
 
 
-def augmentation(size: int) -> A.Compose:
-    """A random part of the image at a random scale, flip, color jitter."""
+def augmentation(size: int, color: bool = True) -> A.Compose:
+    """A random part of the image at a random scale, flip, and color jitter, if the images are RGB."""
     jitter = dict(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05))
     part = A.RandomResizedCrop((size, size), scale=(0.3, 1.0), mask_interpolation=cv2.INTER_NEAREST)
-    return A.Compose([part, A.HorizontalFlip(p=0.5), A.ColorJitter(**jitter, p=0.8), A.ToGray(p=0.05)])
+    colors = [A.ColorJitter(**jitter, p=0.8), A.ToGray(p=0.05)] if color else []
+    return A.Compose([part, A.HorizontalFlip(p=0.5), *colors])
 
 
 class OwnModule(SegmentationModule):
@@ -81,28 +84,29 @@ def main(config: Config) -> dict:
     prepare(config)
     train, val = open_folders(config.data, config.splits, config.ignore_index, config.pets)
     options = {"classes": len(train.class_names), "ignore_index": train.ignore_index, "seed": config.seed}
-    train_set = SegmentationDataset(
-        train, config.image_size, augment=augmentation(config.crop_size), **options
-    )
+    is_rgb = is_photograph(train[0][0])
+    augment = augmentation(config.crop_size, color=is_rgb)
+    train_set = SegmentationDataset(train, config.image_size, augment=augment, **options)
     val_set = SegmentationDataset(val, config.image_size, **options)
     batch_size = min(config.batch_size, len(train))
     data = SegmentationDataModule(train_set, val_set, None, batch_size, config.num_workers, config.seed)
     names = (config.arch, config.encoder_name, config.encoder_weights, train.class_names, train.palette)
     described = {"ignore_index": train.ignore_index, "learning_rate": config.lr, "seed": config.seed}
-    module = OwnModule(*names, config.image_size, model_args=config.model_args, **described)
+    if not is_rgb:  # 8-bit RGB is normalized as the encoder's weights were
+        described |= train_set.measure_channels()
+    model_args = {"in_channels": train.channels, **config.model_args}
+    module = OwnModule(*names, config.image_size, model_args=model_args, **described)
     module.loss = CrossEntropyAndDice(train.ignore_index)
     module.layer_decay = config.layer_decay
     parameter_groups(module.model, config.lr, 0.05, config.layer_decay)  # refuses at once what does not fit
     if config.init:
-        print(load_weights(module.model, config.init, strict=False))
+        say(load_weights(module.model, config.init, strict=False))
     if config.freeze is not None:
         freeze_blocks(module.model, config.freeze)
-    if config.grad_checkpointing:
-        module.checkpoint_gradients()
     about = module.describe() | (read_json_object(config.about) if config.about else {})
     file = save_evaluated(module.model, config.out / "model.safetensors", val, about)
     every = max(1, config.epochs // 10)
-    return fit(module, data, config, select=None, average=0.998, score=file, check_val_every_n_epoch=every)
+    return fit(module, data, config, select=None, score=file, check_val_every_n_epoch=every)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """What is printed of names and files cannot act on a terminal, and has a form in every code page."""
 
+import ast
 import io
+from pathlib import Path
 
+import vitseg_zoo
 from vitseg_zoo.terminal import printable, say
 
 
@@ -15,3 +18,15 @@ def test_a_line_in_a_code_page_that_lacks_a_letter() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="\n")
     say("日本 é", file=stream, flush=True)
     assert stream.buffer.getvalue() == b"\\u65e5\\u672c \xe9\n"
+
+
+def test_the_package_prints_by_say_alone() -> None:
+    folder = Path(vitseg_zoo.__file__).parent
+    printing = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    # `say` itself; what registration says while Python's own warnings fail; a line that is written over.
+    assert printing <= {"terminal.py", "_importing.py", "cli/check.py"}

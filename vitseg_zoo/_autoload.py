@@ -42,7 +42,8 @@ class _RegisteringFinder:
         finally:
             self._searches.discard(search)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader, _HOOKS[name])
+            loader: Any = _RegisteringLoader(spec.loader, _HOOKS[name])
+            spec.loader = loader
         return spec
 
     def _ask_others(self, name: str, path: Any, target: ModuleType | None) -> ModuleSpec | None:
@@ -71,7 +72,8 @@ class _RegisteringLoader:
     def _followed_by(self, hook: str, load: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def load_and_register(module: Any) -> Any:
             if isinstance(module, ModuleType):  # `load_module` takes a name
-                module.__loader__ = module.__spec__.loader = self._loader
+                spec: Any = module.__spec__
+                module.__loader__ = spec.loader = self._loader
             loaded = load(module)
             _call_registry(hook)
             return loaded

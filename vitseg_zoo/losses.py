@@ -10,10 +10,13 @@ the number of masks is that of the process, not the average over processes.
 """
 
 from collections.abc import Sequence
+from inspect import signature
+from typing import Any
 
+import segmentation_models_pytorch.losses as smp_losses
 import torch
 import torch.nn.functional as F
-from segmentation_models_pytorch.losses import DiceLoss
+from segmentation_models_pytorch.losses import DiceLoss, SoftBCEWithLogitsLoss
 from torch import nn
 
 from vitseg_zoo.decoders.eomt import QueryPrediction
@@ -269,3 +272,107 @@ class CrossEntropyAndDice(nn.Module):
     def forward(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Give the loss of logits (B, C, H, W) for masks (B, H, W)."""
         return self.cross_entropy(logits, mask) + self.dice_weight * self.dice(logits, mask)
+
+
+class SumOfLosses(nn.Module):
+    """The sum of losses of SMP's form, which take logits and a mask.
+
+    Args:
+        terms: The losses.
+
+    Example:
+        >>> loss = SumOfLosses([CrossEntropy(), DiceLoss("multiclass")])
+        >>> loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)).shape
+        torch.Size([])
+    """
+
+    def __init__(self, terms: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(terms)
+
+    def forward(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Give the loss of logits (B, C, H, W) for masks (B, H, W), or (B, C, H, W) of 0 and 1."""
+        if logits.shape[1] == 1 or mask.ndim == 4:  # each class by itself
+            mask = mask.reshape(logits.shape).to(logits.dtype)
+        return sum(term(logits, mask) for term in self.terms)
+
+
+def create_loss(
+    name: str,
+    mode: str = "multiclass",
+    *,
+    ignore_index: int | None = None,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> nn.Module:
+    """Make a loss by its name: `cross_entropy`, one of `smp.losses`, or a sum of such.
+
+    Args:
+        name: As `"cross_entropy+dice"`, `"focal"`, `"lovasz"`, `"TverskyLoss"`.
+        mode: SMP's word: `"multiclass"`, for masks (B, H, W) of class numbers; `"binary"`, for logits of one
+            channel and masks (B, H, W) of 0 and 1; `"multilabel"`, for masks (B, C, H, W) of 0 and 1.
+        ignore_index: Mask value of pixels that do not count; `None` if there are none.
+        class_weights: Weight of each class; in binary mode of background and object.
+        label_smoothing: Share of the target that is spread over all classes, by cross-entropy.
+
+    Raises:
+        ValueError: If there is no such loss, or none of those named can do what is asked for.
+
+    Example:
+        >>> loss = create_loss("cross_entropy+dice", ignore_index=255)
+        >>> loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 255)).item()
+        0.0
+    """
+    if mode not in ("binary", "multiclass", "multilabel"):
+        raise ValueError(f'mode should be "binary", "multiclass" or "multilabel", got {mode!r}.')
+    wanted: dict[str, Any] = {"class_weights": class_weights, "ignore_index": ignore_index}
+    wanted["label_smoothing"] = label_smoothing or None
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    terms, used = [], set()
+    for part in name.split("+"):
+        if _plain(part) == "crossentropy":
+            terms.append(_cross_entropy(mode, ignore_index, class_weights, label_smoothing))
+            used |= set(wanted)
+            continue
+        loss_class = _SMP_LOSSES.get(_plain(part))
+        if loss_class is None:
+            known = ["cross_entropy", *_SMP_LOSSES]
+            raise ValueError(f"There is no loss {part.strip()!r}, only {', '.join(known)}, and sums of them.")
+        takes = signature(loss_class).parameters
+        if mode != "binary" and loss_class is smp_losses.MCCLoss:
+            raise ValueError("SMP's MCC loss is for one class only (binary).")
+        given = {key: value for key, value in wanted.items() if key in takes}
+        if mode == "binary":
+            given.pop("class_weights", None)
+        used |= set(given)
+        if "ignore_index" in wanted and "ignore_index" not in takes:
+            raise ValueError(f"SMP's {part.strip()} loss knows no ignore_index, but there are such pixels.")
+        terms.append(loss_class(**({"mode": mode} if "mode" in takes else {}), **given))
+    if unused := set(wanted) - used:
+        what = " and no ".join(sorted(unused))
+        raise ValueError(f"The loss {name} knows no {what}: add +cross_entropy, or leave it out.")
+    return SumOfLosses(terms)
+
+
+def _plain(name: str) -> str:
+    """Make one of a loss's spellings: "cross_entropy", "DiceLoss"."""
+    return name.strip().lower().replace("_", "").removesuffix("loss")
+
+
+_SMP_LOSSES = {
+    _plain(name): getattr(smp_losses, name) for name in smp_losses.__all__ if name.endswith("Loss")
+}
+
+
+def _cross_entropy(
+    mode: str, ignore_index: int | None, class_weights: Sequence[float] | None, label_smoothing: float
+) -> nn.Module:
+    weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+    if mode == "multiclass":
+        return CrossEntropy(ignore_index, weights, label_smoothing)
+    if weights is not None:
+        weights = weights[1] / weights[0] if mode == "binary" else weights[:, None, None]
+    # SMP moves a target of 1 to 1 - smooth_factor, PyTorch's smoothing to 1 - label_smoothing / 2.
+    return SoftBCEWithLogitsLoss(
+        ignore_index=ignore_index, smooth_factor=label_smoothing / 2 or None, pos_weight=weights
+    )

@@ -11,6 +11,5 @@ def distinct_colors(count: int) -> list[tuple[int, int, int]]:
         [(0, 0, 0), (230, 57, 57)]
     """
     hues = [(index * 0.618034) % 1 for index in range(count - 1)]
-    return [(0, 0, 0)] + [
-        tuple(round(255 * part) for part in colorsys.hsv_to_rgb(h, 0.75, 0.9)) for h in hues
-    ]
+    colors = (colorsys.hsv_to_rgb(hue, 0.75, 0.9) for hue in hues)
+    return [(0, 0, 0), *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colors)]

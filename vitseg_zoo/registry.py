@@ -150,7 +150,7 @@ def _load_group(group: str) -> list[Any]:
 def _check(value: Any, expected: type) -> None:
     if not isinstance(value, expected):
         raise TypeError(f"expected a {expected.__name__}, got {value!r}")
-    for name, settings in value.items() if expected is Mapping else ():
+    for name, settings in value.items() if isinstance(value, Mapping) else ():
         if missing := {"encoder", "params", "pretrained_settings"} - settings.keys():
             raise TypeError(f"{name!r} lacks {', '.join(sorted(missing))}")
 

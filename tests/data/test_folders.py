@@ -88,10 +88,10 @@ def test_a_damaged_mask_is_named(root: Path):
         ImageFolders(root, "train").check()
 
 
-def test_images_of_16_bits_are_refused_not_made_white(root: Path):
+def test_images_of_16_bits_keep_them(root: Path):
     Image.fromarray(np.full((6, 8), 40000, np.uint16)).save(_image(root, "b"))
-    with pytest.raises(ValueError, match=r"b\.png .* more than 8 bits a channel: convert it first\.$"):
-        ImageFolders(root, "train").check()
+    image, _ = ImageFolders(root, "train").check()[1]
+    assert image.dtype == np.uint16 and image.shape == (6, 8, 3) and (image == 40000).all()
 
 
 def test_two_images_of_one_name_are_both_named(root: Path):

@@ -59,6 +59,6 @@ def test_no_memory_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def fail(*_: object, **__: object) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr(Image.Image, "convert", fail)
+    monkeypatch.setattr("vitseg_zoo.data.images.ImageOps.exif_transpose", fail)
     with pytest.raises(ValueError, match=r"a.png needs more memory than there is: make it smaller.$"):
         read_image(tmp_path / "a.png")

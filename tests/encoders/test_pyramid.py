@@ -5,7 +5,9 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import LayerNorm2d
 from tiny_vits import FAMILIES
+from torch import nn
 
 from vitseg_zoo.encoders.pyramid import PyramidEncoder, SimpleFeaturePyramidEncoder
 
@@ -51,6 +53,37 @@ def test_levels_are_timms_features_rearranged() -> None:
     assert sum(parameter.numel() for parameter in encoder.parameters()) == sum(
         parameter.numel() for parameter in timm.create_model("tiny_vit", num_classes=0).parameters()
     )
+
+
+def test_learned_levels_are_transposed_convolutions() -> None:
+    """Computed cell by cell, they are what PyTorch's layers and timm's norm of maps make."""
+    encoder = SimpleFeaturePyramidEncoder("tiny_vit").eval()
+    for ups, level in ((3, encoder.levels[0]), (1, encoder.levels[2]), (0, encoder.levels[4])):
+        layers: list[nn.Module] = []
+        for layer in level:
+            if isinstance(layer, nn.ConvTranspose2d):
+                layers.append(nn.ConvTranspose2d(layer.in_channels, layer.out_channels, 2, stride=2))
+            elif isinstance(layer, nn.Conv2d):
+                size = layer.kernel_size[0]
+                conv = nn.Conv2d(layer.in_channels, layer.out_channels, size, padding=size // 2, bias=False)
+                layers.append(conv)
+            else:
+                layers.append(LayerNorm2d(*layer.normalized_shape) if hasattr(layer, "eps") else nn.GELU())
+        plain = nn.Sequential(*layers)
+        plain.load_state_dict(level.state_dict())
+        x = torch.randn(2, 64, 3, 5)
+        assert level(x).shape[2:] == (3 << ups, 5 << ups)
+        torch.testing.assert_close(level(x), plain(x))
+
+
+@pytest.mark.parametrize("way", ["", "shuffle-", "detail-"])
+def test_levels_are_channels_last_and_of_autocasts_type(way: str) -> None:
+    encoder = smp.encoders.get_encoder(f"vz-{way}tiny_vit", weights=None).eval()
+    image = torch.rand(2, 3, 64, 96).to(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        levels = encoder(image)
+    assert all(level.is_contiguous(memory_format=torch.channels_last) for level in levels)
+    assert {level.dtype for level in levels[1:]} == {torch.bfloat16}
 
 
 def test_levels_read_blocks_spread_over_the_depth() -> None:

@@ -159,7 +159,7 @@ def test_many_classes_and_channels(image):
     model.config = {"classes": 300, "in_channels": 5}
     labels = Predictor(model, "cpu")(np.zeros((20, 30, 5), np.uint8)).labels
     assert labels.dtype == np.uint16 and (labels == 299).all()
-    with pytest.raises(ValueError, match="takes 5 channels, but photographs have 3 or 1"):
+    with pytest.raises(ValueError, match="the image has 3 channels, where 5 are wanted"):
         Predictor(model, "cpu")(Image.fromarray(image))
 
 
@@ -188,7 +188,7 @@ def test_refusals(options, message):
     [
         (np.zeros((8, 8, 4), np.uint8), r"should be \(H, W, C\) of 3 channels, got \(8, 8, 4\)"),
         (torch.zeros(8, 8, 3), r"should be \(C, H, W\) of 3 channels, got \(8, 8, 3\)"),
-        (np.zeros((8, 8, 3), np.int64), "8-bit numbers or floats from 0 to 1, got int64"),
+        (np.zeros((8, 8, 3), np.int64), "whole numbers of 8 or 16 bits without sign, or floats, got int64"),
     ],
 )
 def test_wrong_images(wrong, message):

@@ -27,8 +27,7 @@ from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, Oxford
 from vitseg_zoo.data.transforms import flip_and_jitter
 from vitseg_zoo.training import pictures
 from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
-from vitseg_zoo.training.checkpoints import AtomicCheckpointIO
-from vitseg_zoo.training.checkpoints import ModelCheckpoint as MovedCheckpoint
+from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.loop import fit, prepare
@@ -539,12 +538,12 @@ def test_the_best_checkpoint_stays_the_best_in_a_copied_folder(tmp_path: Path):
     for folder in ("before", "after", "alone"):
         (tmp_path / folder).mkdir()
     options = {"filename": "best", "monitor": "val_miou", "mode": "max"}
-    before = MovedCheckpoint(tmp_path / "before", **options)
+    before = MovableCheckpoint(tmp_path / "before", **options)
     before.best_model_path = before.kth_best_model_path = str(tmp_path / "before" / "best.ckpt")
     before.best_k_models = {before.best_model_path: torch.tensor(0.8)}
     before.best_model_score = before.kth_value = torch.tensor(0.8)
     (tmp_path / "after" / "best.ckpt").touch()
-    after, alone = (MovedCheckpoint(tmp_path / folder, **options) for folder in ("after", "alone"))
+    after, alone = (MovableCheckpoint(tmp_path / folder, **options) for folder in ("after", "alone"))
     assert after.state_key == ModelCheckpoint(tmp_path, **options).state_key
     after.load_state_dict(before.state_dict())
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)

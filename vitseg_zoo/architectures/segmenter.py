@@ -19,6 +19,9 @@ class Segmenter(TokenModel):
     Paper: https://arxiv.org/abs/2105.05633. Images may have any size, and are normalized by the user with
     what `smp.encoders.get_preprocessing_params(encoder_name, encoder_weights)` gives.
 
+    The model maps (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a pair of
+    them and of the whole image's logits (B, aux classes).
+
     Args:
         encoder_name: An encoder of the zoo, `vz-` and the name of the timm model; its last map is used. SMP's
             default, `"resnet34"`, means the paper's Seg-S, `vz-vit_small_patch16_384`.
@@ -36,10 +39,6 @@ class Segmenter(TokenModel):
             `activation`); none by default.
         encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
         kwargs: Passed to the timm model, for example `drop_path_rate` (0.1 in the paper).
-
-    Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a
-        pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If the encoder is not the zoo's, or an argument is out of range.

@@ -22,6 +22,9 @@ class VitSeg(TokenModel):
     with the mean and deviation that `smp.encoders.get_preprocessing_params(encoder_name, encoder_weights)`
     gives.
 
+    The model maps (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a pair of
+    them and of the whole image's logits (B, aux classes).
+
     Args:
         encoder_name: A plain ViT of the zoo: `vz-` and the name of the timm model. SMP's own default,
             `"resnet34"`, which `smp.create_model` passes where nothing is chosen, means the article's encoder
@@ -37,10 +40,6 @@ class VitSeg(TokenModel):
             `activation`); none by default.
         encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
         kwargs: Passed to the timm model, for example `drop_path_rate` or `img_size`.
-
-    Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a
-        pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If the encoder is no plain ViT, or has fewer blocks than `encoder_blocks`.

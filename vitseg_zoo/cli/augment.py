@@ -12,6 +12,7 @@ from vitseg_zoo.data.masks import read_mask
 from vitseg_zoo.data.transforms import PRESETS
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.palette import distinct_colors
+from vitseg_zoo.terminal import say
 
 _COLUMNS, _ROWS = 4, 3
 
@@ -46,5 +47,5 @@ def run(args: argparse.Namespace) -> int:
     rows = [np.concatenate(pictures[at : at + _COLUMNS], 1) for at in range(0, len(pictures), _COLUMNS)]
     with atomic_path(args.out) as partial:
         Image.fromarray(np.concatenate(rows, 0)).save(partial)
-    print(f"{args.out}: {len(pictures)} views by {args.recipe}")
+    say(f"{args.out}: {len(pictures)} views by {args.recipe}")
     return 0

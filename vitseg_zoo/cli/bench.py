@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from vitseg_zoo.ops.linear import HAS_BF16
+from vitseg_zoo.terminal import say
 
 # Depths and channels are those of the paper; the head has 256 channels for B0 and B1, 768 for the others.
 _HEAD_CHANNELS = {"b0": 256, "b1": 256}
@@ -49,9 +50,10 @@ def run(args: argparse.Namespace) -> int:
     import transformers  # noqa: F401  if it is missing, say so now, not after minutes
 
     torch.set_num_threads(2)
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds} runs\n")
-    print("| model | against, what | peer | here | ratio | limit |")
-    print("|---|---|---:|---:|---:|---:|", flush=True)
+    say(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds} runs")
+    say()
+    say("| model | against, what | peer | here | ratio | limit |")
+    say("|---|---|---:|---:|---:|---:|", flush=True)
     for name in args.models:
         _in_a_new_process(_bench_smp, name, args.rounds, args.quick)
         if not args.quick:
@@ -114,7 +116,7 @@ def alternate(peer: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> 
 def _row(name: str, what: str, peer: float, ours: float, limit: float | None = None) -> None:
     of_limit = "" if limit is None else f"{1e3 * limit:.0f} ms"
     times = f"{1e3 * peer:.0f} ms | {1e3 * ours:.0f} ms | **{peer / ours:.1f}**"
-    print(f"| {name.upper()} | {what} | {times} | {of_limit} |", flush=True)
+    say(f"| {name.upper()} | {what} | {times} | {of_limit} |", flush=True)
 
 
 def _bench_smp(name: str, rounds: int, quick: bool) -> None:
@@ -202,7 +204,7 @@ def _bench_memory(name: str) -> None:
         peer, ours = (_in_a_new_process(_peak_megabytes, name, task, side) for side in ("peer", "ours"))
         what = "training step, batch 2, 512" if task == "training" else f"labels, {task}"
         row = f"| {name.upper()} | SMP, memory, {what} | {peer:.0f} MB | {ours:.0f} MB |"
-        print(f"{row} **{peer / ours:.1f}** | |", flush=True)
+        say(f"{row} **{peer / ours:.1f}** | |", flush=True)
 
 
 def _peak_megabytes(name: str, task: str, side: str) -> float:

@@ -1,13 +1,13 @@
 """`vitseg check`: what a folder of images and masks is, and what is wrong with it, before hours are lost."""
 
 import argparse
-import sys
-import time
+from collections import Counter
 from pathlib import Path
 
 from vitseg_zoo.data.check import Finding, Report, check
 from vitseg_zoo.data.description import write_description
 from vitseg_zoo.data.layouts import Part
+from vitseg_zoo.terminal import Progress, printable, say
 
 _SHOWN = 5  # files of a finding
 
@@ -23,48 +23,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; the exit code is 1 where a training would stop at something."""
-    report = check(args.data, _Progress())
-    print(_text(report))
+    report = check(args.data, Progress("pairs read"))
+    for line in _text(report).split("\n"):
+        say(line)
     if args.write:
         write_description(report.description, args.write)
-        print(f"\nwritten: {printable(str(args.write))}")
+        say()
+        say(f"written: {args.write}")
     if args.html:
         from vitseg_zoo.data.check_page import write_page
 
         write_page(report, args.html)
-        print(f"\nwritten: {printable(str(args.html))}")
+        say()
+        say(f"written: {args.html}")
     if args.convert:
         from vitseg_zoo.data.convert import convert
 
         count = convert(report.description, args.convert)
-        print(f"\nwritten: {count} images with masks in {printable(str(args.convert))}")
+        say()
+        say(f"written: {count} images with masks in {args.convert}")
     return int(report.has_errors)
-
-
-def printable(text: str) -> str:
-    r"""Replace what a terminal would obey or cannot show, as names of files may hold it.
-
-    Example:
-        >>> printable("a\x1b[31m.png")
-        'a\\x1b[31m.png'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-class _Progress:
-    """One line on the terminal, with the time left; nothing where errors go to a file."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if not sys.stderr.isatty() or (now - self.last < 0.2 and done < total):
-            return
-        self.last = now
-        left = (now - self.start) / done * (total - done)
-        line = f"{done} of {total} pairs read, {left:.0f} s left" if done < total else ""
-        print(f"\r{line:60}", end="" if line else "\r", file=sys.stderr, flush=True)
 
 
 def _text(report: Report) -> str:
@@ -79,6 +57,12 @@ def _text(report: Report) -> str:
         lines.append(f"  divided at random, seed {description.seed}: {description.val:.0%} to measure on")
     kind = {"gray": "gray levels", "colors": "colors"}[description.encoding.kind]
     lines.append(f"masks: {'class numbers' if description.encoding.is_plain else kind}")
+    kinds = Counter((r.channels, r.dtype) for r in report.records if r.channels)
+    lines.append(
+        "images: "
+        + ", ".join(f"{channels} x {dtype}" for channels, dtype in kinds)
+        + f", read with {description.channels} channel{'s' * (description.channels > 1)}"
+    )
     (low_h, low_w), (high_h, high_w) = report.smallest, report.largest
     lines.append(f"sizes (height x width): {low_h} x {low_w} to {high_h} x {high_w}")
     lines.append(f"{report.advice}\n")

@@ -115,5 +115,10 @@ def _print_architecture(name: str) -> int:
     import segmentation_models_pytorch as smp
 
     cls = smp.MODEL_ARCHITECTURES_MAPPING[name]
-    print(f"smp.{cls.__name__}, smp.create_model({name!r}, ...)\n\n{inspect.getdoc(cls)}")
+    for line in (
+        f"smp.{cls.__name__}, smp.create_model({name!r}, ...)",
+        "",
+        *(inspect.getdoc(cls) or "").split("\n"),
+    ):
+        say(line)
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitseg_zoo.data.images import MODES
+from vitseg_zoo.data.images import to_picture
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.inference.files import class_shares, find_images, predict_files
 from vitseg_zoo.inference.predictor import Predictor, palette_image
@@ -77,8 +77,6 @@ def run(args: argparse.Namespace) -> int:
             return 0
     predictor = Predictor(args.checkpoint or args.weights, fit=args.fit, tile=args.tile, overlap=args.overlap)
     metadata = predictor.metadata
-    if predictor.channels not in MODES:
-        raise ValueError(f"the model takes {predictor.channels} channels, but photographs have 3 or 1.")
     names = metadata.get("class_names") or [f"class {index}" for index in range(predictor.classes or 1)]
     palette = metadata.get("palette") or distinct_colors(len(names))
     if len(names) == 1:  # 0 is its absence
@@ -90,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         mask_path, overlay_path = targets[path]
         mask = palette_image(labels, palette)
         _save(mask, mask_path, "PNG")
-        photograph = Image.fromarray(image).convert("RGB")
+        photograph = Image.fromarray(to_picture(image))
         overlay = Image.blend(photograph, mask.convert("RGB"), 0.5)
         if "background" in names:  # stays as it is
             overlay.paste(photograph, mask=Image.fromarray(labels == names.index("background")))

@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE
 from vitseg_zoo.data.synthetic import SyntheticPets
 from vitseg_zoo.data.transforms import flip
+from vitseg_zoo.terminal import say
 from vitseg_zoo.training.callbacks import EpochPredictions
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
@@ -22,7 +24,7 @@ from vitseg_zoo.training.results import comparison_table, text_table
 
 # Name -> arch, encoder_name, model_args and learning_rate of `SegmentationModule`. Both are small enough for
 # two cores: ViT-seg has 6 of its 12 blocks, the U-Net timm's smallest ResNet. Their steps cost the same.
-MODELS = {
+MODELS: dict[str, tuple[str, str, dict[str, Any], float]] = {
     "ViT-seg": ("vitseg", "vz-vitseg_tiny_patch16_128", {"encoder_blocks": 6}, 1.5e-3),
     "U-Net": ("unet", "tu-test_resnet", {"decoder_channels": (96, 64, 32, 16, 16)}, 4e-3),
 }
@@ -48,22 +50,23 @@ def run(args: argparse.Namespace) -> int:
     started = time.time()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    print(f"drawing {sum(COUNTS.values())} animals", flush=True)
+    say(f"drawing {sum(COUNTS.values())} animals", flush=True)
     datasets = {split: _dataset(split, args.seed) for split in COUNTS}
     shown = [datasets["val"][index] for index in range(PICTURES)]
     images, masks = torch.stack([image for image, _ in shown]), torch.stack([mask for _, mask in shown])
 
     results, history, folders = {}, {}, {}
     for number, name in enumerate(MODELS, start=1):
-        print(f"\nmodel {number} of {len(MODELS)}: {name}", flush=True)
+        say()
+        say(f"model {number} of {len(MODELS)}: {name}", flush=True)
         predictions = EpochPredictions(images)
         folders[name] = args.out / name.lower()
         results[name] = _train(name, datasets, predictions, folders[name], args)
         history[name] = predictions.labels
 
     save_history(images, masks, history, PALETTE, args.out)
-    background = sum(int((mask == BACKGROUND).sum()) for _, mask in datasets["test"])
-    background /= COUNTS["test"] * IMAGE_SIZE**2
+    pixels = sum(int((mask == BACKGROUND).sum()) for _, mask in datasets["test"])
+    background = pixels / (COUNTS["test"] * IMAGE_SIZE**2)
     trivial = (
         f"To call every pixel background would be right for {background:.1%} of the pixels, "
         f"with a mean IoU of {background / len(CLASS_NAMES):.1%}."
@@ -81,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
             ("The same pictures after each epoch", args.out / "training.gif"),
         ],
     )
-    print(f"\nScores on {COUNTS['test']} test pictures. {trivial}\n")
-    print(text_table(*comparison_table(results)))
-    print(f"\n{time.time() - started:.0f} s in all. Report: {(args.out / 'report.html').resolve()}")
+    table = text_table(*comparison_table(results)).split("\n")
+    done = f"{time.time() - started:.0f} s in all. Report: {(args.out / 'report.html').resolve()}"
+    for line in ("", f"Scores on {COUNTS['test']} test pictures. {trivial}", "", *table, "", done):
+        say(line)
     return 0
 
 
@@ -118,13 +122,28 @@ def _train(
     for earlier in ("metrics.csv", "checkpoints/last.ckpt"):  # of a quickstart before this one
         (folder / earlier).unlink(missing_ok=True)
     arch, encoder_name, model_args, learning_rate = MODELS[name]
-    sizes = {"batch_size": BATCH_SIZE, "image_size": IMAGE_SIZE}
-    config = RunConfig(out=folder, epochs=args.epochs, lr=learning_rate, devices="1", seed=args.seed, **sizes)
+    config = RunConfig(
+        out=folder,
+        epochs=args.epochs,
+        batch_size=BATCH_SIZE,
+        lr=learning_rate,
+        image_size=IMAGE_SIZE,
+        devices="1",
+        seed=args.seed,
+    )
     prepare(config)
     module = QuickModule(
-        *(arch, encoder_name, None, CLASS_NAMES, PALETTE, IMAGE_SIZE),
-        **{"background": BACKGROUND, "learning_rate": learning_rate, "model_args": model_args},
-        **{"seed": args.seed, "channels_last": True},
+        arch,
+        encoder_name,
+        None,
+        CLASS_NAMES,
+        PALETTE,
+        IMAGE_SIZE,
+        background=BACKGROUND,
+        learning_rate=learning_rate,
+        seed=args.seed,
+        channels_last=True,
+        model_args=model_args,
     )
     data = SegmentationDataModule(**datasets, batch_size=BATCH_SIZE, seed=args.seed)
     return fit(module, data, config, select=None, callbacks=[predictions])

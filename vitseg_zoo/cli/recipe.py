@@ -5,6 +5,8 @@ import ast
 from importlib.resources import files
 from pathlib import Path
 
+from vitseg_zoo.terminal import say
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `vitseg recipe`."""
@@ -22,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
         width = max(map(len, recipes))
         for name in sorted(recipes):
             docstring = ast.get_docstring(ast.parse(recipes[name].read_text(encoding="utf-8"))) or ""
-            print(f"{name:{width}}  {docstring.splitlines()[0]}")
+            say(f"{name:{width}}  {docstring.splitlines()[0]}")
         return 0
     name = args.name.removesuffix(".py")
     if name not in recipes:
@@ -33,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
             file.write(recipes[name].read_text(encoding="utf-8"))
     except FileExistsError:
         raise FileExistsError(f"{target} is here already: rename it, or copy into another folder.") from None
-    print(f"{target}: edit it, and run `python {target} --help`.")
+    say(f"{target}: edit it, and run `python {target} --help`.")
     return 0

@@ -13,6 +13,7 @@ from torch import nn
 from vitseg_zoo.architectures import VitSeg
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.encoders.vit_seg import VitSegTransformer
+from vitseg_zoo.terminal import say
 
 
 @dataclass
@@ -170,7 +171,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"{args.model} does not take such an image, choose another --image-size: {error}"
         ) from error
-    print(format_steps(steps, whole))
+    for line in format_steps(steps, whole).split("\n"):
+        say(line)
     return 0
 
 

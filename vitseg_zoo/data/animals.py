@@ -49,11 +49,12 @@ def _tail(rng: Generator, x: float, y: float) -> Chain:
 
 def _head(rng: Generator, x: float, y: float, radius: float, frontal: float = 0.5) -> Parts:
     """Return a head with ears, pointed or hanging, and a face, with probability `frontal` from the front."""
-    frontal, pointed = rng.random() < frontal, rng.random() < 0.6
+    from_front, pointed = rng.random() < frontal, rng.random() < 0.6
     parts: Parts = []
-    if frontal:
+    if from_front:
         skull = [(x - radius * 0.15, y, radius), (x + radius * 0.15, y, radius)]
-        sides, eyes, nose = (-0.6, 0.6), (-0.42, 0.42), (0.0, 0.35)
+        sides, nose = (-0.6, 0.6), (0.0, 0.35)
+        eyes: tuple[float, ...] = (-0.42, 0.42)
         muzzle = [(x, y + radius * 0.4, radius * 0.45)]
     else:
         length = rng.uniform(0.9, 1.7)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitseg_zoo.data.class_weights import median_frequency
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, read_description
 from vitseg_zoo.data.layouts import Matched, list_files
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding
@@ -102,9 +103,10 @@ def check(path: str | Path, progress: Callable[[int, int], None] | None = None) 
     if path.is_dir() and (path / FILE_NAME).is_file():
         path = path / FILE_NAME
     if path.is_file():
-        description: DatasetDescription | None = read_description(path)
-        root, files = description.root, list_files(description.root)
-        matched = description.match(files)
+        known = read_description(path)
+        description: DatasetDescription | None = known
+        root, files = known.root, list_files(known.root)
+        matched = known.match(files)
     else:
         description = None
         root, parts, matched, files = find_parts(path)
@@ -235,10 +237,7 @@ def _count_classes(report: Report) -> list[Finding]:
         elif set(counts) == {0}:
             single.append(record.pair.masks[0])
     first = report.pixels[splits[0]][:count]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        frequency = np.where(first > 0, first / present, np.nan)
-        median = np.nanmedian(frequency) if (first > 0).any() else 0.0
-        report.weights = np.nan_to_num(median / frequency)
+    report.weights = median_frequency(first, present)
     findings = []
     if undeclared:
         values = sorted(set().union(*undeclared.values()))
@@ -301,16 +300,20 @@ def _unreadable(records: Sequence[Record]) -> list[Finding]:
                 files,
             )
         )
-    sizes = [r for r in records if r.image_size and r.mask_size and r.image_size != r.mask_size]
+    sizes = [
+        (record, *record.image_size, *record.mask_size)
+        for record in records
+        if record.image_size and record.mask_size and record.image_size != record.mask_size
+    ]
     if sizes:
-        (height, width), (mask_height, mask_width) = sizes[0].image_size, sizes[0].mask_size
+        _, height, width, mask_height, mask_width = sizes[0]
         findings.append(
             Finding(
                 "error",
                 f"{_number(sizes, 'mask')} of another size than the image; the first is "
                 f"{mask_height} x {mask_width}, its image {height} x {width} (height x width).",
                 "Export them at the image's size; if sides are swapped, an EXIF orientation was lost.",
-                tuple(record.pair.masks[0] for record in sizes),
+                tuple(record.pair.masks[0] for record, *_ in sizes),
             )
         )
     return findings
@@ -325,34 +328,12 @@ def _images(report: Report) -> list[Finding]:
     height, width = np.median(sizes, axis=0).astype(int).tolist()
     report.size = (height, width)
     report.smallest, report.largest = (tuple(side(sizes, axis=0).tolist()) for side in (np.min, np.max))
-    findings = []
-    kinds = Counter((record.channels, record.dtype) for record in read)
-    deep = [r.pair.image for r in read if r.dtype != "uint8" or r.channels not in (1, 3, 4)]
-    if deep:
-        shown = ", ".join(f"{n} of {c} x {dtype}" for (c, dtype), n in kinds.most_common())
-        findings.append(
-            Finding(
-                "error",
-                f"{_number(deep, 'image')} with more than 8 bits or other than 1, 3 or 4 channels ({shown}).",
-                "Convert them to 8 bits a channel first.",
-                tuple(deep),
-            )
-        )
-    elif len({channels for channels, _ in kinds}) > 1:
-        few, _ = min(kinds.items(), key=lambda item: item[1])
-        odd = tuple(record.pair.image for record in read if (record.channels, record.dtype) == few)
-        findings.append(
-            Finding(
-                "note",
-                f"{_number(odd, 'image')} of {few[0]} channels among others.",
-                "All are read as RGB.",
-                odd,
-            )
-        )
+    findings = _channels(report.description, read)
     brightness = np.array([record.brightness for record in read])
     sharpness = np.log(np.array([record.sharpness for record in read]) + 1e-3)
     if len(read) >= 10:
-        dark = brightness < min(np.median(brightness) / 3, 0.15)
+        usual = np.median(brightness)
+        dark = brightness < min(usual / 3, 0.15) if usual > 0 else np.zeros(len(read), bool)
         spread = 1.4826 * np.median(np.abs(sharpness - np.median(sharpness)))  # of a normal distribution
         blurred = sharpness < np.median(sharpness) - max(4 * spread, np.log(8))
         for chosen, measure, text, advice in (
@@ -373,6 +354,47 @@ def _images(report: Report) -> list[Finding]:
                 f"{sum(record.specks for record in noisy)} in all.",
                 "Such noise comes from JPEG, interpolation or thresholds: export the masks anew.",
                 tuple(record.pair.masks[0] for record in noisy),
+            )
+        )
+    return findings
+
+
+def _channels(description: DatasetDescription, records: Sequence[Record]) -> list[Finding]:
+    """Find images that cannot be read with the channels of the others, or have another type."""
+    findings = []
+    channels, kinds = description.channels, Counter((r.channels, r.dtype) for r in records)
+    shown = ", ".join(f"{count} of {number} x {dtype}" for (number, dtype), count in kinds.most_common(6))
+    gray_or_color = (1, 3) if channels in (1, 3) else ()
+    strange = [
+        r.pair.image
+        for r in records
+        if not {r.channels, r.channels - r.has_alpha} & {channels, *gray_or_color}
+    ]
+    if strange:
+        findings.append(
+            Finding(
+                "error",
+                f"{_number(strange, 'image')} of other channels than the {channels} that are read "
+                f"({shown}; channels x type).",
+                "Take them away, or correct `channels` in what --write writes.",
+                tuple(strange),
+            )
+        )
+    elif len({number for number, _ in kinds}) > 1:
+        few = min(kinds, key=lambda kind: kinds[kind])
+        odd = tuple(r.pair.image for r in records if (r.channels, r.dtype) == few)
+        text = f"{_number(odd, 'image')} of {few[0]} channel{'s' * (few[0] > 1)} among others."
+        findings.append(Finding("note", text, f"All are read with {channels} channels.", odd))
+    if len({dtype for _, dtype in kinds}) > 1:
+        few_type = min(kinds, key=lambda kind: kinds[kind])[1]
+        odd = tuple(r.pair.image for r in records if r.dtype == few_type)
+        findings.append(
+            Finding(
+                "warning",
+                f"{_number(odd, 'image')} of {few_type} among others ({shown}; channels x type).",
+                "Whole numbers are divided by the largest of their type, so these may be far darker or "
+                "brighter: store all alike.",
+                odd,
             )
         )
     return findings

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vitseg_zoo.data.check import Finding, Report, class_counts
 from vitseg_zoo.data.class_files import Color
-from vitseg_zoo.data.images import read_pixels
+from vitseg_zoo.data.images import read_pixels, to_picture
 from vitseg_zoo.data.segmentation_folder import read_classes
 from vitseg_zoo.data.survey import Record
 from vitseg_zoo.files import atomic_path
@@ -138,17 +138,9 @@ def _small(report: Report, record: Record) -> tuple[np.ndarray, np.ndarray | Non
 
 
 def _visible(path: Path) -> np.ndarray:
-    """Make (H, W, 3) uint8 of any image, stretched to what can be seen if it has not 8 bits."""
+    """Make (H, W, 3) uint8 of any image."""
     pixels, palette = read_pixels(path)
-    if palette is not None:
-        pixels = palette[pixels]
-    if pixels.ndim == 3:
-        pixels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
-    if pixels.dtype != np.uint8:
-        wide = np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)
-        low, high = float(wide.min()), float(wide.max())
-        pixels = ((wide - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
+    return to_picture(pixels if palette is None else palette[pixels])
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:

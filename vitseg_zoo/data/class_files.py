@@ -109,8 +109,8 @@ def _rows_of_json(path: Path, text: str) -> list[tuple[str, Color | None]]:
             content = [content[key] for key in sorted(content, key=int)]
         else:
             content = [{"name": name, "color": color} for name, color in content.items()]
-    rows = [_row(entry) for entry in content] if isinstance(content, list) else [None]
-    if None in rows:
+    rows = [row for entry in content if (row := _row(entry))] if isinstance(content, list) else []
+    if not isinstance(content, list) or len(rows) < len(content):
         raise ValueError(
             f'{path} should hold a list of names, or of objects as {{"name": "sky", "color": [0, 0, 255]}}.'
         )
@@ -133,7 +133,8 @@ def parse_color(value: object) -> Color | None:
         (255, 0, 0)
     """
     if isinstance(value, str) and re.fullmatch(r"#?[0-9a-fA-F]{6}", value):
-        return tuple(bytes.fromhex(value.lstrip("#")))
+        value = tuple(bytes.fromhex(value.lstrip("#")))
     if not isinstance(value, (list, tuple)) or len(value) != 3:
         return None
-    return tuple(value) if all(type(part) is int and 0 <= part <= 255 for part in value) else None
+    red, green, blue = value
+    return (red, green, blue) if all(type(part) is int and 0 <= part <= 255 for part in value) else None

@@ -12,6 +12,7 @@ from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import IMAGE_ENDINGS, list_files
 from vitseg_zoo.data.masks import read_mask
 from vitseg_zoo.palette import distinct_colors
+from vitseg_zoo.terminal import printable
 
 _MASK_ENDINGS = (".png", ".tif", ".tiff", ".bmp", ".gif", ".npy")
 
@@ -44,6 +45,8 @@ class ImageFolders(Sequence):
         >>> image, mask = folders.check()[0]  # uint8 (H, W, 3) and uint8 (H, W)  # doctest: +SKIP
     """
 
+    channels = 3  # gray becomes RGB
+
     def __init__(self, root: str | Path, split: str, ignore_index: int | None = None) -> None:
         root = Path(root).expanduser()
         classes = root / "classes.txt"
@@ -64,6 +67,7 @@ class ImageFolders(Sequence):
         self.palette = distinct_colors(len(self.class_names))
         self.ignore_index = ignore_index
         self.folder = root / split
+        self.origin = {"data": str(root.resolve()), "split": split}
         found, labeled = _by_name(images, IMAGE_ENDINGS), _by_name(masks, _MASK_ENDINGS)
         if not found:
             raise FileNotFoundError(f"{images} has no images ({', '.join(IMAGE_ENDINGS)}).")
@@ -78,7 +82,9 @@ class ImageFolders(Sequence):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(  # type: ignore[override]  # no slices
+        self, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         image_path, mask_path = self.pairs[index]
         image = read_image(image_path)
         mask = read_mask(mask_path)
@@ -94,11 +100,15 @@ class ImageFolders(Sequence):
             )
         return image, mask
 
+    def name(self, index: int) -> str:
+        """Return the path of an image, relative to the split's folder of images."""
+        return self.pairs[index][0].relative_to(self.folder / "images").as_posix()
+
     def check(self) -> "ImageFolders":
         """Read all images and masks, in threads, and return itself.
 
         Raises:
-            ValueError: a file cannot be read or has more than 8 bits a channel, a mask has another size than
+            ValueError: a file cannot be read, a mask has another size than
                 its image or several channels, or masks have values that are no class; one sentence names the
                 files.
         """
@@ -122,7 +132,8 @@ class ImageFolders(Sequence):
             )
         lacking = [name for index, name in enumerate(self.class_names) if index not in seen]
         if lacking:
-            warnings.warn(f"no mask of {self.folder} has a pixel of {_few(lacking)}.", stacklevel=2)
+            said = f"no mask of {self.folder} has a pixel of {_few(lacking)}."
+            warnings.warn(printable(said), stacklevel=2)
         return self
 
     def _values(self, index: int) -> set[int]:

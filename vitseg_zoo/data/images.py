@@ -1,17 +1,28 @@
-"""The one reader of images and masks, for training as for prediction."""
+"""The one reader of images and masks, for training as for prediction.
 
+Whole numbers keep their type in memory, and are divided by the largest of it where a model sees them, as by
+`torchvision.transforms.v2.ToDtype(scale=True)`; so they lie in [0, 1]. Floats are taken as they are.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps, features
-
-MODES = {1: "L", 3: "RGB"}  # channels of a model -> mode of Pillow
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, features
 
 # What files may hold, whatever their names say. Pillow knows more, and runs programs for some: PostScript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 # Width times height, known before anything is decoded: 16384 x 16384. A file of 50 kB can ask for gigabytes.
 MAX_PIXELS = 2**28
+
+_MAX_BYTES = 2**31  # of a raster of many bands
+_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the first bytes of TIFF and of BigTIFF
+MAX_CHANNELS = 64  # an array whose last side is longer than this, and whose first is not, is (C, H, W)
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -31,47 +42,147 @@ def open_image(path: str | Path) -> Image.Image:
     image = Image.open(path, formats=[name for name in FORMATS if name != "AVIF" or features.check("avif")])
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise ValueError(
-            f"its {image.width} x {image.height} pixels are more than the {MAX_PIXELS} that are read "
-            "at once: cut it into parts"
-        )
+        raise ValueError(_too_many(image.width, image.height))
     return image
 
 
-def read_image(path: Path, channels: int = 3) -> np.ndarray:
-    """Read a photograph as it is meant to be seen: turned as its EXIF orientation says.
+@contextmanager
+def open_raster(path: str | Path) -> Iterator[Any]:
+    """Open a TIFF of any bands by rasterio (extra `geo`), to read all of it or a window.
 
-    Args:
-        path: file in one of `FORMATS`; transparency is dropped.
-        channels: 3 for RGB, 1 for gray.
+    Only TIFF is opened, whatever the name says, and no file beside it is read or written.
 
-    Returns:
-        (H, W, 3) or (H, W) uint8.
+    Yields:
+        A `rasterio.DatasetReader`; its `read` gives (bands, height, width).
 
     Raises:
-        ValueError: The file does not exist, is no image, is damaged, or has more than 8 bits a channel.
+        ModuleNotFoundError: If rasterio is missing.
+        rasterio.errors.RasterioIOError: If it is no TIFF or damaged.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with (
+        warnings.catch_warnings(),
+        rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"),
+    ):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(Path(path).absolute(), driver="GTiff") as raster:
+            yield raster
+
+
+def read_image(path: Path, channels: int = 3) -> np.ndarray:
+    """Read an image as it is meant to be seen: turned as its EXIF orientation says.
+
+    Args:
+        path: File in one of `FORMATS`, or an array of NumPy (.npy), (H, W), (H, W, C) or (C, H, W). TIFFs of
+            other than 1, 3 or 4 bands, or of several with more than 8 bits, need rasterio (extra `geo`).
+        channels: How many are wanted. Gray becomes RGB and RGB gray where it has to, and a fourth channel
+            that is not wanted, as transparency, is dropped.
+
+    Returns:
+        (H, W, channels), or (H, W) of 1 channel: uint8, uint16, or float32 as stored; other types become
+        float32, and what is not finite 0.
+
+    Raises:
+        ValueError: The file does not exist, is no image, is damaged, or has other channels.
+        ModuleNotFoundError: It needs rasterio, which is missing.
     """
     if not path.is_file():
         raise ValueError(f"there is no image {path}.")
+    pixels, palette = read_pixels(path)
     try:
-        with open_image(path) as file:
-            if file.mode.startswith(("I", "F")):  # Pillow would clip them to white
-                raise ValueError("it has more than 8 bits a channel: convert it first")
-            image = ImageOps.exif_transpose(file).convert(MODES[channels])
-    except Image.UnidentifiedImageError:
-        raise ValueError(f"{path} is not an image in a format that is read ({', '.join(FORMATS)}).") from None
-    except MemoryError:
-        raise ValueError(f"{path} needs more memory than there is: make it smaller.") from None
+        return as_image(pixels if palette is None else palette[pixels], channels)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}.") from None
+
+
+def as_image(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Bring pixels as they are stored to the type and the channels that a model takes: see `read_image`.
+
+    Raises:
+        ValueError: They have other channels; what the message says follows the name of a file.
+    """
+    if pixels.dtype == bool:
+        pixels = pixels.astype(np.uint8) * 255
+    elif pixels.dtype not in (np.uint8, np.uint16):
+        pixels = np.nan_to_num(pixels.astype(np.float32, copy=False), nan=0.0, posinf=0.0, neginf=0.0)
+    stored = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if channels in (1, 3) and stored in (2, 4):  # the last is transparency, or what lies beyond red
+        pixels, stored = pixels[..., : stored - 1], stored - 1
+    if stored == 3 and channels == 1:
+        weights = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as Pillow's "L"
+        gray = pixels @ weights
+        return (gray.round() if pixels.dtype.kind == "u" else gray).astype(pixels.dtype)
+    if stored == 1:
+        pixels = pixels.reshape(pixels.shape[:2])
+        if channels == 3:
+            return np.repeat(pixels[..., None], 3, 2)
+    if stored != channels:
+        raise ValueError(
+            f"has {stored} channel{'s' * (stored > 1)}, where {channels} {'are' if channels > 1 else 'is'} "
+            "wanted: take its channels apart, or a data set and a model of as many"
+        )
+    return pixels
+
+
+def to_unit(pixels: np.ndarray) -> np.ndarray:
+    """Make float32 of an image: whole numbers are divided by the largest of their type.
+
+    Example:
+        >>> to_unit(np.array([[65535, 0]], np.uint16)), to_unit(np.array([[7.5]], np.float32))
+        (array([[1., 0.]], dtype=float32), array([[7.5]], dtype=float32))
+    """
+    if pixels.dtype.kind not in "ui":
+        return pixels.astype(np.float32, copy=False)
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def is_photograph(pixels: np.ndarray) -> bool:
+    """Say whether an image is 8-bit RGB, as color jitter and the mean of ImageNet expect it."""
+    return pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+
+
+def to_picture(pixels: np.ndarray) -> np.ndarray:
+    """Make 8-bit RGB to look at of any image: its first three channels, stretched if they have not 8 bits.
+
+    Args:
+        pixels: (H, W) or (H, W, C) numbers.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
+    if pixels.dtype != np.uint8:
+        wide = np.nan_to_num(pixels.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        low, high = np.percentile(wide, (1, 99)).tolist()
+        pixels = ((wide - low) * (255 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read the (height, width) of an image, turned as its EXIF orientation says, without its pixels.
+
+    Raises:
+        ValueError: The file does not exist, is of no known format, or is damaged.
+    """
+    try:
+        if path.suffix.lower() == ".npy" or _is_beyond_pillow(path):
+            height, width = read_pixels(path)[0].shape[:2]
+            return height, width
+        with open_image(path) as image:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return (image.width, image.height) if is_turned else (image.height, image.width)
     except Exception as error:  # the decoders of Pillow raise many kinds on damaged files
         raise ValueError(f"{path} cannot be read as an image: {error}.") from error
-    return np.asarray(image)
 
 
 def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndarray | None]:
     """Read the pixels of an image or mask as they are stored, turned as its EXIF orientation says.
 
     Args:
-        path: File in one of `FORMATS`, or an array of NumPy (.npy).
+        path: As for `read_image`.
         what: What messages call it.
 
     Returns:
@@ -79,27 +190,93 @@ def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndar
 
     Raises:
         ValueError: The file does not exist, is of no such format, or is damaged.
+        ModuleNotFoundError: It needs rasterio, which is missing.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}.")
     try:
         if path.suffix.lower() == ".npy":
             return _read_array(path), None
-        with open_image(path) as file:
-            image = ImageOps.exif_transpose(file)
-            palette = None
-            if image.mode == "P":
-                colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-                palette = np.zeros((256, 3), np.uint8)
-                palette[: len(colors)] = colors
-            elif image.mode in ("PA", "CMYK", "YCbCr", "LAB", "HSV"):
-                image = image.convert("RGB")
-            pixels = np.asarray(image)
-            return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), palette
+        if _is_beyond_pillow(path):
+            return _read_raster(path), None
+        with open_image(path) as image:
+            if image.format == "PNG" and image.mode in ("RGB", "RGBA") and _png_depth(image) == 16:
+                return _read_deep_png(path), None
+            return _read_pillow(image)
     except Image.UnidentifiedImageError:
         raise ValueError(f"{path} is not an image in a format that is read ({', '.join(FORMATS)}).") from None
+    except MemoryError:
+        raise ValueError(f"{path} needs more memory than there is: make it smaller.") from None
+    except ModuleNotFoundError:  # rasterio
+        raise
     except Exception as error:  # the decoders of Pillow raise many kinds on damaged files
         raise ValueError(f"{path} cannot be read as {what}: {error}.") from error
+
+
+def _read_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
+    is_deep_png = image.format in ("PNG", "PPM") and image.mode == "I"  # 16 bits in older Pillow
+    ImageOps.exif_transpose(image, in_place=True)
+    palette = None
+    if image.mode == "P":
+        colors = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(colors)] = colors
+    elif image.mode in ("PA", "CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    elif image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    pixels = np.asarray(image)
+    if is_deep_png:
+        return pixels.astype(np.uint16), palette
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), palette
+
+
+def _is_beyond_pillow(path: Path) -> bool:
+    """Say whether a file is a TIFF of which Pillow would drop bands, or bits of several bands."""
+    with open(path, "rb") as file:
+        header = file.read(8)
+        if not header.startswith(_TIFF):
+            return False
+        if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF
+            header += file.read(8)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next)
+        tags.load(file)
+    bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    is_alpha = bool(set(tags.get(TiffImagePlugin.EXTRASAMPLES, ())) & {1, 2})
+    deepest = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+    if bands == 1:
+        return deepest > 32
+    return deepest > 8 or bands > 4 or (bands == 2 and not is_alpha)
+
+
+def _png_depth(image: Image.Image) -> int:
+    tiles = image.tile  # type: ignore[attr-defined]  # of files
+    return 16 if any(str(tile[3]).endswith(";16B") for tile in tiles) else 8
+
+
+def _read_deep_png(path: Path) -> np.ndarray:
+    """Read a color PNG of 16 bits, of which Pillow keeps 8."""
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("damaged")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB if pixels.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+
+
+def _read_raster(path: Path) -> np.ndarray:
+    with open_raster(path) as raster:
+        size = raster.width * raster.height
+        if size > MAX_PIXELS or size * raster.count * np.dtype(raster.dtypes[0]).itemsize > _MAX_BYTES:
+            raise ValueError(_too_many(raster.width, raster.height))
+        pixels = np.moveaxis(raster.read(), 0, -1)
+    return np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _too_many(width: int, height: int) -> str:
+    return (
+        f"its {width} x {height} pixels are more than the {MAX_PIXELS} that are read at once: "
+        "cut it into parts"
+    )
 
 
 def _read_array(path: Path) -> np.ndarray:
@@ -107,4 +284,6 @@ def _read_array(path: Path) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim not in (2, 3) or array.dtype.kind not in "biuf" or not array.size:
         raise ValueError(f"an array {array.shape} of {array.dtype}, and not (H, W) or (H, W, C) numbers")
-    return np.array(array)
+    if array.ndim == 3 and array.shape[2] > MAX_CHANNELS >= array.shape[0]:
+        array = np.moveaxis(array, 0, -1)
+    return np.array(array.astype(array.dtype.newbyteorder("="), copy=False), order="C")

@@ -11,11 +11,13 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product, takewhile
 from pathlib import Path, PurePosixPath
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".npy")
+
+_OUTLINE_ENDINGS = (".json", ".txt")  # of files on one image each
 
 _IMAGE_WORDS = {
     *("image", "images", "img", "imgs", "jpegimages", "x", "input", "inputs", "photo", "photos", "picture"),
@@ -54,11 +56,21 @@ class Part:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its masks: one, or one for each object."""
+    """An image and its masks.
+
+    Args:
+        name: What they share.
+        image: Path in the data's folder.
+        masks: Paths: one, or one for each object or class; or a file of outlines.
+        is_shared: Whether that file is on many images.
+        labels: Names of what a file of outlines draws, in order.
+    """
 
     name: str
     image: str
     masks: tuple[str, ...]
+    is_shared: bool = field(default=False, repr=False)
+    labels: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass
@@ -126,8 +138,10 @@ def match(part: Part, files: Sequence[str], names: Iterable[str] | None = None) 
     images: dict[str, str] = {}
     masks: dict[str, list[str]] = defaultdict(list)
     matched = Matched()
+    endings = {*IMAGE_ENDINGS, PurePosixPath(part.masks).suffix.lower()}
     for path in files:
-        if PurePosixPath(path).suffix.lower() not in IMAGE_ENDINGS:
+        ending = PurePosixPath(path).suffix.lower()
+        if ending not in endings:
             continue
         if found := mask_pattern.fullmatch(path):
             name = _name(found)
@@ -135,7 +149,7 @@ def match(part: Part, files: Sequence[str], names: Iterable[str] | None = None) 
                 matched.doubled.append((masks[name][0], path))
             else:
                 masks[name].append(path)
-        elif found := image_pattern.fullmatch(path):
+        elif ending in IMAGE_ENDINGS and (found := image_pattern.fullmatch(path)):
             other = images.setdefault(_name(found), path)
             if other != path:
                 matched.doubled.append((other, path))
@@ -152,11 +166,12 @@ def match(part: Part, files: Sequence[str], names: Iterable[str] | None = None) 
     return matched
 
 
-def guess_layout(files: Sequence[str]) -> dict[str, Part]:
+def guess_layout(files: Sequence[str], endings: Sequence[str] = IMAGE_ENDINGS) -> dict[str, Part]:
     """Find the templates of a folder's images and masks.
 
     Args:
         files: All files, as `list_files` returns them.
+        endings: Of images, and of files of outlines in place of masks.
 
     Returns:
         Split ("train", "val", "test", or "all" where the folder has no splits) -> its `Part`; empty where
@@ -170,7 +185,7 @@ def guess_layout(files: Sequence[str]) -> dict[str, Part]:
     """
     folders: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for path in files:
-        if PurePosixPath(path).suffix.lower() in IMAGE_ENDINGS:
+        if PurePosixPath(path).suffix.lower() in endings:
             folders[PurePosixPath(path).parent.parts].append(path)
     groups = _group(folders)
     found: dict[str, list[tuple[_Base, _Base]]] = defaultdict(list)
@@ -188,6 +203,11 @@ def guess_layout(files: Sequence[str]) -> dict[str, Part]:
         parts.pop("all", None)
     order = ("train", "val", "test", "all")
     return {split: parts[split] for split in order if split in parts}
+
+
+def has_masks(part: Part) -> bool:
+    """Say whether a folder's or file's name says that these are masks, and not only that names agree."""
+    return any(_role(word) == "mask" for word in part.masks.replace("{name}", "_").split("/"))
 
 
 def split_lists(files: Sequence[str]) -> dict[str, str]:
@@ -250,7 +270,7 @@ def split_names(names: Sequence[str], val: float = 0.2, seed: int = 0) -> dict[s
         members[group].append(name)
     groups = sorted(members)
     random.Random(seed).shuffle(groups)
-    wanted = round(val * len(names))
+    wanted = max(1, round(val * len(names)))
     chosen: set[str] = set()
     for group in groups:
         if len(chosen) < wanted and len(members) > 1:
@@ -353,6 +373,8 @@ def _group(folders: dict[tuple[str, ...], list[str]]) -> dict[tuple, list[_Base]
         bases[parts[:end], role, splits[0] if splits else "all"] += paths
     groups: dict[tuple, list[_Base]] = defaultdict(list)
     for (parts, role, split), paths in sorted(bases.items()):
+        if all(path.lower().endswith(_OUTLINE_ENDINGS) for path in paths):
+            role = "mask"
         skip = len("/".join(parts)) + 1 if parts else 0
         rest = tuple(part for part in parts if _role(part) == "none" and not _split(part))
         groups[split, rest].append(_Base(parts, role, split, tuple(path[skip:] for path in paths)))
@@ -386,11 +408,11 @@ def _best_pair(bases: list[_Base]) -> tuple[_Base, _Base] | None:
         # Among equals, the folder with fewer words: masks before masks_color.
         rank = sum(len(_words(part)) for part in mask.parts)
         if count and (best is None or (count, -rank) > best[:2]):
-            pair = tuple(
-                _Base(base.parts, base.role, base.split, base.files, template)
+            image, mask = (
+                replace(base, template=template)
                 for base, template in zip((image, mask), templates, strict=True)
             )
-            best = (count, -rank, pair)
+            best = (count, -rank, (image, mask))
     return best[2] if best else None
 
 
@@ -470,7 +492,10 @@ def _pair_within(files: Sequence[str]) -> tuple[int, tuple[str, str]]:
         count, templates = _pair_names(rest, masks)
         if count:
             return count, templates
+    outlines = [file for file in files if file.lower().endswith(_OUTLINE_ENDINGS)]
     photographs = [file for file in files if file.lower().endswith((".jpg", ".jpeg"))]
+    if outlines:
+        photographs = [file for file in files if not file.lower().endswith(_OUTLINE_ENDINGS)]
     others = sorted(set(files) - set(photographs))
     if len(set(stems)) < len(stems) and photographs and len(endings := {_ending([o]) for o in others}) == 1:
         count = len(set(_stems(photographs)) & set(_stems(others)))

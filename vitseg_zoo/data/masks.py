@@ -19,7 +19,17 @@ from vitseg_zoo.palette import distinct_colors
 
 IGNORE_INDEX = 255
 # Names under which data sets keep pixels without a label.
-_VOID = {"void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown", "undefined", "unlabel"}
+_VOID = {
+    "void",
+    "unlabelled",
+    "unlabeled",
+    "ignore",
+    "ignored",
+    "unknown",
+    "undefined",
+    "unlabel",
+    "__ignore__",
+}
 
 
 def read_mask(path: Path, colors: bool = False) -> np.ndarray:
@@ -292,7 +302,7 @@ def _by_order(
     values: Sequence[int], names: Sequence[str] | None
 ) -> tuple[dict[int, int], Sequence[str] | None, str]:
     """Return the classes in the order of gray levels."""
-    count = len(names) if names else None
+    count = len(names or ())
     if names and count == 1 and len(values) == 2:
         names, count = ("background", *names), 2
     if names and values == list(range(count + 1)):
@@ -361,7 +371,8 @@ def _peaks(counts: Mapping[int, int], levels: int, limit: int | None) -> list[in
     """Return the few values, far from each other, that stand for nearly all pixels; none without such."""
     if levels == 256 and (min(counts) < 0 or max(counts) > 255):
         return []
-    total, peaks, covered = sum(counts.values()), [], 0
+    total = sum(counts.values())
+    peaks: list[int] = []
     spread = (lambda value: (value,)) if levels == 256 else unpack
 
     def near(value: int, distance: int) -> bool:

@@ -43,12 +43,13 @@ class OxfordPets(Sequence):
         >>> image, mask = pets[0]  # uint8 (H, W, 3) and uint8 (H, W)  # doctest: +SKIP
     """
 
-    class_names, palette, ignore_index = CLASS_NAMES, PALETTE, None
+    class_names, palette, ignore_index, channels = CLASS_NAMES, PALETTE, None, 3
 
     def __init__(self, root: str | Path, split: str = "train", download: bool = False) -> None:
         if split not in ("train", "val", "trainval", "test"):
             raise ValueError(f'split must be "train", "val", "trainval" or "test", not {split!r}.')
         self.pets = _open(Path(root).expanduser(), "test" if split == "test" else "trainval", download)
+        self.origin = {"data": str(Path(self.pets._base_folder).resolve()), "split": split}
         order = np.arange(len(self.pets))
         if split in ("train", "val"):
             generator = torch.Generator().manual_seed(_SPLIT_SEED)
@@ -60,7 +61,9 @@ class OxfordPets(Sequence):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(  # type: ignore[override]  # no slices
+        self, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         number = self.order[index]
         paths = self.pets._images[number], self.pets._segs[number]
         try:

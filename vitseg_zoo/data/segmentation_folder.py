@@ -2,19 +2,22 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from vitseg_zoo.data.annotations import guess_annotations
 from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
-from vitseg_zoo.data.coco import guess_coco, is_coco, read_coco
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.images import read_image
-from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, list_files, split_lists
+from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, has_masks, list_files, split_lists
 from vitseg_zoo.data.masks import Proposal, propose
 from vitseg_zoo.data.oxford_pets import OxfordPets
-from vitseg_zoo.data.survey import Record, read_masks, survey
+from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
+
+_LOOKED_AT = 16  # images that say how many channels all have, where there is no dataset.yaml
 
 
 class SegmentationFolder(Sequence):
@@ -22,7 +25,7 @@ class SegmentationFolder(Sequence):
 
     Args:
         path: The folder, or its dataset.yaml as `vitseg check DIR --write` writes it. A folder without one is
-            looked through first: all masks are read.
+            looked through first: all masks are read. Or what `load_description` found out of it.
         split: Name of the part, such as "train" or "val".
 
     Attributes:
@@ -30,6 +33,7 @@ class SegmentationFolder(Sequence):
         class_names: Names of the classes.
         palette: Their colors (red, green, blue).
         ignore_index: Value of pixels without a label in the masks that come out; None if there are none.
+        channels: Of the images.
         pairs: The files.
 
     Raises:
@@ -41,14 +45,17 @@ class SegmentationFolder(Sequence):
         >>> image, mask = train[0]  # uint8 (H, W, 3) and class numbers (H, W)  # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path, split: str) -> None:
-        self.description = load_description(path)
+    def __init__(self, path: str | Path | DatasetDescription, split: str) -> None:
+        self.description = path if isinstance(path, DatasetDescription) else load_description(path)
+        path = self.description.root if isinstance(path, DatasetDescription) else path
         if split not in self.description.splits:
             raise ValueError(f"{path} has no split {split!r}, only {', '.join(self.description.splits)}.")
         self.split = split
+        self.origin = {"data": str(Path(path).expanduser().resolve()), "split": split}
         self.class_names = self.description.class_names
         self.palette = self.description.palette
         self.ignore_index = self.description.ignore_index
+        self.channels = self.description.channels
         matched = self.description.match()[split]
         if not matched.pairs:
             raise FileNotFoundError(f"{path} has no images with masks for {split}.")
@@ -57,9 +64,11 @@ class SegmentationFolder(Sequence):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(  # type: ignore[override]  # no slices
+        self, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         pair = self.pairs[index]
-        image = read_image(self.description.root / pair.image)
+        image = read_image(self.description.root / pair.image, self.channels)
         mask = read_classes(self.description, pair)
         if mask.shape != image.shape[:2]:
             raise ValueError(
@@ -67,6 +76,10 @@ class SegmentationFolder(Sequence):
                 f"its image is {image.shape[1]} x {image.shape[0]}."
             )
         return image, mask
+
+    def name(self, index: int) -> str:
+        """Return the path of an image, relative to the data's folder."""
+        return self.pairs[index].image
 
 
 def open_folders(
@@ -82,7 +95,8 @@ def open_folders(
         pets: The folder is that of the Oxford-IIIT Pet data set.
 
     Returns:
-        One sequence of pairs (image, mask) for each part, with `class_names`, `palette` and `ignore_index`.
+        One sequence of pairs (image, mask) for each part, with `class_names`, `palette`, `ignore_index` and
+        `channels`.
     """
     if pets:
         return [OxfordPets(path, split) for split in splits]
@@ -119,7 +133,9 @@ def load_description(path: str | Path) -> DatasetDescription:
         return read_description(path / FILE_NAME)
     root, parts, matched, files = find_parts(path)
     pairs = [(split, pair) for split, found in matched.items() for pair in found.pairs]
-    return describe(root, parts, files, survey(root, pairs, images=False))[0]
+    description = describe(root, parts, files, survey(root, pairs, images=False))[0]
+    some = pairs[:: max(1, len(pairs) // _LOOKED_AT)]
+    return replace(description, channels=choose_channels(survey(root, some, masks=False)))
 
 
 def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], list[str]]:
@@ -139,8 +155,8 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         listed = {split: part for split, part in listed.items() if found[split].pairs}
         if "train" in listed:
             parts = listed
-    if not parts:
-        parts = guess_coco(path, files)
+    if not any(has_masks(part) for part in parts.values()):
+        parts = guess_annotations(path, files) or parts
     if not parts:
         raise FileNotFoundError(
             f"{path} has no images with masks: it should hold images/NAME.jpg and masks/NAME.png, or "
@@ -172,17 +188,44 @@ def describe(
             elif not record.colored:
                 gray.update(record.values)
     class_file = find_class_file(files)
-    coco_files = [part.masks for part in parts.values() if is_coco(part.masks)]
+    labels = next((record.pair.labels for record in kept), ())
     names, name_colors = None, None
-    if coco_files:
-        categories = {read_coco(root / file).names for file in coco_files}
-        if len(categories) > 1:
-            raise ValueError(f"the categories of {' and '.join(coco_files)} differ: make them the same.")
-        names = ("background", *categories.pop())
+    if labels:
+        names = ("background", *labels)
     elif class_file:
         names, name_colors = read_class_file(root / class_file)
     found = propose(gray, colors, names, name_colors, palette if one_palette else None)
     description = DatasetDescription(
-        root, parts, found.encoding, found.class_names, found.palette, found.ignore_index
+        *(root, parts, found.encoding, found.class_names, found.palette, found.ignore_index),
+        channels=choose_channels(kept),
+        labels=labels,
     )
     return description, found, kept
+
+
+def open_split(path: str | Path, split: str | None = None) -> SegmentationFolder | OxfordPets:
+    """Open the part of a data set that models are measured on.
+
+    Args:
+        path: A folder that `vitseg check` understands, its dataset.yaml, or the Oxford-IIIT Pet data set.
+        split: Name of the part; by default "test", or "val" where there is no such part.
+
+    Returns:
+        Pairs (image, mask), with `class_names`, `palette`, `ignore_index` and `name`.
+
+    Raises:
+        FileNotFoundError: If there are no images with masks.
+        ValueError: If there is no such part, or the masks cannot be understood.
+
+    Example:
+        >>> open_split("camvid").split  # doctest: +SKIP
+        'test'
+    """
+    path = Path(path).expanduser()
+    if any((folder / "annotations" / "trimaps").is_dir() for folder in (path, path / "oxford-iiit-pet")):
+        return OxfordPets(path, split or "test")
+    description = load_description(path)
+    splits = description.splits
+    return SegmentationFolder(
+        description, split or next((name for name in ("test", "val") if name in splits), splits[-1])
+    )

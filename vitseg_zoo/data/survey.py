@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vitseg_zoo.data.annotations import draw_pair, is_annotation
 from vitseg_zoo.data.class_files import Color
-from vitseg_zoo.data.coco import draw, is_coco, read_coco
-from vitseg_zoo.data.images import read_pixels
+from vitseg_zoo.data.images import read_pixels, read_size, to_unit
 from vitseg_zoo.data.layouts import Pair
 from vitseg_zoo.data.masks import as_mask, count_values, read_mask
 
@@ -28,12 +28,13 @@ class Record:
     """What is kept of a pair; sizes are (height, width).
 
     Attributes:
+        channels: Channels of the image as stored, the last for transparency if `has_alpha`.
         errors: What cannot be read and why, one sentence each, naming the file.
         values: Value of the mask -> pixels, packed colors if `colored`.
         palette: Number -> color, of a mask with a palette.
         digest: Hash of the image file's content.
         difference_hash: 64 bits, of which near duplicates share nearly all (D. Krawetz' dHash).
-        brightness: Mean gray level, in range [0, 1].
+        brightness: Mean of the image, as `to_unit` makes it: in range [0, 1] if it holds whole numbers.
         sharpness: Variance of the Laplacian over that of the gray levels, at a side of at most 256 pixels.
         specks: Single pixels whose four neighbors agree with each other and not with them.
     """
@@ -45,6 +46,7 @@ class Record:
     mask_size: tuple[int, int] | None = None
     channels: int = 0
     dtype: str = ""
+    has_alpha: bool = False
     values: dict[int, int] = field(default_factory=dict)
     colored: bool = False
     palette: dict[int, Color] = field(default_factory=dict)
@@ -56,28 +58,33 @@ class Record:
 
 
 def survey(
-    root: Path, pairs: Iterable[tuple[str, Pair]], images: bool = True, workers: int | None = None
+    root: Path,
+    pairs: Iterable[tuple[str, Pair]],
+    images: bool = True,
+    masks: bool = True,
+    workers: int | None = None,
 ) -> Iterator[Record]:
     """Read pairs in threads, which decode side by side, and yield what is measured of each, in order.
 
     Args:
         root: Folder of the data.
         pairs: Pairs with their splits.
-        images: Whether images are read too, and not the masks alone.
+        images: Whether images are read.
+        masks: Whether masks are read.
         workers: Number of threads; as many as cores by default.
     """
     workers = workers or cpu_count() or 1
     pending: deque[Future[Record]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for split, pair in pairs:
-            pending.append(pool.submit(measure, root, split, pair, images))
+            pending.append(pool.submit(measure, root, split, pair, images, masks))
             if len(pending) >= 4 * workers:  # few at a time: memory does not grow with the data
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def measure(root: Path, split: str, pair: Pair, images: bool = True) -> Record:
+def measure(root: Path, split: str, pair: Pair, images: bool = True, masks: bool = True) -> Record:
     """Read one pair."""
     record = Record(split, pair)
     if images:
@@ -85,10 +92,11 @@ def measure(root: Path, split: str, pair: Pair, images: bool = True) -> Record:
             _measure_image(record, root / pair.image)
         except ValueError as error:
             record.errors.append(str(error))
-    try:
-        _measure_mask(record, root)
-    except ValueError as error:
-        record.errors.append(str(error))
+    if masks:
+        try:
+            _measure_mask(record, root)
+        except ValueError as error:
+            record.errors.append(str(error))
     return record
 
 
@@ -98,11 +106,8 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
     Raises:
         ValueError: If one cannot be read, or sizes differ.
     """
-    if is_coco(pair.masks[0]):
-        image = read_coco(root / pair.masks[0]).find(pair.image)
-        if image is None:
-            raise ValueError(f"{root / pair.masks[0]} says nothing of {pair.image}.")
-        return draw(image, root / pair.masks[0])
+    if is_annotation(pair.masks[0]):
+        return draw_pair(root, pair, lambda: read_size(root / pair.image))
     merged = read_mask(root / pair.masks[0], colors)
     for path in pair.masks[1:]:
         mask = read_mask(root / path, colors)
@@ -113,7 +118,7 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
 
 
 def _measure_mask(record: Record, root: Path) -> None:
-    if len(record.pair.masks) == 1 and not is_coco(record.pair.masks[0]):
+    if len(record.pair.masks) == 1 and not is_annotation(record.pair.masks[0]):
         pixels, palette = read_pixels(root / record.pair.masks[0], "a mask")
         if palette is None:
             pixels = as_mask(pixels, root / record.pair.masks[0])
@@ -147,6 +152,7 @@ def _measure_image(record: Record, path: Path) -> None:
     record.image_size = pixels.shape[:2]
     record.channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     record.dtype = str(pixels.dtype)
+    record.has_alpha = _has_alpha(pixels, path)
     try:
         record.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except OSError as error:
@@ -158,11 +164,40 @@ def _measure_image(record: Record, path: Path) -> None:
         gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
     (mean,), (deviation,) = (values.ravel().tolist() for values in cv2.meanStdDev(gray))
     _, edges = cv2.meanStdDev(cv2.Laplacian(gray, cv2.CV_16S))
-    record.brightness = mean / 255
+    record.brightness = mean / 255 if pixels.dtype == np.uint8 else float(np.nanmean(to_unit(pixels)))
     record.sharpness = float(edges.item() ** 2 / max(deviation**2, 1e-3))
     tiny = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)
     bits = np.packbits(tiny[:, 1:] > tiny[:, :-1])
     record.difference_hash = int.from_bytes(bits.tobytes(), "big")
+
+
+def choose_channels(records: Iterable[Record]) -> int:
+    """Say with how many channels a data set's images are to be read: 3 for gray and color of 8 bits.
+
+    Gray of more bits stays one channel, and other numbers are kept; of several, the most frequent.
+    """
+    kinds = Counter(
+        (record.channels - record.has_alpha, record.dtype) for record in records if record.channels
+    )
+    if all(channels in (1, 3) for channels, _ in kinds):
+        return 1 if kinds and all(kind[0] == 1 and kind[1] not in ("uint8", "bool") for kind in kinds) else 3
+    channels: Counter[int] = Counter()
+    for (number, _), count in kinds.items():
+        channels[number] += count
+    return channels.most_common(1)[0][0]
+
+
+def _has_alpha(pixels: np.ndarray, path: Path) -> bool:
+    """Say whether the last of two or four channels is transparency and no band.
+
+    Many programs mark the fourth band of an 8-bit TIFF as transparency, whatever is in it.
+    """
+    if pixels.ndim == 2 or pixels.shape[2] not in (2, 4):
+        return False
+    if path.suffix.lower() not in (".tif", ".tiff", ".npy"):
+        return True
+    last = pixels[..., -1]
+    return pixels.dtype == np.uint8 and bool(((last == 0) | (last == 255)).all())
 
 
 def _gray(pixels: np.ndarray) -> np.ndarray:

@@ -68,18 +68,20 @@ class SyntheticPets(Sequence):
     def __init__(self, count: int, split: str = "train", image_size: int = 128, seed: int = 0) -> None:
         if split not in _SPLITS:
             raise ValueError(f'split must be "train", "val" or "test", not {split!r}.')
-        self.count = count
+        self.length = count
         self.split = split
         self.image_size = image_size
         self.seed = seed
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"index {index} is out of range for {self.count} pictures.")
-        rng = np.random.default_rng([_SPLITS.index(self.split), self.seed, index % self.count])
+    def __getitem__(  # type: ignore[override]  # no slices
+        self, index: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if not -self.length <= index < self.length:
+            raise IndexError(f"index {index} is out of range for {self.length} pictures.")
+        rng = np.random.default_rng([_SPLITS.index(self.split), self.seed, index % self.length])
         return _draw(rng, self.image_size)
 
 

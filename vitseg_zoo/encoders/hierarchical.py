@@ -83,7 +83,7 @@ class HierarchicalEncoder(TimmEncoder):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Map an image (B, C, H, W) to itself and the levels, (B, C_i, ceil(H / 2**i), ceil(W / 2**i))."""
-        return [x, self.stride_2(x), *self.model.forward_intermediates(x, intermediates_only=True)]
+        return [x, self.stride_2(x), *self.model(x, run=_stages)]
 
     def stride_2(self, x: torch.Tensor) -> torch.Tensor:
         """Unfold 2 x 2 pixels into channels: (B, C, H, W) to (B, 4 C or 0, ceil(H / 2), ceil(W / 2))."""
@@ -91,6 +91,10 @@ class HierarchicalEncoder(TimmEncoder):
         if not self.unfolds_image:
             return x.new_empty(x.shape[0], 0, -(-height // 2), -(-width // 2))
         return F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2)), 2)
+
+
+def _stages(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(model.forward_intermediates(x, intermediates_only=True))  # backward hooks take no list
 
 
 def _convert_while_loading(

@@ -200,7 +200,7 @@ def _without_rest(weights: StateDict, model: nn.Module) -> StateDict:
 def timm_filter(model: nn.Module) -> Callable[[StateDict, nn.Module], StateDict]:
     """Give the function with which timm's module of a model converts and resamples checkpoints."""
     module = sys.modules[type(model).__module__]
-    filter_fn = getattr(module, "checkpoint_filter_fn", lambda state_dict, model: state_dict)
+    filter_fn: Any = getattr(module, "checkpoint_filter_fn", lambda state_dict, model: state_dict)
     if "adapt_layer_scale" in signature(filter_fn).parameters:  # DeiT-III's names, which timm asks for by it
         filter_fn = partial(filter_fn, adapt_layer_scale=True)
     return filter_fn

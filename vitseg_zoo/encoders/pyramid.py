@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d
+from timm.layers import LayerNorm
+from timm.layers.fast_norm import fast_layer_norm
 from torch import nn
 
 from vitseg_zoo.encoders.plain_vit import TimmViT
@@ -128,8 +129,10 @@ class PyramidEncoder(TimmViT):
 
     def _to_level(self, grid: torch.Tensor, level: int, stride: int) -> torch.Tensor:
         """Bring a map (B, D, h, w) of the grid to a level's stride, (B, C_i, ...)."""
-        feature = F.pixel_shuffle(grid, self._shuffle(level))
-        return change_stride(feature, self._grid_stride // self._shuffle(level), stride, F.avg_pool2d)
+        shuffle = self._shuffle(level)
+        cells = grid.permute(0, 2, 3, 1).unflatten(-1, (-1, shuffle, shuffle))  # (B, h, w, C_i, y, x)
+        feature = _join_cells(cells.permute(0, 1, 2, 4, 5, 3))  # as `F.pixel_shuffle`, channels-last
+        return change_stride(feature, self._grid_stride // shuffle, stride, F.avg_pool2d)
 
 
 class SimpleFeaturePyramidEncoder(PyramidEncoder):
@@ -147,7 +150,7 @@ class SimpleFeaturePyramidEncoder(PyramidEncoder):
     def __init__(self, name: str, depth: int = 5, output_stride: int = 32, **kwargs: Any) -> None:
         super().__init__(name, depth, output_stride, **kwargs)
         self.levels = nn.ModuleList(
-            _learned_level(self.embed_dim, channels, ups=self._ups(level))
+            _LearnedLevel(self.embed_dim, channels, ups=self._ups(level))
             for level, channels in enumerate(self._level_channels, start=1)
         )
 
@@ -166,18 +169,62 @@ class SimpleFeaturePyramidEncoder(PyramidEncoder):
         return self.levels[level - 1](feature)
 
 
-def _learned_level(channels_in: int, channels: int, ups: int) -> nn.Sequential:
-    """Build ViTDet's path to one level: `ups` transposed convolutions, then the two that all have."""
-    layers: list[nn.Module] = []
-    for up in range(ups):
-        channels_out = max(channels_in // 2, channels)
-        layers.append(nn.ConvTranspose2d(channels_in, channels_out, kernel_size=2, stride=2))
-        if up < ups - 1:
-            layers += [LayerNorm2d(channels_out), nn.GELU()]
-        channels_in = channels_out
-    layers += [nn.Conv2d(channels_in, channels, kernel_size=1, bias=False), LayerNorm2d(channels)]
-    layers += [nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False), LayerNorm2d(channels)]
-    return nn.Sequential(*layers)
+class _LearnedLevel(nn.Sequential):
+    """ViTDet's path to one level: `ups` transposed convolutions, then the two that all levels have.
+
+    All but the last convolution work on each cell of the grid by itself: what a cell becomes stays together
+    in memory until then, so that the map is put together once, whatever the number of `ups`.
+    """
+
+    def __init__(self, channels_in: int, channels: int, ups: int) -> None:
+        layers: list[nn.Module] = []
+        for up in range(ups):
+            channels_out = max(channels_in // 2, channels)
+            layers.append(_CellsOfFour(channels_in, channels_out, kernel_size=2, stride=2))
+            if up < ups - 1:
+                layers += [_Norm(channels_out), nn.GELU()]
+            channels_in = channels_out
+        layers += [_Pointwise(channels_in, channels, kernel_size=1, bias=False), _Norm(channels)]
+        layers += [nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False), _Norm(channels)]
+        super().__init__(*layers)
+
+    def forward(self, grid: torch.Tensor) -> torch.Tensor:
+        """Map (B, D, h, w) to (B, C, h * 2 ** ups, w * 2 ** ups)."""
+        *layers, conv, norm = self
+        cells = grid.permute(0, 2, 3, 1)
+        for layer in layers:
+            cells = layer(cells)  # (B, h, w, 2, 2, ..., C)
+        return norm(conv(_join_cells(cells)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _CellsOfFour(nn.ConvTranspose2d):
+    """A transposed convolution from each cell to four, as the linear layer that it is: (..., 2, 2, D)."""
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
+        return F.linear(cells, weight, self.bias.repeat(4)).unflatten(-1, (2, 2, -1))
+
+
+class _Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution of (..., C)."""
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        return F.linear(cells, self.weight.flatten(1), self.bias)
+
+
+class _Norm(LayerNorm):
+    """Layer norm of (..., C), under autocast in its type: both neighbors are convolutions and have that."""
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        return fast_layer_norm(cells, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+def _join_cells(cells: torch.Tensor) -> torch.Tensor:
+    """Put cells that hold cells, (B, h, w, y, x, ..., C), together: (B, C, h * y * ..., w * x * ...)."""
+    last = cells.ndim - 1
+    rows, columns = range(1, last, 2), range(2, last, 2)
+    cells = cells.permute(0, *rows, *columns, last)
+    return cells.flatten(len(rows) + 1, last - 1).flatten(1, len(rows)).permute(0, 3, 1, 2)
 
 
 def change_stride(x: torch.Tensor, stride: int, new_stride: int, pool: Any) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Scores of a model on whole photographs, as `vitseg predict` segments them (extra ``train``)."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,11 @@ def evaluate(
         >>> 0 <= evaluate(model, {"class_names": ["cat", "rest"]}, [pair])["pixel_accuracy"] <= 1
         True
     """
-    metrics = SegmentationMetrics(metadata["class_names"], ignore_index)
+    names = list(metadata["class_names"])
+    if len(names) == 1:  # by a sigmoid: it is there, or not
+        names = ["background", *names]
+    # One of a training's processes measures alone.
+    metrics = SegmentationMetrics(names, ignore_index, sync_on_compute=False)
     for image, mask in pairs:
         labels = predict_image(model, image, metadata)
         metrics.update(torch.tensor(labels, dtype=torch.int64), torch.tensor(mask, dtype=torch.int64))
@@ -47,7 +51,7 @@ def evaluate(
 def save_evaluated(
     model: nn.Module,
     path: str | Path,
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    pairs: Any,
     metadata: Mapping[str, Any],
 ) -> Callable[[], dict[str, float]]:
     """Prepare to save a model that is still to be trained, with its scores.

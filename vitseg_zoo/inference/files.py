@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -90,18 +90,19 @@ def predict_files(
             except ValueError as error:
                 waiting.append((file, error))
             if len(waiting) > _AHEAD:
-                yield _finished(*waiting.popleft())
+                file, result = waiting.popleft()
+                yield file, _finished(result)
         for file, result in waiting:
-            yield _finished(file, result)
+            yield file, _finished(result)
 
 
-def _finished(file: Path, result: Future[Result] | ValueError) -> tuple[Path, Result | ValueError]:
+def _finished(result: Future[Any] | ValueError) -> Any:
     if isinstance(result, ValueError):
-        return file, result
+        return result
     try:
-        return file, result.result()
+        return result.result()
     except ValueError as error:
-        return file, error
+        return error
 
 
 def class_shares(labels: np.ndarray, classes: int) -> np.ndarray:
@@ -120,4 +121,5 @@ def class_shares(labels: np.ndarray, classes: int) -> np.ndarray:
     """
     rows = max(_COUNTED // labels.shape[1], 1)
     strips = (labels[top : top + rows] for top in range(0, len(labels), rows))
-    return sum(np.bincount(strip.ravel(), minlength=classes) for strip in strips) / labels.size
+    counts = [np.bincount(strip.ravel(), minlength=classes) for strip in strips]
+    return np.sum(counts, axis=0) / labels.size

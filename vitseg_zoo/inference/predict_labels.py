@@ -34,6 +34,9 @@ _CHUNK_ELEMENTS = 2**23
 # Rows of a head's input that are classified at once, before they are upsampled.
 _LOW_ROWS = 16
 
+# Rows of labels that are made at once: of more, more columns have a border of two classes in them.
+_GROUP_ROWS = 16
+
 # From here on it pays to look which classes can win in a strip, and to interpolate only those.
 _MANY_CLASSES = 8
 
@@ -90,7 +93,8 @@ def predict_labels(
         model = model.module
         image = image.to(next(model.parameters()).device)  # as the wrapper would
     height, width = image.shape[2:]
-    head, decoder = getattr(model, "segmentation_head", None), getattr(model, "decoder", None)
+    head: Any = getattr(model, "segmentation_head", None)
+    decoder: Any = getattr(model, "decoder", None)
     layers = _row_layers(head)
     if layers is None or not _runs_in_parts(model):
         return _labels_of(model(image), model, (height, width), size, dtype)
@@ -281,8 +285,7 @@ def _upsampled_labels(
     """Give labels (B, H, W) of what `conv` makes of `source`, upsampled to a size."""
     if isinstance(source, _MapRows) and not runs_eagerly_on_cpu(source.x):
         return _labels_in_chunks(conv(source.x), size, align_corners).to(dtype)
-    strips = _labels_in_strips(conv, source, size, align_corners)
-    return torch.cat([strip.to(dtype) for strip in strips], dim=1)
+    return torch.cat(list(_labels_in_strips(conv, source, size, align_corners, dtype)), dim=1)
 
 
 def _labels_in_chunks(low: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
@@ -312,20 +315,23 @@ def _labels_in_chunks(low: torch.Tensor, size: Sequence[int], align_corners: boo
 
 
 def _labels_in_strips(
-    conv: nn.Module, source: "_MapRows | HeadRows", size: Sequence[int], align_corners: bool
+    conv: nn.Module,
+    source: "_MapRows | HeadRows",
+    size: Sequence[int],
+    align_corners: bool,
+    dtype: torch.dtype,
 ) -> Iterator[torch.Tensor]:
-    """Give labels in strips (B, rows, W) of what `conv` makes of rows of `source`, upsampled to a size."""
-    height, width = size
+    """Give labels in strips (B, rows, W) of what `conv` makes of rows of `source`, upsampled to a size.
 
-    # Row r of the output lies between the rows `above[r]` and `above[r] + 1` of the input.
-    position = torch.arange(height, dtype=torch.float32)
-    if align_corners:
-        position = position * ((source.height - 1) / max(height - 1, 1))
-    else:
-        position = ((position + 0.5) * (source.height / height) - 0.5).clamp(0, source.height - 1)
-    above = position.long().clamp(max=max(source.height - 2, 0))
-    weights = (position - above).view(1, -1, 1, 1)
+    Where one class is the largest at all four logits around a place, it is the largest at the place, as
+    bilinear interpolation averages the four. All other places alone are interpolated.
+    """
+    height, width = size
+    above, row_weights = _positions(source.height, height, align_corners)
+    left, column_weights = _positions(source.width, width, align_corners)
+    right = (left + 1).clamp(max=source.width - 1)
     bounds = above.tolist()
+    cells = max(1, _GROUP_ROWS * source.height // height)  # rows between logits, of which a group is made
 
     low, low_start, start, prunes = None, 0, 0, True
     for first in range(0, source.height, _LOW_ROWS):
@@ -334,31 +340,65 @@ def _labels_in_strips(
         # The row before is needed once more, to interpolate between the two.
         low = new if low is None else torch.cat([low[:, :, -1:], new], dim=2)
         low_start = max(first - 1, 0)
-        end = height if last == source.height else bisect_left(bounds, last - 1)
         classes = _contenders(low) if prunes and low.shape[1] >= _MANY_CLASSES else None
         if classes is not None and len(classes) > low.shape[1] // 2:  # as with random weights: never mind
             classes, prunes = None, False
-        if classes is not None and len(classes) == 1:
-            yield classes.expand(len(low), end - start, width)
-        else:
-            # (B, h, w, K): beside each other in memory, classes are compared several times as fast.
-            part = low.permute(0, 2, 3, 1)
-            part = part.contiguous() if classes is None else part[..., classes]
-            rows = _rows(part, part.shape[3], width)
-            for top in range(start, end, rows):
-                bottom = min(top + rows, end)
-                upper = above[top:bottom] - low_start
-                lower = (upper + 1).clamp(max=low.shape[2] - 1)
-                strip = torch.lerp(part[:, upper], part[:, lower], weights[:, top:bottom].to(low))
-                strip = F.interpolate(
-                    strip.permute(0, 3, 1, 2),
-                    size=(bottom - top, width),
-                    mode="bilinear",
-                    align_corners=align_corners,
-                )
-                labels = _largest(strip)
-                yield labels if classes is None else classes[labels]
-        start = end
+        # (B, h, w, K): beside each other in memory, classes are compared several times as fast.
+        part = low.permute(0, 2, 3, 1)
+        part = part.contiguous() if classes is None else part[..., classes]
+        nearest = _largest(low).to(dtype)
+        differs = _differs(nearest)
+        stop = last - 1 if last < source.height else last
+        for cell in range(low_start, stop, cells):
+            end = min(cell + cells, stop)
+            end = height if end >= source.height - 1 else bisect_left(bounds, end)
+            if end == start:
+                continue
+            upper = above[start:end] - low_start
+            lower = (upper + 1).clamp(max=low.shape[2] - 1)
+            mixed = differs[:, upper[0] : upper[-1] + 1].flatten(0, 1).any(0)[left].nonzero().flatten()
+            is_sparse = 2 * len(mixed) < width  # else all columns are interpolated, which is simpler
+            around, columns = part[:, upper[0] : lower[-1] + 1], slice(None)
+            if is_sparse:
+                labels, columns = nearest[:, :, left][:, upper], mixed
+                weights = column_weights[mixed, None].to(low)
+                around = torch.lerp(around[:, :, left[mixed]], around[:, :, right[mixed]], weights)
+            else:
+                labels = nearest.new_empty(len(low), end - start, width)
+            upper, lower = upper - upper[0], lower - upper[0]
+            rows = _rows(part, part.shape[3], max(len(mixed), 1))
+            for top in range(0, end - start if len(mixed) else 0, rows):
+                bottom = min(top + rows, end - start)
+                weights = row_weights[start + top : start + bottom, None, None].to(low)
+                strip = torch.lerp(around[:, upper[top:bottom]], around[:, lower[top:bottom]], weights)
+                strip = strip.permute(0, 3, 1, 2)
+                if not is_sparse:
+                    strip = F.interpolate(
+                        strip, size=(bottom - top, width), mode="bilinear", align_corners=align_corners
+                    )
+                found = _largest(strip)
+                labels[:, top:bottom, columns] = (found if classes is None else classes[found]).to(dtype)
+            yield labels
+            start = end
+
+
+def _positions(source: int, size: int, align_corners: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Say between which logits the pixels of a side lie: the first of two, and the second one's weight."""
+    position = torch.arange(size, dtype=torch.float32)
+    if align_corners:
+        position = position * ((source - 1) / max(size - 1, 1))
+    else:
+        position = ((position + 0.5) * (source / size) - 0.5).clamp(0, source - 1)
+    first = position.long().clamp(max=max(source - 2, 0))
+    return first, position - first
+
+
+def _differs(labels: torch.Tensor) -> torch.Tensor:
+    """Say for each of (B, h, w) labels whether the ones below, beside and between differ from it."""
+    below = torch.cat([labels[:, 1:], labels[:, -1:]], dim=1)
+    pair = labels != below
+    beside = torch.cat([labels[:, :, 1:], labels[:, :, -1:]], dim=2) != labels
+    return pair | beside | torch.cat([pair[:, :, 1:], pair[:, :, -1:]], dim=2)
 
 
 def _contenders(low: torch.Tensor) -> torch.Tensor:

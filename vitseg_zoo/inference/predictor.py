@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
-from vitseg_zoo.data.images import MODES, read_image
+from vitseg_zoo.data.images import as_image, read_image, to_unit
 from vitseg_zoo.data.transforms import resize
 from vitseg_zoo.inference.exported import is_exported, load_exported
 from vitseg_zoo.inference.predict_labels import predict_labels
@@ -20,7 +20,7 @@ from vitseg_zoo.inference.tiles import ReadRows, blend_tiles
 from vitseg_zoo.weights.metadata import FITS
 from vitseg_zoo.weights.saving import load_model
 
-ImageLike = np.ndarray | torch.Tensor | Image.Image | str | Path
+ImageLike: TypeAlias = np.ndarray | torch.Tensor | Image.Image | str | Path
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ class Predictor:
 
         Args:
             images: One image or a list of them: a path, a PIL image, an array (H, W, C) or (H, W), or a
-                tensor (C, H, W), of whole numbers from 0 to 255 or floats from 0 to 1. Arrays (B, H, W, C)
+                tensor (C, H, W), of whole numbers of 8 or 16 bits, which are divided by the largest of their
+                type, or floats as the training's, of photographs from 0 to 1. Arrays (B, H, W, C)
                 and tensors (B, C, H, W) are many images.
             probabilities: Give the probabilities of all classes, too. Of a model of one class, that of it.
             confidence: Give the probability of each pixel's label, too.
@@ -153,7 +154,8 @@ class Predictor:
             ValueError: If an image cannot be read, or has other channels than the model takes.
         """
         is_many = isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
-        arrays = [self._as_array(image) for image in images] if is_many else [self._as_array(images)]
+        every: Any = images if is_many else [images]
+        arrays = [self._as_array(image) for image in every]
         results: list[Prediction] = []
         while len(results) < len(arrays):
             first = len(results)
@@ -182,7 +184,12 @@ class Predictor:
         rows: list[np.ndarray] = []
         blocks = blend_tiles(
             lambda tiles: self._logits(self._to_pixels(tiles)),
-            *(read, size, self.size, self.overlap, self.batch_size, first_row),
+            read,
+            size,
+            self._size(),
+            self.overlap,
+            self.batch_size,
+            first_row,
         )
         for _, left, logits in blocks:
             rows.append(self._labels(nn.Identity(), logits[None], None)[0])
@@ -223,17 +230,24 @@ class Predictor:
     def _fitted(self, height: int, width: int) -> tuple[int, int]:
         """Return the size at which the model sees an image."""
         if self.fit == "squeeze":
-            return self.size
+            return self._size()
         if self.fit == "shorter_side":
-            scale = min(self.size) / min(height, width)
-            return tuple(max(round(side * scale / 32), 1) * 32 for side in (height, width))
+            scale = min(self._size()) / min(height, width)
+            height, width = (max(round(side * scale / 32), 1) * 32 for side in (height, width))
+            return height, width
         return -(-height // 32) * 32, -(-width // 32) * 32
+
+    def _size(self) -> tuple[int, int]:
+        assert self.size is not None  # of every `fit` but "whole"
+        return self.size
 
     def _to_pixels(self, images: np.ndarray) -> torch.Tensor:
         """Bring (B, h, w, C) or (B, h, w) to (B, C, h, w), normalized, on the device."""
         images = images.reshape(*images.shape[:3], -1)
+        if images.dtype != np.uint8:
+            images = to_unit(images)
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).contiguous()
-        pixels = pixels.float() if pixels.is_floating_point() else pixels / 255
+        pixels = pixels if pixels.is_floating_point() else pixels / 255
         return (pixels - self._mean.to(self.device)) / self._std.to(self.device)
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -260,7 +274,10 @@ class Predictor:
         for top, left, block in blend_tiles(
             lambda tiles: self._logits(self._to_pixels(tiles)),
             lambda top, bottom: image[top:bottom],
-            *(image.shape[:2], self.size, self.overlap, self.batch_size),
+            (image.shape[0], image.shape[1]),
+            self._size(),
+            self.overlap,
+            self.batch_size,
         ):
             if whole is None:
                 whole = block.new_empty(1, len(block), *image.shape[:2])
@@ -275,12 +292,13 @@ class Predictor:
 
     def _as_array(self, image: ImageLike) -> np.ndarray:
         """Return an image as (H, W, C) or (H, W), uint8 or float32."""
-        if isinstance(image, str | Path | Image.Image) and self.channels not in MODES:
-            raise ValueError(f"the model takes {self.channels} channels, but photographs have 3 or 1.")
         if isinstance(image, str | Path):
             return read_image(Path(image), self.channels)
         if isinstance(image, Image.Image):
-            return np.asarray(ImageOps.exif_transpose(image).convert(MODES[self.channels]))
+            try:
+                return as_image(np.asarray(_plain_mode(ImageOps.exif_transpose(image))), self.channels)
+            except ValueError as error:
+                raise ValueError(f"the image {error}.") from None
         if isinstance(image, torch.Tensor):
             array = np.moveaxis(image.detach().cpu().numpy(), 0, -1) if image.ndim == 3 else image.numpy()
         else:
@@ -293,9 +311,16 @@ class Predictor:
             )
         if np.issubdtype(array.dtype, np.floating):
             return array.astype(np.float32, copy=False)
-        if array.dtype != np.uint8:
-            raise ValueError(f"an image should have 8-bit numbers or floats from 0 to 1, got {array.dtype}.")
+        if array.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                "an image should have whole numbers of 8 or 16 bits without sign, or floats, "
+                f"got {array.dtype}."
+            )
         return array
+
+
+def _plain_mode(image: Image.Image) -> Image.Image:
+    return image.convert("RGB") if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV") else image
 
 
 def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, Any]) -> np.ndarray:

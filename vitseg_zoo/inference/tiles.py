@@ -86,7 +86,10 @@ def blend_tiles(
         >>> torch.allclose(blended, torch.from_numpy(image).permute(2, 0, 1))
         True
     """
-    tile = tuple(min(side, -(-length // 32) * 32) for side, length in zip(tile, size, strict=True))
+    tile_height, tile_width = (
+        min(side, -(-length // 32) * 32) for side, length in zip(tile, size, strict=True)
+    )
+    tile = (tile_height, tile_width)
     pad_top, pad_left = (max(side - length, 0) // 2 for side, length in zip(tile, size, strict=True))
     padded = [max(side, length) for side, length in zip(tile, size, strict=True)]
     tops, lefts = (window_starts(length, side, overlap) for length, side in zip(padded, tile, strict=True))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitseg_zoo.ops import memory
-from vitseg_zoo.ops.dispatch import Layer, has_operations, may_bypass, runs_eagerly_on_cpu
+from vitseg_zoo.ops.dispatch import has_operations, may_bypass, runs_eagerly_on_cpu
 
 _HAS_OPERATIONS = has_operations(
     {"aten.upsample_bilinear2d.out": "self output_size align_corners scales_h scales_w out"}
@@ -54,7 +54,7 @@ def _resampled(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     return torch.ops.aten.upsample_bilinear2d.out(x, size, align_corners, out=output)
 
 
-def is_bilinear(layer: Layer) -> bool:
+def is_bilinear(layer: nn.Module) -> bool:
     """Tell whether a layer is an `nn.Upsample` that upsamples bilinearly by a whole number."""
     return (
         isinstance(layer, nn.Upsample)
@@ -64,7 +64,7 @@ def is_bilinear(layer: Layer) -> bool:
     )
 
 
-def upsample(layer: Layer, x: Tensor) -> Tensor:
+def upsample(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a layer to a map (B, C, h, w): one that `is_bilinear` by `resample`."""
     if (
         runs_eagerly_on_cpu(x)
@@ -118,7 +118,10 @@ class _Resample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
-        rows, columns = (resampling_matrix(*side, grad_output, ctx.align_corners) for side in ctx.sides)
+        rows, columns = (
+            resampling_matrix(size_in, size_out, grad_output, ctx.align_corners)
+            for size_in, size_out in ctx.sides
+        )
         nchw = grad_output.is_contiguous()
         # Rows are the second of three dimensions.
         grad_rows = grad_output.flatten(0, 1) if nchw else grad_output.permute(0, 2, 3, 1).flatten(2)

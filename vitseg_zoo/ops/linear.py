@@ -18,7 +18,7 @@ _ONEDNN_UP_TO = 2**15
 
 def linear(layer: Layer, x: Tensor) -> Tensor:
     """Apply a linear layer to a map (B, H, W, C): by `pointwise`, or as it is if it is more than that."""
-    if runs_eagerly_on_cpu(x) and may_bypass((layer, nn.Linear)):
+    if isinstance(layer, nn.Linear) and runs_eagerly_on_cpu(x) and may_bypass((layer, nn.Linear)):
         return pointwise(x, layer.weight, layer.bias)
     return layer(x)
 

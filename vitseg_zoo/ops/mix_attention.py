@@ -12,6 +12,7 @@ such a key adds exactly c.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ def mix_attention(
     norm: nn.LayerNorm,
     q: nn.Linear,
     sr: nn.Conv2d | None,
-    sr_norm: Layer | None,
+    sr_norm: Any,
     kv: Callable[[Tensor], tuple[Tensor, Tensor]],
     proj: nn.Linear,
     drop: Layer,
@@ -50,7 +51,7 @@ def mix_attention(
         norm: Norm of each position.
         q: Linear layer to the queries.
         sr: Convolution to the fewer positions of keys and values; None for all positions.
-        sr_norm: Norm behind it.
+        sr_norm: Layer behind it, its norm; None where there is none.
         kv: Makes keys and values of a map (B, h, w, C).
         proj: Linear layer behind the attention.
         drop: Dropout behind it.

@@ -53,7 +53,7 @@ def mix_ffn(
     norm: nn.LayerNorm,
     fc1: Layer,
     dwconv: nn.Conv2d,
-    act: Layer,
+    act: nn.Module,
     drop: nn.Dropout,
     fc2: nn.Linear,
     drop_path: Layer,
@@ -82,7 +82,8 @@ def mix_ffn(
         trains = _HAS_OPERATIONS and runs_eagerly_on_cpu(x) and not torch.is_autocast_enabled("cpu")
         drops = drop.training and drop.p > 0
         if trains and not drops and _is_gelu(act) and type(fc1) is nn.Linear:
-            weights = [tensor for layer in (norm, fc1, dwconv, fc2) for tensor in (layer.weight, layer.bias)]
+            layers: tuple[Any, ...] = (norm, fc1, dwconv, fc2)
+            weights = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
             return _MixFFN.apply(x, norm.eps, dwconv, scale, *weights)
         hidden = drop(act(conv_nhwc(dwconv, linear(fc1, norm(x)))))
         return add_branch(x, drop(linear(fc2, hidden)), scale)
@@ -107,7 +108,7 @@ def _in_strips(
     norm: Layer,
     fc1: Layer,
     dwconv: nn.Conv2d,
-    act: Layer,
+    act: nn.Module,
     drop: Layer,
     fc2: Layer,
 ) -> Tensor:
@@ -130,11 +131,11 @@ def _in_strips(
 _GELU = nn.GELU()
 
 
-def _is_gelu(act: Layer) -> bool:
+def _is_gelu(act: nn.Module) -> bool:
     return type(act) is nn.GELU and act.approximate == "none"
 
 
-def _activated(dwconv: nn.Conv2d, act: Layer, x: Tensor) -> Tensor:
+def _activated(dwconv: nn.Conv2d, act: nn.Module, x: Tensor) -> Tensor:
     """Compute `act(conv_nhwc(dwconv, x))` without gradients: GELU by oneDNN while the convolution writes."""
     dtype = onednn_dtype(x, dwconv.weight)
     if dtype is None or not _is_gelu(act):

@@ -94,7 +94,8 @@ def fuse_head(
         float16.
     """
     with torch.autocast(fuse.weight.device.type, enabled=False):
-        parts = _wide(fuse.weight).flatten(1).chunk(len(linears), dim=1)  # (E, E) each
+        # (E, E) each; sizes are given, as ONNX's converter to opset 17 has no way of writing `chunk`
+        parts = _wide(fuse.weight).flatten(1).split([len(linear.weight) for linear in linears], dim=1)
         bias = sum(part @ _wide(linear.bias) for part, linear in zip(parts, linears, strict=True))
         if fuse.bias is not None:
             bias = bias + fuse.bias
@@ -149,7 +150,7 @@ def fused_head(
             return HeadRows(maps, weights, bias, size).whole(classify)
         if _trains(norm, classify, size) and not torch.is_autocast_enabled("cpu"):
             return classified_head(HeadRows(maps, weights, bias, size), norm, classify)
-    output = None
+    output: Any = None
     for level, weight in zip(maps[::-1], weights[::-1], strict=True):
         # The finest level takes the bias, and the others are added to it in place.
         level = _project(_wide(level), weight, bias if output is None else None, size)

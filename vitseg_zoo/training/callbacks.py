@@ -3,6 +3,7 @@
 import csv
 import math
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from vitseg_zoo.files import atomic_path
+from vitseg_zoo.terminal import printable
 from vitseg_zoo.training import pictures
 
 
@@ -22,30 +24,53 @@ class TrainingStopped(RuntimeError):
 
 
 class FiniteLoss(Callback):
-    """Stops a training whose loss is no longer finite, before its weights are saved or measured."""
+    """Stops a training whose loss is no longer finite, before its weights are saved or measured.
+
+    Args:
+        names: Names the images of a batch of the running epoch, given its number.
+    """
+
+    def __init__(self, names: Callable[[int], list[str]]) -> None:
+        self.names = names
+        self.losses: list[torch.Tensor] = []  # of the steps that are not looked at yet
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
+        self.losses.append(outputs["loss"].detach())
         # Read where it costs nothing: on a GPU it would wait for each step.
         if module.device.type == "cpu" or batch_index % 50 == 49:
-            self._check(trainer, module, outputs["loss"])
-        self.last = outputs["loss"]
+            self._check(trainer, batch_index)
+        self.last_batch = batch_index
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.on_train_epoch_end(trainer, module)
         if "val_loss" in trainer.callback_metrics:  # shows what the epoch's last step did
-            self._check(trainer, module, trainer.callback_metrics["val_loss"])
+            self.losses.append(trainer.callback_metrics["val_loss"].to(module.device))
+            self._check(trainer, None)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._check(trainer, module, self.last)
+        if self.losses:
+            self._check(trainer, self.last_batch)
 
-    def _check(self, trainer: Trainer, module: LightningModule, loss: torch.Tensor) -> None:
-        if not math.isfinite(loss):
-            where = f"epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
-            raise TrainingStopped(
-                f"the loss is {loss.item()} in {where}: give a lower --lr or --precision 32-true, "
-                "and look at the images and masks."
-            )
+    def _check(self, trainer: Trainer, last_batch: int | None) -> None:
+        """Look at the losses, of which the last is of this batch, or of the validation."""
+        losses, self.losses = torch.stack(self.losses).tolist(), []
+        wrong = next((at for at, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if wrong is None:
+            return
+        where = f"epoch {trainer.current_epoch + 1}, "
+        if last_batch is None:
+            where += f"measured after step {trainer.global_step}"
+        else:
+            batch = last_batch - (len(losses) - 1 - wrong)
+            names = self.names(batch)
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            where += f"batch {batch + 1}, of {', '.join(map(printable, names[:8]))}{more}"
+        raise TrainingStopped(
+            f"the loss is {losses[wrong]} in {where}: give a lower --lr, --gradient-clip-val 1 or "
+            "--precision 32-true, and look at these images and masks."
+        )
 
 
 class EpochLog(Callback):
@@ -103,9 +128,9 @@ class EpochLog(Callback):
             module.print(f"epoch {done}  {scores}  {row['seconds']:.1f} s", flush=True)
             return
         left = (now - self.started) / (trainer.global_step - self.first_step) * steps_left
+        of = "" if trainer.max_epochs == -1 else f"/{trainer.max_epochs}"
         module.print(
-            f"epoch {done}/{trainer.max_epochs}  {scores}  {row['seconds']:.1f} s, "
-            f"{timedelta(seconds=round(left))} left",
+            f"epoch {done}{of}  {scores}  {row['seconds']:.1f} s, {timedelta(seconds=round(left))} left",
             flush=True,
         )
 
@@ -127,12 +152,14 @@ class PredictionGallery(Callback):
         pairs = [dataset[index] for index in range(min(count, len(dataset)))]
         self.images = torch.stack([image for image, _ in pairs])  # (N, C, H, W) in [0, 1]
         self.masks = torch.stack([mask for _, mask in pairs])  # (N, H, W)
+        if self.masks.ndim == 4:
+            self.masks = _top_label(self.masks)
         self.folder = Path(folder)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        tiles = pictures.color(self._predict(module), module.hparams.palette)
+        tiles = pictures.color(self._predict(module), self._palette(module))
         target = self.folder / "epochs" / f"{trainer.current_epoch:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         pictures.save_png(pictures.frame(tiles, f"epoch {trainer.current_epoch + 1}"), target)
@@ -141,13 +168,19 @@ class PredictionGallery(Callback):
         labels = []
         with torch.no_grad(), module.trainer.precision_plugin.forward_context():
             for image in self.images.split(8):
-                labels.append(module(image.to(module.device)).argmax(1).to("cpu", torch.uint8))
+                found = module.labels(module(image.to(module.device)))
+                labels.append((found if found.ndim == 3 else _top_label(found)).to("cpu", torch.uint8))
         return torch.cat(labels).numpy()
+
+    @staticmethod
+    def _palette(module: LightningModule) -> list[list[int]]:
+        background = [] if module.hparams.mode == "multiclass" else [[0, 0, 0]]
+        return background + module.hparams.palette
 
     def save(self, module: LightningModule) -> None:
         """Write predictions.png and training.gif from the module as it is and the epochs so far."""
-        palette = module.hparams.palette
-        images = (self.images[:, :3] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        palette = self._palette(module)
+        images = pictures.from_tensors(self.images)
         pictures.save_png(
             pictures.comparison(
                 images,
@@ -168,6 +201,12 @@ class PredictionGallery(Callback):
             module.eval()
             self.save(module)
             module.train(was_training)
+
+
+def _top_label(present: torch.Tensor) -> torch.Tensor:
+    """Make one label (N, H, W) of several (N, classes, H, W): 1 + the last class that is there, or 0."""
+    numbers = torch.arange(1, present.shape[1] + 1, device=present.device).view(1, -1, 1, 1)
+    return (present * numbers).amax(1)
 
 
 class EpochPredictions(Callback):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from vitseg_zoo.files import atomic_path
@@ -34,8 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise
 
 
-# Of the same name, under which checkpoints keep a callback's state.
-class ModelCheckpoint(callbacks.ModelCheckpoint):
+class MovableCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which would forget the best score if its folder has another name.
 
     The first epoch after that would replace a better checkpoint.
@@ -44,6 +43,11 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
         args: see Lightning's.
         kwargs: see Lightning's.
     """
+
+    @property
+    def state_key(self) -> str:
+        """Lightning's own, under which checkpoints of 0.1 keep a ModelCheckpoint's state."""
+        return ModelCheckpoint.__qualname__ + super().state_key.removeprefix(type(self).__qualname__)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         best = self._moved(state_dict["best_model_path"])

@@ -14,8 +14,13 @@ from typing import Annotated, Any, TypeVar
 import tyro
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from vitseg_zoo.terminal import printable, say
+
 # Options that say where and for how long, not what is trained: a resumed training may change them.
-_MAY_CHANGE = ("out", "data", "resume", "epochs", "max_steps", "devices", "num_workers", "precision")
+_MAY_CHANGE = {
+    *("out", "data", "resume", "epochs", "max_steps", "early_stopping", "num_workers"),
+    *("devices", "num_nodes", "strategy", "precision", "compile", "grad_checkpointing"),
+}
 
 
 @dataclass(kw_only=True)
@@ -35,24 +40,38 @@ class RunConfig:
 
     out: Path  # folder for everything that is written
     data: Path = Path("data")  # folder of the data
-    epochs: int = 50  # passes over the training images
+    epochs: int = 50  # passes over the training images; -1 for as many as --max-steps needs
     max_steps: int = -1  # stop after so many training steps, to try things out; -1 for no limit
+    early_stopping: int | None = None  # stop after so many measurements without a better mIoU
     batch_size: int = 16  # images a step and device
+    accumulate_grad_batches: int = 1  # batches whose gradients make one step
+    gradient_clip_val: float | None = None  # clip the norm of a step's gradients to this
     lr: float = 1e-3  # highest learning rate
+    find_lr: bool = False  # say which --lr is a good one, after 100 steps at rates from 1e-8 to 1, and end
+    ema: float | None = None  # decay of an average of the weights, which is then the model; None for none
     image_size: int = 256  # side of the square that images are resized to, in pixels
+    overfit: int = 0  # train and measure on so many training images, to see whether they can be learned
     precision: str = "auto"  # Lightning's, as 32-true or bf16-mixed; auto takes the faster
-    devices: str = "auto"  # as Lightning's Trainer takes it
+    grad_checkpointing: bool = False  # less memory, more time
+    compile: bool = False  # run the model through torch.compile
+    devices: str = "auto"  # as Lightning's Trainer takes it; a number, or which, as 0,2
+    num_nodes: int = 1  # machines, under torchrun or SLURM
+    strategy: str = "auto"  # as Lightning's Trainer takes it: ddp, fsdp, ...
     num_workers: int | None = None  # processes that augment; by default none on a CPU
     seed: int = 0  # of weights, order and augmentation
     resume: bool = False  # go on from OUT/checkpoints/last.ckpt
 
     def __post_init__(self) -> None:
         self.out, self.data = Path(self.out).expanduser(), Path(self.data).expanduser()
-        self.at_least(1, "epochs", "batch_size", "image_size")
-        self.at_least(0, "seed", "num_workers")
-        self.above_zero("lr")
+        self.at_least(1, "batch_size", "accumulate_grad_batches", "image_size", "num_nodes", "early_stopping")
+        self.at_least(0, "seed", "num_workers", "overfit")
+        self.above_zero("lr", "gradient_clip_val", "ema")
         if self.max_steps != -1:
             self.at_least(1, "max_steps")
+        if self.epochs != -1 or self.max_steps == -1:
+            self.at_least(1, "epochs")
+        if self.ema is not None and not self.ema < 1:
+            raise ValueError(f"ema should be a number below 1, as 0.998, got {self.ema}.")
 
     def at_least(self, lowest: int, *names: str) -> None:
         """Refuse numbers below `lowest` in the fields of these names; `None` passes."""
@@ -165,7 +184,7 @@ def from_command_line(
             )
     except SystemExit as stop:
         if stop.code:
-            print(_one_line(shown.getvalue()), file=sys.stderr)
+            say(_one_line(shown.getvalue()), file=sys.stderr)
         raise
 
 
@@ -210,7 +229,8 @@ def one_line_errors() -> Iterator[None]:
             raise
         message = str(error.args[0] if isinstance(error, KeyError) else error)
         # SMP would list hundreds of encoders; some libraries' messages have several lines.
-        raise SystemExit(" ".join(message.partition(", supported encoders")[0].split())) from error
+        message = " ".join(message.partition(", supported encoders")[0].split())
+        raise SystemExit(printable(message)) from error
 
 
 def run_from_command_line(

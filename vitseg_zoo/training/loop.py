@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -9,28 +10,34 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
+from torch.utils.data import Subset
 
+from vitseg_zoo.cost import describe_device
+from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
+from vitseg_zoo.terminal import say
 from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
-from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, ModelCheckpoint
+from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import weight_averaging
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
-from vitseg_zoo.training.results import command, hardware, save_results, training_seconds, versions
+from vitseg_zoo.training.results import command, save_results, summary, training_seconds, versions
 
 # Folders that trainings of this process write to; the system lets go of them when it ends, however it ends.
 _locks: dict[Path, FileLock] = {}
@@ -53,7 +60,9 @@ def prepare(config: RunConfig) -> None:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its greeting and hints
     warnings.filterwarnings("ignore", message=".*LeafSpec|.*does not have many workers|.*is not empty")
-    saved, metrics, last = config.out / "config.json", config.out / "metrics.csv", _last(config)
+    if int(os.environ.get("SLURM_RESTART_COUNT", 0)):  # the same command again, after SLURM's requeue
+        config.resume = config.resume or config_file(config).exists()
+    saved, metrics, last = config_file(config), config.out / "metrics.csv", _last(config)
     if config.resume:
         # Without a checkpoint, killed in its first epoch, a training begins again.
         for needed in (metrics, last) if last.exists() or not saved.exists() else ():
@@ -78,7 +87,6 @@ def fit(
     config: RunConfig,
     *,
     select: str | None = "val_miou",
-    average: float | None = None,
     score: Callable[[], dict[str, float]] | None = None,
     callbacks: Sequence[Callback] = (),
     **trainer_options: Any,
@@ -93,14 +101,14 @@ def fit(
         data: Loaders of the training, validation and test images.
         config: The recipe's options, for which `prepare` was called.
         select: Which score of an epoch decides what best.ckpt holds; `None` for no selection.
-        average: Decay of an exponential moving average of the weights, which is what is measured and saved
-            in the end; `None` for none.
         score: Measures the trained model; by default the last and the best weights on the test split.
         callbacks: Further callbacks of Lightning.
-        trainer_options: Passed to Lightning's `Trainer`: `accumulate_grad_batches`, `logger`, ...
+        trainer_options: Passed to Lightning's `Trainer`, as `logger=TensorBoardLogger(config.out)`; there is
+            no logger by default.
 
     Returns:
         What results.json holds: scores, parameters, epochs, seconds, precision, hardware, command, versions.
+        With `config.find_lr` only the `learning_rate` that was found; nothing is trained.
 
     Raises:
         ValueError: If the model does not take the images; before the training starts.
@@ -111,9 +119,13 @@ def fit(
         >>> fit(module, data, config)["test_last"]["miou"]  # doctest: +SKIP
         0.53
     """
+    if config.overfit:
+        data.overfit(config.overfit)
+    channels = getattr(module, "channels", 3)
     for name in ("crop_size", "image_size"):
         if hasattr(config, name):
-            try_size(module, getattr(config, name), f"--{name.replace('_', '-')}", data.batch_size)
+            option = f"--{name.replace('_', '-')}"
+            try_size(module, getattr(config, name), option, data.batch_size, channels)
     for dataset in data.datasets.values():
         if dataset is not None:
             dataset.cache()  # reads all images
@@ -124,33 +136,48 @@ def fit(
     precision = _check_checkpoint(last, config) if resumed else config.precision
     if precision == "auto":
         size = getattr(config, "crop_size", config.image_size)
-        precision = choose_precision(module.model, (size, size), min(data.batch_size, 8))
+        precision = choose_precision(module.model, (size, size), min(data.batch_size, 8), channels)
+    if config.grad_checkpointing:
+        module.checkpoint_gradients()
+    if config.compile:
+        module.model.compile()
     module.save_hyperparameters({"precision": precision, "batch_size": data.batch_size})
     options = {"dirpath": last.parent, "save_on_train_epoch_end": True, "enable_version_counter": False}
-    savers: list[Callback] = [ModelCheckpoint(filename="last", **options)]
+    savers: list[Callback] = [MovableCheckpoint(filename="last", **options)]
     if select is not None:
-        savers.insert(0, ModelCheckpoint(filename="best", monitor=select, mode="max", **options))
-    if average is not None:
-        savers.insert(0, weight_averaging(average))
-    interactive = sys.stdout.isatty() or "ipykernel" in sys.modules
-    progress: list[Callback] = [RichProgressBar()] if sys.stdout.isatty() else []
+        savers.insert(0, MovableCheckpoint(filename="best", monitor=select, mode="max", **options))
+    if config.ema is not None:
+        savers.insert(0, weight_averaging(config.ema))
+    if config.early_stopping is not None:
+        savers.append(EarlyStopping("val_miou", mode="max", patience=config.early_stopping, min_delta=0.0))
+    # FSDP has its own way of writing checkpoints, and takes no other.
+    plugins = [] if "fsdp" in config.strategy else [AtomicCheckpointIO()]
+    # Where no bar can be drawn, a line an epoch says enough.
+    has_bar = sys.stdout.isatty() or ("ipykernel" in sys.modules and find_spec("ipywidgets") is not None)
+    progress: list[Callback] = [RichProgressBar()] if has_bar else []
     trainer = Trainer(
         **{
             "max_epochs": config.epochs,
             "max_steps": config.max_steps,
             "precision": precision,
             "devices": config.devices,
+            "num_nodes": config.num_nodes,
+            "strategy": config.strategy,
+            "sync_batchnorm": torch.cuda.is_available(),  # PyTorch has none for CPUs
+            "accumulate_grad_batches": config.accumulate_grad_batches,
+            "gradient_clip_val": config.gradient_clip_val,
+            "default_root_dir": config.out,
             # The gallery before averaged weights, whose picture it shows at the end.
             "callbacks": [
-                FiniteLoss(),
+                FiniteLoss(data.batch_names),
                 EpochLog(metrics),
                 PredictionGallery(data.datasets["val"], config.out),
                 *savers,
                 *callbacks,
                 *progress,
             ],
-            "plugins": [AtomicCheckpointIO()],
-            "enable_progress_bar": interactive,
+            "plugins": plugins,
+            "enable_progress_bar": has_bar,
             "enable_model_summary": False,
             "logger": False,
             "num_sanity_val_steps": 0,
@@ -160,13 +187,15 @@ def fit(
     )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     counts = [f"{len(dataset)} {split}" for split, dataset in data.datasets.items() if dataset is not None]
-    print(
+    say(
         f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
         f"precision {precision}, {', '.join(counts)} images",
         flush=True,
     )
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
+    if config.find_lr:
+        return {"learning_rate": _find_lr(trainer, module, data)}
     started = time.process_time()
     _train(trainer, module, data, last, resumed, config)
     cpu_seconds = time.process_time() - started
@@ -176,13 +205,13 @@ def fit(
         shutil.copy(last, best)
     trainer.strategy.barrier()
     if score is not None:
-        scores = {"test_last": score()}
+        scores = {"test_last": score()} if trainer.is_global_zero else {}
     else:
         kinds = ("last", "best") if select is not None else ("last",)
         scores = {
             f"test_{kind}": _test(trainer, module, data, last.with_name(f"{kind}.ckpt")) for kind in kinds
         }
-    if not trainer.is_global_zero:  # it measured, as scores are gathered from all processes
+    if not trainer.is_global_zero:  # it measured its part
         return {}
     save_curves({"": metrics}, config.out / "curves.png")
     results = {
@@ -194,13 +223,16 @@ def fit(
         "seconds": training_seconds(metrics),
         "cpu_seconds": round(cpu_seconds, 1),
         "precision": precision,
-        "hardware": hardware(trainer),
+        "hardware": describe_device(trainer.strategy.root_device, trainer.world_size),
         "command": command(),
         "config": config.to_json(),
+        "measured_on": _origin(data.datasets["test"] or data.datasets["val"]),
         "versions": versions(),
     }
     save_results(results, config.out / "results.json")
-    print(json.dumps(scores, indent=2))
+    for kind, values in scores.items():
+        say(f"{kind.removeprefix('test_')}: {summary(values)}")
+    say(f"written to {config.out}: results.json and what goes with it")
     if lock := _locks.pop(config.out.resolve(), None):
         lock.release()
     return results
@@ -222,16 +254,13 @@ def _train(
     try:
         trainer.fit(module, data, ckpt_path=last if resumed else None, weights_only=True)
     except SIGTERMException:
-        print(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
+        say(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
     except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to Ctrl-C
-        print(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
+        say(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise KeyboardInterrupt from None
     except torch.OutOfMemoryError as error:
-        raise TrainingStopped(
-            f"The device has not enough memory for steps of {data.batch_size} images: try --batch-size "
-            f"{max(1, data.batch_size // 2)}, or smaller images."
-        ) from error
+        raise TrainingStopped(out_of_memory(config, data.batch_size)) from error
     except OSError as error:  # a full disk
         raise TrainingStopped(f"The training cannot go on ({error}). {kept()}.") from error
     except TrainingStopped:
@@ -241,11 +270,49 @@ def _train(
         raise
 
 
+def out_of_memory(config: RunConfig, batch_size: int) -> str:
+    """Say what to try where the device's memory does not hold a step of `batch_size` images."""
+    size = "crop_size" if hasattr(config, "crop_size") else "image_size"
+    # Two thirds of a side, half of the pixels.
+    smaller = max(32, getattr(config, size) * 2 // 3 // 32 * 32)
+    other = f"--{size.replace('_', '-')} {smaller}"
+    if not config.grad_checkpointing:
+        other += " or --grad-checkpointing"
+    if batch_size > 1:
+        accumulated = f"--accumulate-grad-batches {2 * config.accumulate_grad_batches}"
+        other = f"--batch-size {batch_size // 2} with {accumulated}, which makes the same steps, {other}"
+    return f"The device has not enough memory for {batch_size} images at a time: try {other}."
+
+
+def _find_lr(trainer: Trainer, module: LightningModule, data: SegmentationDataModule) -> float:
+    """Find a learning rate by Lightning's range test."""
+    trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, EpochLog)]
+    finder = Tuner(trainer).lr_find(module, data, num_training=100, update_attr=False)
+    found = finder.suggestion() if finder else None
+    if found is None:
+        raise ValueError("No learning rate between 1e-8 and 1 made the loss fall: look at images and masks.")
+    say(f"the loss fell fastest at a learning rate of {found:.1e}: train with --lr {found:.1e}", flush=True)
+    return found
+
+
 def _test(trainer: Trainer, module: LightningModule, data: SegmentationDataModule, path: Path) -> dict:
     trainer.test(module, data, ckpt_path=path, weights_only=True, verbose=False)
     return {
         key.removeprefix("test_"): round(float(value), 5) for key, value in trainer.callback_metrics.items()
     }
+
+
+def _origin(dataset: SegmentationDataset | None) -> dict[str, str] | None:
+    """Say which part of which folder a data set is, where its source knows it."""
+    source = getattr(dataset, "source", None)
+    while isinstance(source, Subset):
+        source = source.dataset
+    return getattr(source, "origin", None)
+
+
+def config_file(config: RunConfig) -> Path:
+    """Say where the options of a training are written to."""
+    return config.out / "config.json"
 
 
 def _last(config: RunConfig) -> Path:
@@ -261,7 +328,7 @@ def _check_checkpoint(last: Path, config: RunConfig) -> str:
         raise ValueError(
             f"{last} is damaged: copy best.ckpt over it to go on from there, or give another --out."
         ) from error
-    if config.epochs <= epochs:
+    if 0 < config.epochs <= epochs:
         raise ValueError(f"{last} is of epoch {epochs + 1} already: give --epochs {epochs + 1} or more.")
     if 0 <= config.max_steps < steps:
         raise ValueError(
@@ -272,15 +339,15 @@ def _check_checkpoint(last: Path, config: RunConfig) -> str:
 
 
 @torch.no_grad()
-def try_size(module: nn.Module, size: int, option: str, batch_size: int) -> None:
-    """See whether a model takes images (B, 3, size, size), in training and to predict.
+def try_size(module: nn.Module, size: int, option: str, batch_size: int, channels: int = 3) -> None:
+    """See whether a model takes images (B, channels, size, size), in training and to predict.
 
     Raises:
         ValueError: If it does not; one sentence names the option.
     """
     module.eval()
     try:
-        module(torch.zeros(1, 3, size, size))
+        module(torch.zeros(1, channels, size, size))
     except (RuntimeError, ValueError, AssertionError) as error:  # SMP's, ours and timm's
         raise ValueError(
             f"{option} {size} does not fit the model, give another, as {-(-size // 32) * 32}: {error}"
@@ -290,7 +357,7 @@ def try_size(module: nn.Module, size: int, option: str, batch_size: int) -> None
         return
     statistics = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
-        module(torch.zeros(1, 3, size, size))
+        module(torch.zeros(1, channels, size, size))
     except ValueError as error:  # a batch norm of one value
         raise ValueError(
             f"--batch-size 1 does not do for this model in training, give 2 or more: {error}"

@@ -9,8 +9,8 @@ from lightning.pytorch import LightningModule
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 from torch import Tensor
 
-from vitseg_zoo.losses import CrossEntropy
-from vitseg_zoo.metrics import SegmentationMetrics
+from vitseg_zoo.losses import CrossEntropy, create_loss
+from vitseg_zoo.metrics import MultilabelMetrics, SegmentationMetrics
 from vitseg_zoo.training.results import command
 
 
@@ -26,7 +26,7 @@ class SegmentationModule(LightningModule):
         encoder_name: encoder, as `smp.create_model` takes it.
         encoder_weights: name of pretrained weights, with whose mean and deviation images are normalized;
             None starts from random weights, and images stay in [0, 1].
-        class_names: one name for each class, in order; two or more.
+        class_names: one name for each class, in order; two or more, but for `mode="binary"`.
         palette: one RGB color (0 to 255) for each class.
         image_size: side of the square, or (height, width), that images are resized to.
         ignore_index: mask value of pixels that count neither in the loss nor in the metrics; None if there
@@ -39,9 +39,14 @@ class SegmentationModule(LightningModule):
             uninterrupted one.
         channels_last: keep images and weights in the memory format torch.channels_last.
         model_args: further arguments of the architecture.
+        mode: SMP's word: "multiclass"; "binary" for one class, whose masks hold 0 and 1 and whose logit is
+            positive where it is; "multilabel" for classes that a pixel may have several of, with masks
+            (B, classes, H, W) of 0 and 1.
+        mean: of each channel, by which images are normalized; by default that of `encoder_weights`.
+        std: likewise, the standard deviation.
 
     Raises:
-        ValueError: fewer than two classes.
+        ValueError: fewer than two classes, or more than one that is binary.
 
     Example:
         >>> palette = [(255, 0, 0), (0, 0, 0)]
@@ -66,32 +71,53 @@ class SegmentationModule(LightningModule):
         seed: int = 0,
         channels_last: bool = False,
         model_args: dict | None = None,
+        mode: str = "multiclass",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         class_names, palette = list(class_names), [list(color) for color in palette]
-        if len(class_names) < 2:  # the softmax of one class is always 1: nothing would be learned
+        # The softmax of one class is always 1: nothing would be learned.
+        if mode == "multiclass" and len(class_names) < 2:
             raise ValueError(
                 f"a training needs two classes or more, got {class_names}: for one kind of object, "
-                "name it and the background."
+                'name it and the background, or say mode="binary".'
             )
+        if mode == "binary" and len(class_names) != 1:
+            raise ValueError(f'mode="binary" is for one class beside the background, got {class_names}.')
+        model_args = dict(model_args or {})
         self.save_hyperparameters()
         self.model = smp.create_model(
             arch,
             encoder_name=encoder_name,
             encoder_weights=encoder_weights,
             classes=len(class_names),
-            **(model_args or {}),
+            **model_args,
         )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
-        mean, std = _normalization(encoder_name, encoder_weights)
+        usual_mean, usual_std = _normalization(encoder_name, encoder_weights)
+        mean, std = list(mean or usual_mean), list(std or usual_std)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-        self.loss = CrossEntropy(ignore_index)
-        # Not in a ModuleDict named by stage: "train" is a method of every module.
-        self.train_metrics, self.val_metrics, self.test_metrics = (
-            SegmentationMetrics(class_names, ignore_index, background) for _ in range(3)
+        self.loss = (
+            CrossEntropy(ignore_index)
+            if mode == "multiclass"
+            else create_loss("cross_entropy", mode, ignore_index=ignore_index)
         )
+        # Not in a ModuleDict named by stage: "train" is a method of every module.
+        measured = class_names if mode != "binary" else ["background", *class_names]
+        self.train_metrics, self.val_metrics, self.test_metrics = (
+            MultilabelMetrics(measured, ignore_index)
+            if mode == "multilabel"
+            else SegmentationMetrics(measured, ignore_index, background)
+            for _ in range(3)
+        )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return self.hparams.model_args.get("in_channels", 3)
 
     def checkpoint_gradients(self) -> None:
         """Make the encoder trade time for memory.
@@ -112,8 +138,8 @@ class SegmentationModule(LightningModule):
         return {
             "class_names": list(self.hparams.class_names),
             "palette": [list(color) for color in self.hparams.palette],
-            "mean": self.mean.expand(1, 3, 1, 1).flatten().tolist(),
-            "std": self.std.expand(1, 3, 1, 1).flatten().tolist(),
+            "mean": self.mean.expand(1, self.channels, 1, 1).flatten().tolist(),
+            "std": self.std.expand(1, self.channels, 1, 1).flatten().tolist(),
             "input_size": [size, size] if isinstance(size, int) else list(size),
             "recipe": command(),
         }
@@ -122,6 +148,13 @@ class SegmentationModule(LightningModule):
         """Return the logits (B, classes, H, W) of images (B, C, H, W) in [0, 1]; the model gets `kwargs`."""
         image = (image - self.mean) / self.std
         return self.model(image.contiguous(memory_format=self.memory_format), **kwargs)
+
+    def labels(self, logits: Tensor) -> Tensor:
+        """Return the class of each pixel (B, H, W), or 0 and 1 (B, classes, H, W) of several labels."""
+        if self.hparams.mode == "multiclass":
+            return logits.argmax(1)
+        present = (logits > 0).long()
+        return present if self.hparams.mode == "multilabel" else present[:, 0]
 
     def loss_and_logits(self, image: Tensor, mask: Tensor, stage: str) -> tuple[Tensor, Tensor]:
         """Return the loss of images (B, C, H, W) and masks (B, H, W), and logits (B, classes, H, W).
@@ -135,7 +168,7 @@ class SegmentationModule(LightningModule):
         """Return the loss of a batch of (B, C, H, W) images and (B, H, W) masks, and count it."""
         image, mask = batch
         loss, logits = self.loss_and_logits(image, mask, stage)
-        getattr(self, f"{stage}_metrics").update(logits.argmax(1), mask)
+        getattr(self, f"{stage}_metrics").update(self.labels(logits), mask)
         self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
         return loss
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from vitseg_zoo.data.images import to_picture
 from vitseg_zoo.files import atomic_path
 
 COLUMNS = 7  # 21 images make three rows, as in figure 8 of the article
@@ -29,6 +30,14 @@ def color(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
     table = np.full((256, 3), _IGNORED, np.uint8)
     table[: len(palette)] = palette
     return table[np.clip(labels, 0, 255)]
+
+
+def from_tensors(images: torch.Tensor) -> np.ndarray:
+    """Make pictures (N, H, W, 3) uint8 of (N, C, H, W): RGB in [0, 1] as it is, other images stretched."""
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    if pixels.shape[3] == 3 and pixels.min() >= 0 and pixels.max() <= 1:
+        return (pixels * 255).round().astype(np.uint8)
+    return np.stack([to_picture(image) for image in pixels])
 
 
 def comparison(images: np.ndarray, truth: np.ndarray, predictions: Mapping[str, np.ndarray]) -> Image.Image:
@@ -144,7 +153,7 @@ def save_history(
         palette: one RGB color (0 to 255) for each class.
         folder: where to write.
     """
-    tiles = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()  # (N, H, W, 3)
+    tiles = from_tensors(images)
     truth = color(masks.numpy(), palette)
     epochs = [
         comparison(tiles, truth, {name: color(labels[epoch], palette) for name, labels in history.items()})

@@ -10,7 +10,7 @@ from vitseg_zoo.ops.linear import HAS_BF16
 
 
 def choose_precision(
-    model: nn.Module, image_size: tuple[int, int], batch_size: int = 8, rounds: int = 3
+    model: nn.Module, image_size: tuple[int, int], batch_size: int = 8, channels: int = 3, rounds: int = 3
 ) -> str:
     """Choose Lightning's `precision` for training a model on this machine, by trying on a CPU.
 
@@ -20,9 +20,10 @@ def choose_precision(
     fp32 at once: a step could take minutes.
 
     Args:
-        model: takes images (B, 3, H, W), gives logits (B, classes, H, W); not changed.
+        model: takes images (B, C, H, W), gives logits (B, classes, H, W); not changed.
         image_size: (height, width) in pixels.
         batch_size: images in the steps that are timed.
+        channels: of the images.
         rounds: steps in either precision, alternating; the fastest counts.
 
     Returns:
@@ -39,7 +40,7 @@ def choose_precision(
     trial = copy.deepcopy(model).train()
     fastest = {True: float("inf"), False: float("inf")}
     with torch.random.fork_rng(devices=[]):
-        images = torch.rand(batch_size, 3, *image_size)
+        images = torch.rand(batch_size, channels, *image_size)
         for turn in range(rounds + 1):
             for bf16 in fastest:
                 start = time.perf_counter()

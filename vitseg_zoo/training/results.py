@@ -3,7 +3,6 @@
 import importlib.metadata
 import json
 import math
-import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-from lightning.pytorch import Trainer
-
 from vitseg_zoo.files import atomic_path
+from vitseg_zoo.terminal import printable
 from vitseg_zoo.training.pictures import read_metrics
 
 _PACKAGES = ("vitseg-zoo", "torch", "timm", "segmentation-models-pytorch", "lightning", "albumentations")
@@ -65,18 +62,6 @@ def command() -> str:
     return shlex.join([*start, *words])
 
 
-def hardware(trainer: Trainer) -> str:
-    """Say what a training ran on."""
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{trainer.world_size * torch.get_num_threads()} threads of {name}"
-
-
 def final_scores(results: Mapping) -> dict[str, float]:
     """Score on the test split: of the epoch with the best validation if they were taken, or of the last."""
     return results.get("test_best") or results["test_last"]
@@ -90,6 +75,22 @@ def percent(score: float) -> str:
         ('70.0 %', '-')
     """
     return f"{100 * score:.1f} %" if math.isfinite(score) else "-"
+
+
+def summary(scores: Mapping[str, float]) -> str:
+    """Give the scores of a split in one line: of classes those of a dozen at most.
+
+    Example:
+        >>> summary({"loss": 0.3, "pixel_accuracy": 0.9, "miou": 0.75, "iou_pet": 0.7, "iou_rest": 0.8})
+        'mIoU 75.0 %, pixel accuracy 90.0 %; IoU of pet 70.0 %, rest 80.0 %'
+    """
+    classes = [
+        f"{key.removeprefix('iou_')} {percent(score)}"
+        for key, score in scores.items()
+        if key.startswith("iou_")
+    ]
+    whole = f"mIoU {percent(scores['miou'])}, pixel accuracy {percent(scores['pixel_accuracy'])}"
+    return f"{whole}; IoU of {', '.join(classes)}" if 0 < len(classes) <= 12 else whole
 
 
 def comparison_table(results: Mapping[str, Mapping]) -> tuple[list[str], list[list[str]]]:
@@ -137,12 +138,14 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
         | --- | ---: |
         | U-Net | 80.0 % |
     """
+    head, *rows = ([printable(cell).replace("|", "\\|") for cell in row] for row in (head, *rows))
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def text_table(head: list[str], rows: list[list[str]]) -> str:
     """Return a table as text: names to the left, numbers to the right."""
+    head, *rows = ([printable(cell) for cell in row] for row in (head, *rows))
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = [
         "  ".join(

@@ -28,6 +28,8 @@ _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|module)(?=\.)")
 # A training module's attribute that holds averaged weights.
 _AVERAGED = re.compile(r"(^|[._])(ema|averaged|swa|shadow)([._]|$)")
 
+_multiarray: Any = (np._core if hasattr(np, "_core") else np.core).multiarray  # its name before NumPy 2
+
 # Found in training programs' notes beside the weights; making one of these runs nothing of the file's
 # choosing.
 _HARMLESS = [
@@ -35,8 +37,8 @@ _HARMLESS = [
     pathlib.PosixPath,
     np.ndarray,
     np.dtype,
-    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
-    np._core.multiarray._reconstruct if hasattr(np, "_core") else np.core.multiarray._reconstruct,
+    _multiarray.scalar,
+    _multiarray._reconstruct,
     *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "b1")},
 ]
 
@@ -166,7 +168,7 @@ _KNOWN_START = re.compile(
 
 def _model_prefix(keys: list[str]) -> str:
     """Return the prefix behind which names begin that the zoo knows; an averaged model's before any other."""
-    found = {}
+    found: dict[str, int] = {}
     for key in keys:
         parts = key.split(".")
         for depth in range(min(4, len(parts) - 1)):

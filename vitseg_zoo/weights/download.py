@@ -69,7 +69,7 @@ def fetch(source: str | Path | WeightsEntry, cache_dir: str | Path | None = None
         return _fetch_url(source)
     entry = find_entry(source)
     if entry is None:
-        return _local_file(Path(source))
+        return _local_file(Path(str(source)))
     if provided := _provided_file(entry):
         return provided
     if entry.url:
@@ -405,7 +405,7 @@ def _get(
         except OSError as error:
             cut = type(error).__name__ == "ChunkedEncodingError"
             too_long = type(error) is OSError and error.errno is None and size is not None and start > 0
-            if not left or not (cut or (too_long and file.tell() == start + size)):
+            if not left or not (cut or (too_long and file.tell() == start + (size or 0))):
                 raise
             if too_long or not resumes:
                 file.seek(0)

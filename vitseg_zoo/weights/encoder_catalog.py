@@ -82,7 +82,7 @@ def entry_of_cfg(cfg: Any) -> WeightsEntry:
         name=f"{cfg.architecture}.{cfg.tag}" if cfg.tag else cfg.architecture,
         kind="encoder",
         architecture=cfg.architecture,
-        repo_id=repo_id or None,
+        repo_id=repo_id,
         revision=revision or "main",
         filenames=_filenames(cfg.hf_hub_filename),
         url=None if repo_id else cfg.url or None,

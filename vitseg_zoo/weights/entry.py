@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from vitseg_zoo.weights.class_names import Palette
+from vitseg_zoo.class_names import Palette
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,7 +25,7 @@ class WeightsEntry:
     architecture: str  # of a model, as `smp.create_model` takes it; of an encoder, its name in timm
     arguments: dict[str, Any] = field(default_factory=dict)  # what else `smp.create_model` is given
 
-    repo_id: str | None = None  # repository on the Hugging Face Hub
+    repo_id: str = ""  # repository on the Hugging Face Hub
     revision: str = "main"  # its commit, tag or branch; what a branch holds is fixed when it is downloaded
     filenames: tuple[str, ...] = ("model.safetensors",)  # the first of these that the repository has
     url: str | None = None  # instead of a repository: https:, or file: (of a packaged file, too)

@@ -240,15 +240,16 @@ def _from_shapes(weights: StateDict, path: Path) -> dict[str, Any]:
 
 
 def _segformer(weights: StateDict) -> dict[str, Any]:
-    blocks = [
+    first, second, third, fourth = (
         len({key.split(".")[5] for key in weights if key.startswith(f"encoder.model.stages.{stage}.blocks.")})
         for stage in range(4)
-    ]
+    )
+    blocks = (first, second, third, fourth)
     width = weights["encoder.model.patch_embed.proj.weight"].shape[0]
-    size = 0 if width == 32 and blocks == [2, 2, 2, 2] else _MIT_SIZES.get(tuple(blocks))
+    size = 0 if width == 32 and blocks == (2, 2, 2, 2) else _MIT_SIZES.get(blocks)
     if size is None or width != (64 if size else 32):
         raise ValueError(
-            f"There is no SegFormer with {blocks} blocks and {width} channels in its first stage."
+            f"There is no SegFormer with {list(blocks)} blocks and {width} channels in its first stage."
         )
     head = weights["segmentation_head.0.weight"]
     return {

@@ -105,7 +105,9 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = True) -> Loa
     """
     model, entry = unwrap(model), find_entry(path)
     checkpoint = read_checkpoint(fetch(entry or path))
-    about = {} if entry is None else {"commercial_use": entry.commercial_use, "license": entry.license}
+    about: dict[str, Any] = (
+        {} if entry is None else {"commercial_use": entry.commercial_use, "license": entry.license}
+    )
     about = about or json.loads(checkpoint.notes.get("metadata", {}).get("vitseg_zoo", "{}"))
     name = without_password(str(path))
     say_license(name, about.get("commercial_use"), about.get("license"))

@@ -14,7 +14,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _colors(text: str) -> Palette:
-    return tuple(tuple(bytes.fromhex(color)) for color in text.split())
+    return tuple((r, g, b) for r, g, b in map(bytes.fromhex, text.split()))
 
 
 ADE20K_CLASSES = _names(

@@ -1,0 +1,172 @@
+"""The recipes: each trains, on a small copy of its data in their documented layout, and leaves a model."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitseg_zoo import load_model
+from vitseg_zoo.data.ade20k import Ade20k
+from vitseg_zoo.data.camvid import CamVid
+from vitseg_zoo.data.cityscapes import Cityscapes
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = {"batch_size": 2, "precision": "32-true", "num_workers": 0}
+
+
+def _write(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _photo(seed: int, height: int = 48, width: int = 72) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def _blocks(values: list[int], height: int = 48, width: int = 72) -> np.ndarray:
+    """A mask of vertical stripes."""
+    return np.repeat(np.resize(np.array(values, np.uint8), width // 4), 4)[None].repeat(height, 0)
+
+
+def _ade20k(root: Path) -> Path:
+    for split in ("training", "validation"):
+        for index in range(3):
+            _write(root / "images" / split / f"ADE_{index}.jpg", _photo(index))
+            _write(root / "annotations" / split / f"ADE_{index}.png", _blocks([0, 1, 150, 3]))
+    return root
+
+
+def _cityscapes(root: Path) -> Path:
+    for split, city in {"train": "aachen", "val": "ulm"}.items():
+        for index in range(3):
+            stem = f"{city}_00000{index}_000019"
+            _write(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", _photo(index))
+            target = root / "gtFine" / split / city
+            _write(target / f"{stem}_gtFine_labelIds.png", _blocks([0, 7, 33, 29, 26]))
+            _write(target / f"{stem}_gtFine_instanceIds.png", _blocks([0]))  # as there are
+            (target / f"{stem}_gtFine_polygons.json").write_text("{}")
+    return root
+
+
+def _camvid(root: Path) -> Path:
+    for split in ("train", "val", "test"):
+        for index in range(3):
+            _write(root / split / f"{index}.png", _photo(index))
+            _write(root / f"{split}annot" / f"{index}.png", _blocks([0, 3, 10, 11]))
+    return root
+
+
+def _folders(root: Path) -> Path:
+    for split in ("train", "val"):
+        for index in range(3):
+            _write(root / split / "images" / f"{index}.jpg", _photo(index, 72, 48))
+            _write(root / split / "masks" / f"{index}.png", _blocks([0, 1, 2], 72, 48))
+    (root / "classes.txt").write_text("background\nskin\ncoat\n")
+    return root
+
+
+def _pets(root: Path) -> Path:
+    for split, count in {"trainval": 8, "test": 2}.items():
+        names = [f"{split}_{index}" for index in range(count)]
+        for index, name in enumerate(names):
+            _write(root / "oxford-iiit-pet" / "images" / f"{name}.jpg", _photo(index))
+            trimaps = root / "oxford-iiit-pet" / "annotations" / "trimaps"
+            _write(trimaps / f"{name}.png", _blocks([1, 2, 3]))
+        lines = "".join(f"{name} 1 1 1\n" for name in names)
+        (root / "oxford-iiit-pet" / "annotations" / f"{split}.txt").write_text(lines)
+    return root
+
+
+TINY_MIT = {"encoder_name": "vz-mit_b0", "encoder_weights": None}
+RUNS = {
+    "ade20k": (_ade20k, {**TINY_MIT, "max_steps": 2, "image_size": 64, "crop_size": 64}),
+    "cityscapes": (_cityscapes, {**TINY_MIT, "max_steps": 2, "image_size": 64, "crop_size": 64}),
+    "camvid": (_camvid, {**TINY_MIT, "epochs": 1, "image_size": 64, "crop_size": 64}),
+    "clothing": (_folders, {**TINY_MIT, "epochs": 1, "image_size": 64}),
+    "finetune_vit": (
+        _folders,
+        {
+            "encoder_name": "vz-vitseg_tiny_patch16_128",
+            "encoder_weights": None,
+            "epochs": 1,
+            "image_size": 64,
+            "crop_size": 64,
+        },
+    ),
+    "oxford_pets": (
+        _pets,
+        {
+            "arch": "fusedsegformer",
+            "encoder_name": "vz-mit_b0",
+            "modern": True,
+            "epochs": 1,
+            "image_size": 64,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_recipe_trains_and_leaves_a_model(name: str, tmp_path: Path):
+    write, options = RUNS[name]
+    recipe = importlib.import_module(f"vitseg_zoo.recipes.{name}")
+    config = recipe.Config(data=write(tmp_path / "data"), out=tmp_path / "out", **{**SMALL, **options})
+    results = recipe.main(config)
+    assert 0 <= results["test_last"]["miou"] <= 1 and results["precision"] == "32-true"
+    if name == "oxford_pets":
+        assert config.ema == 0.998 and results["test_best"]
+        return
+    _, metadata = load_model(tmp_path / "out" / "model.safetensors")
+    assert f"mIoU {100 * results['test_last']['miou']:.1f} %" in metadata["metric"]
+    expected = {"ade20k": "shorter_side", "cityscapes": "tiles", "finetune_vit": "shorter_side"}
+    assert metadata.get("fit") == expected.get(name)
+    assert len(metadata["class_names"]) == {"ade20k": 150, "cityscapes": 19, "camvid": 11}.get(name, 3)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
+def test_recipes_are_short_enough_to_be_read(path: Path):
+    longer = {"compare_heads": 140, "plain_loop": 116, "own_data": 113}
+    assert len(path.read_text().splitlines()) <= longer.get(path.stem, 110)
+
+
+def test_labels_become_the_classes_of_the_benchmarks(tmp_path: Path):
+    ade = Ade20k(_ade20k(tmp_path / "ade"), "validation")
+    assert np.unique(ade[0][1]).tolist() == [0, 2, 149, 255] and ade.name(0) == "ADE_0.jpg"
+    city = Cityscapes(_cityscapes(tmp_path / "city"), "val")
+    assert np.unique(city[0][1]).tolist() == [0, 13, 18, 255]  # road, car, bicycle; caravan has no class
+    assert [city.class_names[index] for index in (0, 13, 18)] == ["road", "car", "bicycle"]
+    for reader in (Ade20k, Cityscapes, CamVid):
+        with pytest.raises(FileNotFoundError, match=r"https?://"):
+            reader(tmp_path, "val")
+
+
+def test_camvid_as_segnet_has_it(data_root: Path):
+    train = CamVid(data_root / "camvid", "train")
+    assert [len(train), len(CamVid(data_root / "camvid", "test"))] == [367, 233]
+    image, mask = train[0]
+    assert image.shape == (360, 480, 3) and set(np.unique(mask)) <= set(range(12))
+
+
+def test_lora_trains_little_and_is_merged_into_the_saved_model(tmp_path: Path):
+    from vitseg_zoo.recipes import finetune_vit
+
+    _, options = RUNS["finetune_vit"]
+    torch.manual_seed(0)
+    config = finetune_vit.Config(
+        data=_folders(tmp_path / "data"), out=tmp_path / "out", lora=2, lr=0.1, **{**SMALL, **options}
+    )
+    finetune_vit.main(config)
+    checkpoint = torch.load(tmp_path / "out" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    key = "model.encoder.model.blocks.3.mlp.fc1"
+    base, a, b = (
+        checkpoint[f"{key}.{part}.weight"] for part in ("base_layer", "lora_A.default", "lora_B.default")
+    )
+    assert b.abs().max() > 0  # starts at zero
+    model, _ = load_model(tmp_path / "out" / "model.safetensors")  # a file without a trace of LoRA
+    merged = model.encoder.model.blocks[3].mlp.fc1.weight
+    torch.testing.assert_close(merged, base + 2 * b @ a, rtol=1e-2, atol=1e-3)  # saved in half precision
+    assert not torch.allclose(merged, base, rtol=1e-2, atol=1e-3)

@@ -1,0 +1,100 @@
+"""Trainings measured on the data that they were trained for; what is known already is read again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitseg_zoo.comparison.cost import measure_costs
+from vitseg_zoo.comparison.evaluation import Evaluation, evaluate_images, read_evaluation, save_evaluation
+from vitseg_zoo.comparison.report import Model
+from vitseg_zoo.comparison.runs import Run
+from vitseg_zoo.data.segmentation_folder import open_split
+from vitseg_zoo.inference.predictor import Predictor
+
+FILE = "evaluation.npz"  # in a run's folder
+
+
+def open_data(runs: Sequence[Run], data: Path | None, split: str | None) -> Any:
+    """Open the images that runs are measured on.
+
+    Args:
+        runs: Trainings.
+        data: A folder that `open_split` opens; by default what the trainings say that they were measured on.
+        split: Its part; by default theirs, or "test".
+
+    Raises:
+        ValueError: If the trainings were measured on different images, or do not say on which.
+        FileNotFoundError: If the images are not there.
+    """
+    if data is not None:
+        return open_split(data, split)
+    origins: dict[tuple[Any, Any], Run] = {}
+    for run in runs:
+        known = run.results.get("measured_on") or {"data": run.results.get("config", {}).get("data")}
+        origins.setdefault((known.get("data"), split or known.get("split")), run)
+    (folder, part), run = next(iter(origins.items()))
+    if len(origins) > 1:
+        others = ", ".join(f"{run.folder} ({place[0]}, {place[1]})" for place, run in origins.items())
+        raise ValueError(f"these trainings were measured on different images: {others}. Say --data DIR.")
+    if not isinstance(folder, str):
+        raise ValueError(f"{run.folder} does not say what data it was measured on: say --data DIR.")
+    try:
+        return open_split(folder, part)
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(
+            f"the data of {run.folder} cannot be read ({error}): say where they are by --data."
+        ) from error
+
+
+def measure(
+    groups: Mapping[str, Sequence[Run]],
+    pairs: Any,
+    say: Callable[[str], None],
+    progress: Callable[[], Callable[[int, int], None]],
+    device: str | torch.device = "auto",
+) -> list[Model]:
+    """Measure trainings: what they get right, and what they cost.
+
+    Args:
+        groups: Name of a model -> its trainings, one for each seed.
+        pairs: What `open_data` opened.
+        say: Is told what is done.
+        progress: Makes what `evaluate_images` takes.
+        device: As of `Predictor`.
+
+    Returns:
+        The models of a `Comparison`.
+    """
+    evaluations: dict[str, list[Evaluation]] = {}
+    for name, runs in groups.items():
+        for run in runs:
+            evaluations.setdefault(name, []).append(_evaluation(run, pairs, say, progress, device))
+    say("measuring what they cost")
+    predictors = {name: Predictor(runs[0].weights, device) for name, runs in groups.items()}
+    costs = measure_costs(predictors, pairs[0][0])
+    return [Model(name, evaluations[name], runs, costs[name]) for name, runs in groups.items()]
+
+
+def _evaluation(
+    run: Run,
+    pairs: Any,
+    say: Callable[[str], None],
+    progress: Callable[[], Callable[[int, int], None]],
+    device: str | torch.device,
+) -> Evaluation:
+    """Read the evaluation of a run, or make it."""
+    weights = run.weights
+    state = weights.stat()
+    about = {
+        "weights": [weights.relative_to(run.folder).as_posix(), state.st_size, state.st_mtime_ns],
+        "data": [pairs.origin, len(pairs), list(pairs.class_names)],
+    }
+    known = read_evaluation(run.folder / FILE, about)
+    if known is not None:
+        return known
+    say(f"measuring {run.folder} on {len(pairs)} images")
+    evaluation = evaluate_images(Predictor(weights, device), pairs, progress=progress())
+    save_evaluation(evaluation, run.folder / FILE, about)
+    return evaluation
