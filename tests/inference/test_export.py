@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import segmentation_models_pytorch as smp
 import tiny_vits  # noqa: F401
@@ -103,6 +102,7 @@ def test_predict_from_the_command_line(
 
 
 def test_openvino_with_everything_inside(model: nn.Module, images: list[np.ndarray], tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
     path = tmp_path / "model.xml"
     report = export_model(model, path, METADATA, input="uint8_nhwc", labels=True, images=images)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
