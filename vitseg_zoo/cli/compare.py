@@ -81,11 +81,11 @@ def _report(runs: list[Run], args: argparse.Namespace) -> None:
     groups = group_runs(runs)
     pairs: Any = open_data(runs, args.data, args.split)
     models = measure(groups, pairs, say, lambda: Progress("images"))
-    where = Path(pairs.origin["data"]).name
+    where = pairs.path.resolve().name
     device = Predictor(runs[0].weights).device
     comparison = Comparison(
         models,
-        f"Measured on {len(pairs)} images, the part {pairs.origin['split']} of {where}.",
+        f"Measured on {len(pairs)} images, the part {pairs.split} of {where}.",
         describe_device(device),
     )
     names = [model.name for model in comparison.models]

@@ -19,7 +19,10 @@ _WEIGHTS = (
     "checkpoints/last.ckpt",
 )
 # Options that make no other model.
-_NO_MODEL = ("out", "data", "resume", "seed", "devices", "num_workers")
+_NO_MODEL = {
+    *("out", "data", "resume", "seed", "num_workers", "devices", "num_nodes", "strategy"),
+    *("compile", "grad_checkpointing"),
+}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,16 @@ from vitseg_zoo.training.config import RunConfig, from_command_line
 from vitseg_zoo.training.pictures import read_metrics
 from vitseg_zoo.training.results import read_results
 
+# Where neither the user nor the recipe names an encoder: a small one.
+_ENCODERS = {
+    "vitseg": "vz-vitseg_small_patch16_128",
+    "segmenter": "vz-vitseg_small_patch16_128",
+    "eomt": "vz-vitseg_small_patch16_128",
+    "fusedsegformer": "vz-mit_b0",
+    "segnet": "segnet",
+    "segnetdsc": "segnetdsc",
+}
+
 
 @dataclass
 class Training:
@@ -85,9 +95,10 @@ def plan(recipe: str, models: str, seeds: str, out: Path, options: Sequence[str]
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise ValueError(f"--seeds should be whole numbers separated by commas, got {seeds!r}.") from None
-    known = {field.name for field in fields(module.Config)}
-    if not {"arch", "encoder_name", "seed", "out"} <= known:
+    known = {field.name: field.default for field in fields(module.Config)}
+    if not {"arch", "encoder_name", "seed", "out"} <= known.keys():
         raise ValueError(f"{recipe} does not choose a model by --arch and --encoder-name.")
+    chooses = known["encoder_name"] is None  # the recipe knows one for each architecture
     trainings, folders = [], set()
     for seed in dict.fromkeys(numbers):
         for name in dict.fromkeys(names):
@@ -99,6 +110,8 @@ def plan(recipe: str, models: str, seeds: str, out: Path, options: Sequence[str]
             if folder in folders:
                 raise ValueError(f"two of the models would be trained into {folder}: name one only.")
             folders.add(folder)
+            if not encoder and not chooses:
+                encoder = _ENCODERS.get(arch, "resnet18")
             words = ["--out", str(folder), "--arch", arch, *(["--encoder-name", encoder] if encoder else [])]
             words += ["--seed", str(seed), *options]
             # Each on one device, so that none starts other processes in the middle of a comparison.
@@ -152,7 +165,7 @@ def train_all(trainings: Sequence[Training], say: Callable[[str], None]) -> list
         Those that failed, with their `error`.
     """
     missing = [training for training in trainings if not training.is_finished]
-    say(f"{len(trainings)} trainings, {len(missing)} of them to be made:")
+    say(f"{len(trainings)} training{'s' * (len(trainings) != 1)}, {len(missing)} of them to be made:")
     for training in trainings:
         say(f"  {training.name}, seed {training.config.seed}: {_state(training)}")
     failed = []
