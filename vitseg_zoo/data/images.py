@@ -175,7 +175,7 @@ def read_size(path: Path) -> tuple[int, int]:
     """
     try:
         if path.suffix.lower() == ".npy":
-            return _read_array(path).shape[:2]  # type: ignore[return-value]
+            return _read_array(path).shape[:2]
         with open(path, "rb") as file:
             if _is_beyond_pillow(file):
                 with open_raster(path) as raster:
