@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
         trainings = plan(args.train, args.models or "", args.seeds, args.out, options)
         try:
             failed = train_all(trainings, say)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: SIGTERM, after which `fit` has saved
             say("stopped: the same command goes on.")
-            raise SystemExit(130) from None
+            raise SystemExit(getattr(stop, "code", 130)) from None
         folders += [training.config.out for training in trainings if training not in failed]
     if not folders:
         raise ValueError("nothing to compare: name trainings, or --train RECIPE --models NAMES.")

@@ -158,7 +158,7 @@ class Comparison:
                     f"{cost.parameters / 1e6:.2f} M",
                     f"{cost.macs / 1e9:.2f}",
                     f"{1e3 * cost.seconds:.1f} ms",
-                    f"{cost.bytes / 1e6:.0f} MB",
+                    f"{cost.bytes / 1e6:.{0 if cost.bytes >= 1e7 else 1}f} MB",
                 ]
                 if cost
                 else ["-"] * 4
