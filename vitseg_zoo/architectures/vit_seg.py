@@ -5,7 +5,7 @@ from typing import Any
 
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 
-from vitseg_zoo.architectures.base import TokenModel, plain_vit_encoder
+from vitseg_zoo.architectures.base import TokenModel, logit_refinement, plain_vit_encoder
 from vitseg_zoo.decoders.vit_seg import PatchDecoder, PatchHead
 
 _ARTICLE_ENCODER = "vz-vitseg_base_patch16_128"
@@ -39,6 +39,8 @@ class VitSeg(TokenModel):
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
         encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
+        decoder_refinement: Correct the logits by what small convolutions see of the image at strides 4 and 2;
+            off by default.
         kwargs: Passed to the timm model, for example `drop_path_rate` or `img_size`.
 
     Raises:
@@ -66,6 +68,7 @@ class VitSeg(TokenModel):
         activation: str | Callable[..., Any] | None = None,
         aux_params: dict[str, Any] | None = None,
         encoder_blocks: int | None = None,
+        decoder_refinement: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -81,4 +84,5 @@ class VitSeg(TokenModel):
         channels = self.encoder.out_channels[-1]
         self.decoder = PatchDecoder(channels, head=decoder_head)
         self.segmentation_head = PatchHead(channels, classes, self.encoder.output_stride, activation)
-        self.finish(encoder_name, channels, aux_params)
+        refinement = logit_refinement(in_channels, classes) if decoder_refinement else None
+        self.finish(encoder_name, channels, aux_params, refinement)

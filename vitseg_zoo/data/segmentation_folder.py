@@ -15,6 +15,7 @@ from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, has_masks, list_files, split_lists
 from vitseg_zoo.data.masks import Proposal, propose
 from vitseg_zoo.data.oxford_pets import OxfordPets
+from vitseg_zoo.data.pair_tables import guess_tables
 from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
 
 _LOOKED_AT = 16  # images that say how many channels all have, where there is no dataset.yaml
@@ -145,8 +146,8 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         FileNotFoundError: If it has no images with masks.
     """
     files = list_files(path)
-    parts = guess_layout(files)
-    if set(parts) == {"all"} and (lists := split_lists(files)):
+    parts = guess_tables(path, files) or guess_layout(files)
+    if set(parts) == {"all"} and parts["all"].table is None and (lists := split_lists(files)):
         listed = {
             split: Part(parts["all"].images, parts["all"].masks, names) for split, names in lists.items()
         }
@@ -155,7 +156,7 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         listed = {split: part for split, part in listed.items() if found[split].pairs}
         if "train" in listed:
             parts = listed
-    if not any(has_masks(part) for part in parts.values()):
+    if not any(part.table or has_masks(part) for part in parts.values()):
         parts = guess_annotations(path, files) or parts
     if not parts:
         raise FileNotFoundError(
