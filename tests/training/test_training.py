@@ -218,7 +218,7 @@ def test_curves_of_a_metrics_file_with_empty_cells(tmp_path: Path):
     metrics = pictures.read_metrics(tmp_path / "metrics.csv")
     assert math.isnan(metrics["train_miou"][0]) and metrics["train_miou"][1] == 0.4
     assert training_seconds(tmp_path / "metrics.csv") == 4.0
-    pictures.save_curves({"run": tmp_path / "metrics.csv"}, tmp_path / "curves.png")
+    pictures.save_curves(pictures.read_metrics(tmp_path / "metrics.csv"), tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size == (1320, 396)
 
 
