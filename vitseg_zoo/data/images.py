@@ -7,8 +7,9 @@ Whole numbers keep their type in memory, and are divided by the largest of it wh
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -25,11 +26,11 @@ _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the first bytes of T
 MAX_CHANNELS = 64  # an array whose last side is longer than this, and whose first is not, is (C, H, W)
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path | BinaryIO) -> Image.Image:
     """Open an image file without decoding it: `PIL.Image.open` for files that may come from strangers.
 
     Args:
-        path: A file in one of `FORMATS`.
+        path: A file in one of `FORMATS`, or the opened file.
 
     Returns:
         Pillow's image, whose pixels are decoded when they are asked for.
@@ -39,11 +40,16 @@ def open_image(path: str | Path) -> Image.Image:
         ValueError: It has more than `MAX_PIXELS`. From 179 million on Pillow's own limit holds as well, where
             `PIL.Image.MAX_IMAGE_PIXELS` is not changed.
     """
-    image = Image.open(path, formats=[name for name in FORMATS if name != "AVIF" or features.check("avif")])
+    image = Image.open(path, formats=_formats())
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise ValueError(_too_many(image.width, image.height))
     return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    return tuple(name for name in FORMATS if name != "AVIF" or features.check("avif"))
 
 
 @contextmanager
@@ -168,10 +174,13 @@ def read_size(path: Path) -> tuple[int, int]:
         ValueError: The file does not exist, is of no known format, or is damaged.
     """
     try:
-        if path.suffix.lower() == ".npy" or _is_beyond_pillow(path):
-            height, width = read_pixels(path)[0].shape[:2]
-            return height, width
-        with open_image(path) as image:
+        if path.suffix.lower() == ".npy":
+            return _read_array(path).shape[:2]
+        with open(path, "rb") as file:
+            if _is_beyond_pillow(file):
+                with open_raster(path) as raster:
+                    return raster.height, raster.width
+            image = open_image(file)
             is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
             return (image.width, image.height) if is_turned else (image.height, image.width)
     except Exception as error:  # the decoders of Pillow raise many kinds on damaged files
@@ -192,14 +201,13 @@ def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndar
         ValueError: The file does not exist, is of no such format, or is damaged.
         ModuleNotFoundError: It needs rasterio, which is missing.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}.")
     try:
         if path.suffix.lower() == ".npy":
             return _read_array(path), None
-        if _is_beyond_pillow(path):
-            return _read_raster(path), None
-        with open_image(path) as image:
+        with open(path, "rb") as file:
+            if _is_beyond_pillow(file):
+                return _read_raster(path), None
+            image = open_image(file)
             if image.format == "PNG" and image.mode in ("RGB", "RGBA") and _png_depth(image) == 16:
                 return _read_deep_png(path), None
             return _read_pillow(image)
@@ -209,6 +217,8 @@ def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndar
         raise ValueError(f"{path} needs more memory than there is: make it smaller.") from None
     except ModuleNotFoundError:  # rasterio
         raise
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"there is no file {path}.") from None
     except Exception as error:  # the decoders of Pillow raise many kinds on damaged files
         raise ValueError(f"{path} cannot be read as {what}: {error}.") from error
 
@@ -231,17 +241,18 @@ def _read_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), palette
 
 
-def _is_beyond_pillow(path: Path) -> bool:
+def _is_beyond_pillow(file: BinaryIO) -> bool:
     """Say whether a file is a TIFF of which Pillow would drop bands, or bits of several bands."""
-    with open(path, "rb") as file:
-        header = file.read(8)
-        if not header.startswith(_TIFF):
-            return False
-        if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF
-            header += file.read(8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-        file.seek(tags.next)
-        tags.load(file)
+    header = file.read(8)
+    if not header.startswith(_TIFF):
+        file.seek(0)
+        return False
+    if b"+" in header[2:4]:  # BigTIFF
+        header += file.read(8)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+    file.seek(tags.next)
+    tags.load(file)
+    file.seek(0)
     bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     is_alpha = bool(set(tags.get(TiffImagePlugin.EXTRASAMPLES, ())) & {1, 2})
     deepest = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))

@@ -14,6 +14,7 @@ from torch import nn
 
 from vitseg_zoo.data.images import as_image, read_image, to_unit
 from vitseg_zoo.data.transforms import resize
+from vitseg_zoo.inference.exported import is_exported, load_exported
 from vitseg_zoo.inference.predict_labels import predict_labels
 from vitseg_zoo.inference.tiles import ReadRows, blend_tiles
 from vitseg_zoo.weights.metadata import FITS
@@ -46,7 +47,8 @@ class Predictor:
     Args:
         model: A model of `smp.create_model`, of Hugging Face, or any module that maps images to logits
             (B, classes, h, w); or what `load_model` takes: a file, a folder, a name of the catalog. It is
-            moved to the device and switched to evaluation mode.
+            moved to the device and switched to evaluation mode. A file of `export_model`, `.onnx` or `.xml`,
+            is run by its own runtime.
         device: `"auto"` is CUDA, else MPS, else the CPU.
         metadata: `mean` and `std` of images in [0, 1] (default 0 and 1), `input_size` (height, width), `fit`,
             `class_names` and so on, in place of those of the file or of `model.pretrained_cfg`.
@@ -80,6 +82,8 @@ class Predictor:
     ) -> None:
         if isinstance(model, nn.Module):
             known = dict(getattr(model, "pretrained_cfg", {}))
+        elif is_exported(model):
+            model, known = load_exported(model)
         else:
             model, known = load_model(model)
         self.metadata: dict[str, Any] = known | dict(metadata or {})
@@ -251,6 +255,8 @@ class Predictor:
         output = self.model(pixels)
         logits = output.logits if hasattr(output, "logits") else output
         logits = logits[0] if isinstance(logits, tuple) else logits
+        if logits.ndim == 3:
+            raise ValueError("the model gives labels, but tiles blend logits: export it without labels.")
         head = getattr(self.model, "segmentation_head", None)
         activations = [part for part in head.modules() if isinstance(part, Activation)] if head else []
         activation = activations[-1].activation if activations else None
@@ -337,7 +343,8 @@ def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, An
         >>> predict_image(model, np.zeros((50, 70, 3), np.uint8), {"input_size": (64, 64)}).shape
         (50, 70)
     """
-    labels = Predictor(model, next(model.parameters()).device, metadata=metadata)(image).labels
+    device = next(model.parameters(), torch.empty(0)).device  # an exported file has no parameters
+    labels = Predictor(model, device, metadata=metadata)(image).labels
     if labels.max() > 255:  # would become another class
         raise ValueError(
             f"a mask of 8 bits holds the classes 0 to 255, but the model predicts class {labels.max()}: "
