@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "weights": set(),
     "training": {*NETWORKS, "data", "weights"},
     "inference": {*NETWORKS, "data", "weights"},
-    "cli": {*NETWORKS, "data", "weights", "training", "inference"},
+    "comparison": {*NETWORKS, "data", "weights", "training", "inference"},
+    "cli": {*NETWORKS, "data", "weights", "training", "inference", "comparison"},
 }
 # The doors from networks to files and the network.
 DOORS = {"encoders.pretrained": {"weights"}, "architectures.hub": {"weights"}}

@@ -17,7 +17,7 @@ def test_every_import_is_declared():
     tomllib = pytest.importorskip("tomllib")  # since Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    lines = project["dependencies"] + extras["train"] + extras["annotations"]
+    lines = project["dependencies"] + extras["train"] + extras["annotations"] + extras["geo"]
     declared = {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in lines}
     imported = set()
     for path in (ROOT / "vitseg_zoo").rglob("*.py"):
@@ -28,7 +28,7 @@ def test_every_import_is_declared():
                 imported.add(node.module.partition(".")[0])
     packages = importlib.metadata.packages_distributions()
     for module in imported - sys.stdlib_module_names - {"vitseg_zoo"}:
-        names = {name.lower().replace("_", "-") for name in packages[module]}
+        names = {name.lower().replace("_", "-") for name in packages.get(module, [module])}
         assert names & (declared | NOT_OURS), module
 
 

@@ -1,6 +1,7 @@
 """Text for a terminal: what files, names and servers say is shown, and never obeyed."""
 
 import sys
+import time
 from typing import TextIO
 
 
@@ -31,3 +32,29 @@ def say(line: object = "", file: TextIO | None = None, flush: bool = False) -> N
     file = file or sys.stdout
     encoding = getattr(file, "encoding", None) or "utf-8"
     print(printable(line).encode(encoding, "backslashreplace").decode(encoding), file=file, flush=flush)
+
+
+class Progress:
+    """One line on the terminal, with the time left; nothing where errors go to a file.
+
+    Args:
+        what: Of which there are so many, as "images".
+
+    Example:
+        >>> progress = Progress("images")
+        >>> progress(1, 10)
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Say how many are done, five times a second at most."""
+        now = time.monotonic()
+        if not sys.stderr.isatty() or (now - self.last < 0.2 and done < total):
+            return
+        self.last = now
+        left = (now - self.start) / done * (total - done)
+        line = f"{done} of {total} {self.what}, {left:.0f} s left" if done < total else ""
+        print(f"\r{line:60}", end="" if line else "\r", file=sys.stderr, flush=True)

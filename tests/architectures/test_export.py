@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import segmentation_models_pytorch as smp
@@ -32,3 +33,31 @@ def test_onnx_of_any_size(name: str, tmp_path: Path) -> None:
         (output,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(output, model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_onnx_as_smp_shows_it(dynamo: bool, tmp_path: Path) -> None:
+    """The steps of SMP's notebook convert_to_onnx, with a batch of one, by both exporters of PyTorch."""
+    model = MODELS["fusedsegformer"]().eval()
+    for stage in model.encoder.model.stages:
+        stage.blocks = stage.blocks[:1]
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(
+        model,
+        torch.rand(1, 3, 64, 64),
+        file,
+        export_params=True,
+        opset_version=17,
+        do_constant_folding=True,
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_axes={"input": {0: "batch_size"}, "output": {0: "batch_size"}},
+        dynamo=dynamo,
+    )
+    saved = onnx.load(file)
+    onnx.checker.check_model(saved)
+    assert saved.opset_import[0].version == 17
+    images = torch.rand(3, 3, 64, 64)
+    (output,) = onnxruntime.InferenceSession(file).run(["output"], {"input": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(output, model(images), rtol=1e-4, atol=1e-4)

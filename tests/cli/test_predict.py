@@ -70,6 +70,18 @@ def test_palette_mask_and_overlay_at_the_images_own_size(weights, photograph, tm
         assert float(shares.get(name, 0)) == pytest.approx(100 * (labels == index).mean(), abs=0.06)
 
 
+def test_classes_of_one_color_are_named(photograph, tmp_path, capsys):
+    model = smp.create_model("unet", classes=3, **TINY)
+    palette = [(140, 140, 140), (0, 0, 0), (140, 140, 140)]
+    described = {"class_names": ["road", "sky", "skyscraper"], "palette": palette}
+    weights = save_model(model, tmp_path / "streets.safetensors", **described)
+    photograph.save(tmp_path / "street.png")
+    assert _predict(weights, tmp_path / "out", tmp_path / "street.png") == 0
+    assert capsys.readouterr().out.splitlines()[1] == (
+        "road and skyscraper have the same color: only the numbers in the masks tell them apart"
+    )
+
+
 def test_labels_are_those_of_the_model(weights, photograph, tmp_path):
     from safetensors.torch import load_file
 

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitseg_zoo.data.annotations import guess_annotations
 from vitseg_zoo.data.check import check
-from vitseg_zoo.data.coco import draw, guess_coco, read_coco
+from vitseg_zoo.data.coco import read_coco
 from vitseg_zoo.data.layouts import Part, list_files
+from vitseg_zoo.data.outlines import draw
 from vitseg_zoo.data.segmentation_folder import SegmentationFolder
 
 rasterizer = pytest.importorskip("pycocotools.mask")
 
+LABELS = ("ring", "thing")
 SQUARE = [[2, 2, 12, 2, 12, 12, 2, 12]]
 
 
@@ -68,9 +71,9 @@ def test_masks_are_what_pycocotools_draws(root: Path):
     expected = np.zeros((20, 30), np.uint8)
     for entry in sorted(reference.loadAnns(reference.getAnnIds(0)), key=lambda entry: -entry["area"]):
         expected[reference.annToMask(entry) > 0] = {3: 1, 7: 2}[entry["category_id"]]
-    second = draw(read_coco(path).find("b.jpg"), path)
+    second = draw(read_coco(path).find("b.jpg"), LABELS, path)
     np.testing.assert_array_equal(second > 0, reference.annToMask(reference.loadAnns([3])[0]) > 0)
-    mask = draw(read_coco(path).find("train2017/a.jpg"), path)
+    mask = draw(read_coco(path).find("train2017/a.jpg"), LABELS, path)
     np.testing.assert_array_equal(mask, expected)
     assert mask[8, 20] == 0 and mask[4, 16] == 2  # the hole, and the small thing on the ring
 
@@ -81,7 +84,7 @@ def test_a_folder(root: Path, roboflow: bool):
         for split in ("train", "val"):
             source = root / f"annotations/instances_{split}2017.json"
             source.rename(root / f"{split}2017/_annotations.coco.json")
-    parts = guess_coco(root, list_files(root))
+    parts = guess_annotations(root, list_files(root))
     assert {split: part.images for split, part in parts.items()} == {
         "train": "train2017/{name}.*",
         "val": "val2017/{name}.*",
@@ -120,7 +123,7 @@ def test_what_cannot_be_drawn(root: Path, segmentation: object, message: str):
     path = root / "annotations/instances_train2017.json"
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=rf"train2017\.json has .* that cannot be drawn: .*{message}"):
-        draw(read_coco(path).find("a.jpg"), path)
+        draw(read_coco(path).find("a.jpg"), LABELS, path)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +141,7 @@ def test_other_json_is_none(root: Path, content: str):
     (root / "x.json").write_text(content)
     with pytest.raises(ValueError, match=r"x\.json is not a COCO file"):
         read_coco(root / "x.json")
-    assert "all" not in guess_coco(root, list_files(root))
+    assert "all" not in guess_annotations(root, list_files(root))
 
 
 def test_a_claimed_size_is_not_allocated(root: Path):

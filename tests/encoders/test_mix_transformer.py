@@ -195,17 +195,21 @@ def test_compile_and_export_with_free_sizes() -> None:
             torch.testing.assert_close(exported(y), model(y), rtol=1e-4, atol=1e-4)
 
 
-def test_traces_with_fx_and_refuses_to_be_scripted() -> None:
-    """As timm's own tests trace its models; `torch.jit.script` says what to use instead."""
+def test_is_traced_by_fx_and_refuses_to_be_scripted() -> None:
+    """Also with timm's options; `torch.jit.script` says what to use, but takes what fx has traced."""
     model = timm.create_model("mit_b0", depths=(1, 1, 1, 1), num_classes=3).eval()
     leaves, functions = get_notrace_modules(), get_notrace_functions()
     options = dict(leaf_modules=leaves, autowrap_functions=functions, param_shapes_constant=True)
-    traced = create_feature_extractor(model, return_nodes=["head"], tracer_kwargs=options)
-    x = torch.randn(2, 3, 96, 64)
-    torch.testing.assert_close(traced(x)["head"], model(x), rtol=0, atol=1e-5)
-    for scripted in (model, nn.Sequential(model)):
+    extractor = create_feature_extractor(model, return_nodes=["head"], tracer_kwargs=options)
+    traced = torch.fx.symbolic_trace(model)
+    scripted = torch.jit.script(traced)
+    with torch.no_grad():
+        for x in (torch.randn(2, 3, 96, 64), torch.randn(1, 3, 33, 50)):  # maps smaller than the reduction
+            for output in (traced(x), scripted(x), extractor(x)["head"]):
+                torch.testing.assert_close(output, model(x), rtol=0, atol=1e-5)
+    for module in (model, nn.Sequential(model)):
         with pytest.raises(RuntimeError, match="MixTransformer cannot be scripted: use torch"):
-            torch.jit.script(scripted)
+            torch.jit.script(module)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,15 @@
-"""What a rebuilt encoder keeps: all but what it was rebuilt for."""
+"""The timm model inside an encoder: what a rebuilt one keeps, and that its hooks see the call."""
+
+import copy
+import pickle
+from typing import Any
 
 import pytest
 import segmentation_models_pytorch as smp
+import timm
 import tiny_vits  # noqa: F401  registers models
 import torch
+from timm.models.vision_transformer import VisionTransformer
 
 ENCODERS = ["vz-tiny_vit", "vz-shuffle-tiny_beit", "vz-mit_b0"]
 
@@ -76,3 +82,59 @@ def test_channels_may_change_again_and_again() -> None:
             encoder.set_in_channels(channels)
             output = encoder(gray.expand(-1, channels, -1, -1))[-1]
             torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")  # images need no gradient
+@pytest.mark.parametrize(
+    ("arch", "encoder"),
+    [
+        ("vitseg", "vz-tiny_vit"),
+        ("vitseg", "vz-tiny_beit"),  # runs a copy at this size
+        ("segmenter", "vz-tiny_vit"),
+        ("segmenter", "vz-mit_b0"),
+        ("eomt", "vz-tiny_eva"),
+        ("unet", "vz-tiny_vit"),
+        ("unet", "vz-mit_b0"),
+        ("fusedsegformer", "vz-mit_b0"),
+    ],
+)
+def test_hooks_see_the_timm_model(arch: str, encoder: str) -> None:
+    """All kinds, Grad-CAM's backward one included, of a model as it is and of copies."""
+    model = smp.create_model(arch, encoder, encoder_weights=None, classes=2)
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        image, calls = torch.rand(2, 3, 64, 96), {}
+        vit = each.encoder.model
+        vit.register_forward_pre_hook(lambda m, inputs, c=calls: c.update(image=inputs[0]))
+        vit.register_forward_hook(lambda m, inputs, maps, c=calls: c.update(maps=maps))
+        vit.register_full_backward_hook(lambda m, inputs, grads, c=calls: c.update(grads=grads))
+        each(image).square().mean().backward()
+        assert torch.equal(calls["image"], image)
+        pairs = list(zip(calls["maps"], calls["grads"], strict=True))  # without a gradient: maps not in use
+        assert any(grad is not None for _, grad in pairs)
+        assert all(grad.shape == feature.shape for feature, grad in pairs if grad is not None)
+
+
+def test_a_forward_hook_may_change_the_maps() -> None:
+    model = smp.create_model("vitseg", "vz-tiny_vit", encoder_weights=None).eval()
+    image = torch.rand(1, 3, 64, 64)
+    before = model(image)
+    handle = model.encoder.model.register_forward_hook(lambda m, inputs, maps: tuple(2 * x for x in maps))
+    torch.compiler.reset()
+    changed = torch.compile(model, backend="eager", fullgraph=True)(image)
+    assert not torch.allclose(changed, before)
+    torch.testing.assert_close(changed, model(image))
+    handle.remove()
+    assert torch.equal(model(image), before)
+
+
+def test_the_timm_model_is_what_timm_makes() -> None:
+    own = timm.create_model("tiny_vit", num_classes=0, dynamic_img_size=True)
+    vit = smp.encoders.get_encoder("vz-tiny_vit", weights=None).model
+    vit.load_state_dict(own.state_dict())
+    assert isinstance(vit, VisionTransformer) and repr(vit) == repr(own)
+    image = torch.rand(1, 3, 64, 64)
+    # Called as it is, timm's forward pass; the encoder keeps no pooling.
+    assert torch.equal(vit.eval()(image), own.eval().forward_features(image))
+    again: Any = pickle.loads(pickle.dumps(vit))
+    assert type(again) is type(vit) is type(copy.copy(vit))
+    assert torch.equal(again.eval()(image), vit(image))

@@ -25,6 +25,7 @@ import torch
 from hub_server import HostedFile, HubServer
 from safetensors.numpy import save
 from safetensors.torch import save as save_tensors
+from warm_python import WarmPython, run_vitseg
 
 from vitseg_zoo.weights.check import read_sha256
 from vitseg_zoo.weights.checkpoint import read_checkpoint
@@ -67,10 +68,7 @@ FETCH = """
 
 
 def start(environment, source=NAME, code=FETCH):
-    command = [sys.executable, "-c", textwrap.dedent(code), source]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return WarmPython(code, source, environment=environment)
 
 
 def fetch(environment, source=NAME):
@@ -82,8 +80,7 @@ def fetch(environment, source=NAME):
 
 
 def vitseg(environment, *arguments, cwd=None):
-    command = [sys.executable, "-m", "vitseg_zoo.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=cwd)
+    return run_vitseg(*arguments, environment=environment, cwd=cwd)
 
 
 def leftovers(environment):

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from torch import nn
+from warm_python import WarmPython
 
 import vitseg_zoo
 from vitseg_zoo.weights.entry import NVIDIA_LICENSE
@@ -112,13 +112,8 @@ def test_saved_and_pushed_and_read_back_by_smp_alone(tmp_path):
         environment = {"PATH": os.environ["PATH"], "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_secret"}
         environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
-        def run(code):
-            command = [sys.executable, "-c", textwrap.dedent(code)]
-            result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-            assert result.returncode == 0, result.stderr
-            return result.stdout.strip()
-
-        address = run(f"""
+        process = WarmPython(
+            f"""
             import torch, vitseg_zoo
             import segmentation_models_pytorch as smp
             model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", None, classes=2).eval()
@@ -128,7 +123,13 @@ def test_saved_and_pushed_and_read_back_by_smp_alone(tmp_path):
             vitseg_zoo.save_pretrained(model, "folder", **{METADATA})
             print(vitseg_zoo.push_to_hub(model, "pets", **{METADATA}))
             model.push_to_hub("me/rest", model_card_kwargs={METADATA})
-        """)
+            """,
+            environment=environment,
+            cwd=tmp_path,
+        )
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        address = output.strip()
         assert b"smp.from_pretrained('me/rest')" in hub.files.pop("me/rest/README.md").content
         hub.files = {name: file for name, file in hub.files.items() if name.startswith("me/pets/")}
         assert address.startswith(f"{hub.endpoint}/me/pets/commit/")
@@ -140,15 +141,18 @@ def test_saved_and_pushed_and_read_back_by_smp_alone(tmp_path):
         assert b"smp.from_pretrained('me/pets')" in hub.files["me/pets/README.md"].content
         made = next(headers for _, path, headers in hub.requests if path == "/api/repos/create")
         assert made["authorization"] == "Bearer hf_secret"
-        same = run("""
+        code = """if True:
             import torch
             import segmentation_models_pytorch as smp
             image, expected = torch.load("expected.pt")
             with torch.inference_mode():
                 for place in ("folder", "me/pets"):
                     print(place, torch.equal(smp.from_pretrained(place).eval()(image), expected))
-        """)
-        assert "folder True" in same and "me/pets True" in same
+        """
+        command = [sys.executable, "-c", code]  # which SMP alone is imported in
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "folder True" in done.stdout and "me/pets True" in done.stdout
 
 
 def test_wrong_metadata(tmp_path):
@@ -269,10 +273,10 @@ def test_publishing_without_network(tmp_path):
     """
     environment = {"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path), "HF_TOKEN": "hf_secret"}
     environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "NO_PROXY": "*"}  # a port at which nobody answers
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    lines = result.stdout.strip().splitlines()
+    process = WarmPython(code, environment=environment)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    lines = output.strip().splitlines()
     assert len(lines) == 2, lines
     for line in lines:
         assert line.startswith("me/pets was not published: no connection") and "127.0.0.1:9" in line

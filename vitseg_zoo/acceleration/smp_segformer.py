@@ -56,7 +56,7 @@ class FastBlock(NotScriptable, smp_mit.Block):
             q=attn.q,
             sr=attn.sr if reduces else None,
             sr_norm=attn.norm.of_positions if reduces else None,
-            kv=lambda reduced: linear(attn.kv, reduced).chunk(2, dim=-1),
+            kv=lambda reduced: linear(attn.kv, reduced).split([attn.dim, attn.dim], dim=-1),
             proj=attn.proj,
             drop=attn.proj_drop,
             drop_path=self.drop_path,

@@ -83,7 +83,7 @@ class FastBlock(NotScriptable, pvt_v2.Block):
         attn = self.attn
         if attn.pool is not None:  # "linear" attention, to 7 x 7 positions
             x = attn.act(attn.norm(conv_nhwc(attn.sr, conv_nhwc(attn.pool, x))))
-        return linear(attn.kv, x).chunk(2, dim=-1)
+        return linear(attn.kv, x).split([attn.dim, attn.dim], dim=-1)
 
 
 class FastStage(NotScriptable, pvt_v2.PyramidVisionTransformerStage):

@@ -28,6 +28,9 @@ class Eomt(TokenModel):
         loss = vitseg_zoo.QueryLoss(classes=19)
         loss(model(images, return_queries=True), masks).backward()
 
+    The model maps (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a pair of
+    them and of the whole image's logits (B, aux classes).
+
     Args:
         encoder_name: A plain ViT of the zoo, `vz-` and the name of the timm model (ViT, DeiT, EVA-02, DINO v1
             to v3, CLIP, SigLIP). SMP's default, `"resnet34"`, means
@@ -45,10 +48,6 @@ class Eomt(TokenModel):
             `activation`); none by default.
         encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
         kwargs: Passed to the timm model, for example `drop_path_rate`.
-
-    Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a
-        pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If the encoder is no plain ViT of the zoo, or of a family that has no place for queries
@@ -135,7 +134,9 @@ class Eomt(TokenModel):
                 before each block with masked attention, and the final one.
         """
         height, width = x.shape[2:]
-        predictions, patches = self.encoder(x, run=self._predict)
+        *logits, patches = self.encoder(x, run=self._predict)
+        size = (patches.shape[2] * self.encoder.patch_size, patches.shape[3] * self.encoder.patch_size)
+        predictions = [QueryPrediction(*pair, size) for pair in zip(logits[::2], logits[1::2], strict=True)]
         if return_queries:
             return predictions
         masks = self.segmentation_head(predictions[-1])[..., :height, :width]
@@ -143,8 +144,11 @@ class Eomt(TokenModel):
             return masks, self.classification_head(patches)
         return masks
 
-    def _predict(self, model: nn.Module, x: torch.Tensor) -> tuple[list[QueryPrediction], torch.Tensor]:
-        """Return the queries' predictions, and the map of patches (B, D, h, w) behind the last block."""
+    def _predict(self, model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return mask and class logits of each prediction, and the patches (B, D, h, w) of the last block.
+
+        They are in one tuple, as backward hooks on the encoder ask for.
+        """
         patch = self.encoder.patch_size
         grid = (-(-x.shape[2] // patch), -(-x.shape[3] // patch))
         num_queries = self.decoder.queries.shape[1]
@@ -167,7 +171,9 @@ class Eomt(TokenModel):
             else:
                 tokens = block(tokens, **kwargs)
         prediction, patches = self._read(tokens, grid)
-        return [*predictions, prediction], patches
+        predictions.append(prediction)
+        logits = (tensor for p in predictions for tensor in (p.mask_logits, p.class_logits))
+        return *logits, patches
 
     def _read(self, tokens: torch.Tensor, grid: tuple[int, int]) -> tuple[QueryPrediction, torch.Tensor]:
         """Read the prediction off tokens (B, prefix + h*w + Q, D), and give the map of patches too."""

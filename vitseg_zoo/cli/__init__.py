@@ -26,9 +26,11 @@ COMMANDS = {
         "check": "look through images and masks of your own: layout, classes, what is wrong",
         "quickstart": "train ViT-seg next to a CNN in minutes, without a download",
         "train": "train a model on your own images and masks",
+        "compare": "put trainings side by side in one report, and train what is missing",
         "recipe": "list the training recipes, or copy one here to edit it",
     },
     "use": {
+        "evaluate": "measure a model on images with masks: scores, errors, confidence",
         "predict": "write masks and overlays of images, at their own size",
     },
     "weights": {

@@ -1,15 +1,13 @@
 """`vitseg check`: what a folder of images and masks is, and what is wrong with it, before hours are lost."""
 
 import argparse
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 from vitseg_zoo.data.check import Finding, Report, check
 from vitseg_zoo.data.description import write_description
 from vitseg_zoo.data.layouts import Part
-from vitseg_zoo.terminal import printable, say
+from vitseg_zoo.terminal import Progress, printable, say
 
 _SHOWN = 5  # files of a finding
 
@@ -25,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; the exit code is 1 where a training would stop at something."""
-    report = check(args.data, _Progress())
+    report = check(args.data, Progress("pairs read"))
     for line in _text(report).split("\n"):
         say(line)
     if args.write:
@@ -45,22 +43,6 @@ def run(args: argparse.Namespace) -> int:
         say()
         say(f"written: {count} images with masks in {args.convert}")
     return int(report.has_errors)
-
-
-class _Progress:
-    """One line on the terminal, with the time left; nothing where errors go to a file."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = time.monotonic()
-        if not sys.stderr.isatty() or (now - self.last < 0.2 and done < total):
-            return
-        self.last = now
-        left = (now - self.start) / done * (total - done)
-        line = f"{done} of {total} pairs read, {left:.0f} s left" if done < total else ""
-        print(f"\r{line:60}", end="" if line else "\r", file=sys.stderr, flush=True)
 
 
 def _text(report: Report) -> str:
@@ -93,6 +75,8 @@ def _text(report: Report) -> str:
 
 
 def _part(part: Part) -> str:
+    if part.table:
+        return f"{part.table}, columns {part.images} and {part.masks}"
     listed = f", listed in {part.names}" if part.names else ""
     return f"{part.images} with {part.masks}{listed}"
 

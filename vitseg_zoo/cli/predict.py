@@ -97,6 +97,12 @@ def run(args: argparse.Namespace) -> int:
 
     knows = f"{', '.join(names[:10])}{', ...' * (len(names) > 10)}"
     say(f"{without_password(str(args.checkpoint or args.weights))} knows {knows}")
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for name, color in zip(names, palette, strict=True):
+        alike.setdefault(tuple(color), []).append(name)
+    for same in alike.values():
+        if len(same) > 1:  # as two of ADE20K's own are
+            say(f"{' and '.join(same)} have the same color: only the numbers in the masks tell them apart")
     say(f"{predictor.describe()} (--fit)")
     args.out.mkdir(parents=True, exist_ok=True)
     Image.MAX_IMAGE_PIXELS = None  # the limit of `data.images` holds: photographs have up to 200 million

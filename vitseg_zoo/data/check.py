@@ -344,6 +344,19 @@ def _images(report: Report) -> list[Finding]:
                 worst = [i for i in np.argsort(measure).tolist() if chosen[i]]
                 files = tuple(read[index].pair.image for index in worst)
                 findings.append(Finding("warning", f"{_number(files, 'image')} {text}.", advice, files))
+    overlapping = [r for r in report.records if r.overlaps]
+    if overlapping:
+        labels = report.description.labels
+        findings.append(
+            Finding(
+                "warning",
+                f"{_number(overlapping, 'image')} with pixels of several classes, "
+                f"{sum(record.overlaps for record in overlapping)} in all.",
+                f"A pixel is trained as one class, the later of {_few(labels)}: where another should lie on "
+                "top, reorder `labels` in what --write writes, with their values.",
+                tuple(record.pair.image for record in overlapping),
+            )
+        )
     noisy = [r for r in report.records if r.mask_size and r.specks > max(10, 1e-4 * np.prod(r.mask_size))]
     if noisy:
         noisy.sort(key=lambda record: -record.specks)

@@ -1,19 +1,20 @@
 """dataset.yaml: where a data set's images and masks lie and what the masks' values mean."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from vitseg_zoo.data.class_files import Color, parse_color
-from vitseg_zoo.data.coco import is_coco, match_coco
+from vitseg_zoo.data.annotations import collect_labels, is_annotation, is_shared, match_annotations
+from vitseg_zoo.data.class_files import Color, find_class_file, parse_color, read_class_file
 from vitseg_zoo.data.images import MAX_CHANNELS
 from vitseg_zoo.data.layouts import Matched, Part, list_files, match, split_names
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding, pack
+from vitseg_zoo.data.pair_tables import match_table
 from vitseg_zoo.files import atomic_path
 
 FILE_NAME = "dataset.yaml"
@@ -37,6 +38,7 @@ class DatasetDescription:
         ignore_index: Class number of pixels without a label, or None if there are none.
         val: Share of the images that are measured on, where `parts` has only "all".
         seed: Seed of that division.
+        labels: Names in files of outlines, the n-th of which is drawn with the value n, and nothing with 0.
         channels: How many channels images are read with, as `vitseg_zoo.data.images.read_image` does.
     """
 
@@ -49,6 +51,7 @@ class DatasetDescription:
     val: float = 0.2
     seed: int = 0
     channels: int = 3
+    labels: tuple[str, ...] = ()
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -64,20 +67,43 @@ class DatasetDescription:
         Raises:
             FileNotFoundError: If a list of names is not there.
         """
-        return match_parts(self.root, self.parts, files, self.val, self.seed)
+        return match_parts(self.root, self.parts, files, self.val, self.seed, self.labels)
 
 
 def match_parts(
-    root: Path, parts: Mapping[str, Part], files: list[str] | None = None, val: float = 0.2, seed: int = 0
+    root: Path,
+    parts: Mapping[str, Part],
+    files: list[str] | None = None,
+    val: float = 0.2,
+    seed: int = 0,
+    labels: Sequence[str] = (),
 ) -> dict[str, Matched]:
-    """Find the images and masks of each split; the only split "all" is divided into "train" and "val"."""
+    """Find the images and masks of each split; the only split "all" is divided into "train" and "val".
+
+    Args:
+        root: The data's folder.
+        parts: Where the files of each split lie.
+        files: All files of the folder, if they are known.
+        val: Share of "val", where "all" is divided.
+        seed: Seed of that.
+        labels: Of files of outlines; by default those that they use.
+    """
     files = list_files(root) if files is None else files
     found = {}
     for split, part in parts.items():
-        if is_coco(part.masks):
-            found[split] = match_coco(root, part, files)
+        if part.table is not None:
+            found[split] = match_table(root, split, part, files)
+        elif is_annotation(part.masks):
+            found[split] = match_annotations(root, split, part, files)
         else:
             found[split] = match(part, files, _names(root, part, files))
+    if any(is_annotation(part.masks) or "{class}" in part.masks for part in parts.values()):
+        class_file = find_class_file(files)
+        known = read_class_file(root / class_file)[0] if class_file and not labels else ()
+        pairs = [pair for matched in found.values() for pair in matched.pairs]
+        labels = tuple(labels) or collect_labels(root, pairs, known)
+        for matched in found.values():
+            matched.pairs = [replace(pair, labels=labels) for pair in matched.pairs]
     if set(found) == {"all"}:
         everything = found.pop("all")
         chosen = split_names([pair.name for pair in everything.pairs], val, seed)
@@ -120,6 +146,8 @@ def write_description(description: DatasetDescription, path: Path) -> None:
     if set(description.parts) == {"all"}:
         content["split_at_random"] = {"val": description.val, "seed": description.seed}
     content["channels"] = description.channels
+    if description.labels:
+        content["labels"] = list(description.labels)
     content["masks"] = encoding.kind
     if encoding.snap:
         content["snap"] = True
@@ -211,13 +239,16 @@ def _parse(content: Any, path: Path) -> DatasetDescription:
     for split, entry in _take(content, "splits", dict).items():
         where = f"splits, {split}: "
         names = _take(entry, "names", str, None, where)
-        part = Part(_take(entry, "images", str, ..., where), _take(entry, "masks", str, ..., where), names)
+        images, masks = (_take(entry, key, str, ..., where) for key in ("images", "masks"))
+        part = Part(images, masks, names, _take(entry, "table", str, None, where))
+        parts[str(split)] = part
+        if part.table is not None:
+            continue
         for template in (part.images, part.masks):
-            if is_coco(template) and template == part.masks:
+            if is_shared(template) and template == part.masks:
                 continue
             if "{name}" not in template or template.count("*") + template.count("{") > 4:
                 raise _Invalid(f"{where}{template!r} should have {{name}}, as images/{{name}}.jpg.")
-        parts[str(split)] = part
     if not parts:
         raise _Invalid("splits is empty.")
     if "all" in parts and len(parts) > 1:
@@ -243,6 +274,7 @@ def _parse(content: Any, path: Path) -> DatasetDescription:
         val=float(val),
         seed=_take(divided, "seed", int, 0, "split_at_random: "),
         channels=channels,
+        labels=tuple(map(str, _take(content, "labels", list, []))),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, features
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, features
 
 # What files may hold, whatever their names say. Pillow knows more, and runs programs for some: PostScript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -159,6 +159,23 @@ def to_picture(pixels: np.ndarray) -> np.ndarray:
         low, high = np.percentile(wide, (1, 99)).tolist()
         pixels = ((wide - low) * (255 / max(high - low, 1e-12))).clip(0, 255).astype(np.uint8)
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read the (height, width) of an image, turned as its EXIF orientation says, without its pixels.
+
+    Raises:
+        ValueError: The file does not exist, is of no known format, or is damaged.
+    """
+    try:
+        if path.suffix.lower() == ".npy" or _is_beyond_pillow(path):
+            height, width = read_pixels(path)[0].shape[:2]
+            return height, width
+        with open_image(path) as image:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            return (image.width, image.height) if is_turned else (image.height, image.width)
+    except Exception as error:  # the decoders of Pillow raise many kinds on damaged files
+        raise ValueError(f"{path} cannot be read as an image: {error}.") from error
 
 
 def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndarray | None]:

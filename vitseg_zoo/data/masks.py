@@ -19,7 +19,17 @@ from vitseg_zoo.palette import distinct_colors
 
 IGNORE_INDEX = 255
 # Names under which data sets keep pixels without a label.
-_VOID = {"void", "unlabelled", "unlabeled", "ignore", "ignored", "unknown", "undefined", "unlabel"}
+_VOID = {
+    "void",
+    "unlabelled",
+    "unlabeled",
+    "ignore",
+    "ignored",
+    "unknown",
+    "undefined",
+    "unlabel",
+    "__ignore__",
+}
 
 
 def read_mask(path: Path, colors: bool = False) -> np.ndarray:
@@ -311,7 +321,9 @@ def _by_order(
             "photographs, depth maps or numbers of objects?"
         )
     mapping = {value: index for index, value in enumerate(values)}
-    pairs = ", ".join(f"{value} instead of {index}" for value, index in list(mapping.items())[-3:])
+    pairs = ", ".join(
+        f"{value} instead of {index}" for value, index in list(mapping.items())[-3:] if value != index
+    )
     if values[0] == 1 and values == list(range(1, len(values) + 1)):
         note = f"masks count their classes from 1: {_list(values)} become 0 to {len(values) - 1}"
     else:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from vitseg_zoo.data.annotations import guess_annotations
 from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
-from vitseg_zoo.data.coco import guess_coco, is_coco, read_coco
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.images import read_image
-from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, list_files, split_lists
+from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, has_masks, list_files, split_lists
 from vitseg_zoo.data.masks import Proposal, propose
 from vitseg_zoo.data.oxford_pets import OxfordPets
+from vitseg_zoo.data.pair_tables import guess_tables
 from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
 
 _LOOKED_AT = 16  # images that say how many channels all have, where there is no dataset.yaml
@@ -25,7 +26,7 @@ class SegmentationFolder(Sequence):
 
     Args:
         path: The folder, or its dataset.yaml as `vitseg check DIR --write` writes it. A folder without one is
-            looked through first: all masks are read.
+            looked through first: all masks are read. Or what `load_description` found out of it.
         split: Name of the part, such as "train" or "val".
 
     Attributes:
@@ -45,11 +46,13 @@ class SegmentationFolder(Sequence):
         >>> image, mask = train[0]  # uint8 (H, W, 3) and class numbers (H, W)  # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path, split: str) -> None:
-        self.description = load_description(path)
+    def __init__(self, path: str | Path | DatasetDescription, split: str) -> None:
+        self.description = path if isinstance(path, DatasetDescription) else load_description(path)
+        path = self.description.root if isinstance(path, DatasetDescription) else path
         if split not in self.description.splits:
             raise ValueError(f"{path} has no split {split!r}, only {', '.join(self.description.splits)}.")
         self.split = split
+        self.path = Path(path).expanduser()
         self.class_names = self.description.class_names
         self.palette = self.description.palette
         self.ignore_index = self.description.ignore_index
@@ -143,8 +146,8 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         FileNotFoundError: If it has no images with masks.
     """
     files = list_files(path)
-    parts = guess_layout(files)
-    if set(parts) == {"all"} and (lists := split_lists(files)):
+    parts = guess_tables(path, files) or guess_layout(files)
+    if set(parts) == {"all"} and parts["all"].table is None and (lists := split_lists(files)):
         listed = {
             split: Part(parts["all"].images, parts["all"].masks, names) for split, names in lists.items()
         }
@@ -153,8 +156,8 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         listed = {split: part for split, part in listed.items() if found[split].pairs}
         if "train" in listed:
             parts = listed
-    if not parts:
-        parts = guess_coco(path, files)
+    if not any(part.table or has_masks(part) for part in parts.values()):
+        parts = guess_annotations(path, files) or parts
     if not parts:
         raise FileNotFoundError(
             f"{path} has no images with masks: it should hold images/NAME.jpg and masks/NAME.png, or "
@@ -186,18 +189,16 @@ def describe(
             elif not record.colored:
                 gray.update(record.values)
     class_file = find_class_file(files)
-    coco_files = [part.masks for part in parts.values() if is_coco(part.masks)]
+    labels = next((record.pair.labels for record in kept), ())
     names, name_colors = None, None
-    if coco_files:
-        categories = {read_coco(root / file).names for file in coco_files}
-        if len(categories) > 1:
-            raise ValueError(f"the categories of {' and '.join(coco_files)} differ: make them the same.")
-        names = ("background", *categories.pop())
+    if labels:
+        names = ("background", *labels)
     elif class_file:
         names, name_colors = read_class_file(root / class_file)
     found = propose(gray, colors, names, name_colors, palette if one_palette else None)
     description = DatasetDescription(
         *(root, parts, found.encoding, found.class_names, found.palette, found.ignore_index),
         channels=choose_channels(kept),
+        labels=labels,
     )
     return description, found, kept

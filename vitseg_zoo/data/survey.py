@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import cpu_count
@@ -11,11 +11,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from vitseg_zoo.data.annotations import draw_pair, is_annotation
 from vitseg_zoo.data.class_files import Color
-from vitseg_zoo.data.coco import draw, is_coco, read_coco
-from vitseg_zoo.data.images import read_pixels, to_unit
+from vitseg_zoo.data.images import read_pixels, read_size, to_unit
 from vitseg_zoo.data.layouts import Pair
 from vitseg_zoo.data.masks import as_mask, count_values, read_mask
+from vitseg_zoo.data.outlines import is_background
 
 # A pixel's four neighbors, without itself.
 _NEIGHBORS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.uint8)
@@ -37,6 +38,7 @@ class Record:
         brightness: Mean of the image, as `to_unit` makes it: in range [0, 1] if it holds whole numbers.
         sharpness: Variance of the Laplacian over that of the gray levels, at a side of at most 256 pixels.
         specks: Single pixels whose four neighbors agree with each other and not with them.
+        overlaps: Pixels that masks of several classes claim.
     """
 
     split: str
@@ -55,6 +57,7 @@ class Record:
     brightness: float = 0.0
     sharpness: float = 0.0
     specks: int = 0
+    overlaps: int = 0
 
 
 def survey(
@@ -106,11 +109,10 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
     Raises:
         ValueError: If one cannot be read, or sizes differ.
     """
-    if is_coco(pair.masks[0]):
-        image = read_coco(root / pair.masks[0]).find(pair.image)
-        if image is None:
-            raise ValueError(f"{root / pair.masks[0]} says nothing of {pair.image}.")
-        return draw(image, root / pair.masks[0])
+    if is_annotation(pair.masks[0]):
+        return draw_pair(root, pair, lambda: read_size(root / pair.image))
+    if pair.classes:
+        return _merge_classes(root, pair)[0]
     merged = read_mask(root / pair.masks[0], colors)
     for path in pair.masks[1:]:
         mask = read_mask(root / path, colors)
@@ -120,8 +122,43 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
     return merged
 
 
+def _merge_classes(root: Path, pair: Pair) -> tuple[np.ndarray, int]:
+    """Merge masks of one class each: the n-th label is n + 1, and lies on those before it; count overlaps.
+
+    What lies above half of a mask's largest value is inside.
+    """
+    masks = sorted(zip(pair.classes, pair.masks, strict=True), key=lambda item: _rank(item[0], pair.labels))
+    merged, overlaps = None, 0
+    for label, path in masks:
+        mask = read_mask(root / path)
+        if mask.ndim == 3:
+            mask = mask.max(2)
+        if merged is None:
+            merged = np.zeros(mask.shape, np.uint8 if len(pair.labels) < 256 else np.uint16)
+        if mask.shape != merged.shape:
+            raise ValueError(f"{root / path} is of another size than {pair.masks[0]}.")
+        inside = 2 * mask.astype(np.int64) > mask.max(initial=0)
+        value = _rank(label, pair.labels) + 1
+        overlaps += int(np.count_nonzero(inside & (merged != 0) & (merged != value)))
+        merged[inside] = value
+    assert merged is not None
+    return merged, overlaps
+
+
+def _rank(label: str, labels: Sequence[str]) -> int:
+    """Return the position of a label; -1, which clears, of the background."""
+    if label in labels:
+        return labels.index(label)
+    if is_background(label):
+        return -1
+    raise ValueError(f"there is a mask of {label!r}, which is none of the labels {', '.join(labels)[:200]}.")
+
+
 def _measure_mask(record: Record, root: Path) -> None:
-    if len(record.pair.masks) == 1 and not is_coco(record.pair.masks[0]):
+    if record.pair.classes:
+        merged, record.overlaps = _merge_classes(root, record.pair)
+        pixels, palette = merged, None
+    elif len(record.pair.masks) == 1 and not is_annotation(record.pair.masks[0]):
         pixels, palette = read_pixels(root / record.pair.masks[0], "a mask")
         if palette is None:
             pixels = as_mask(pixels, root / record.pair.masks[0])

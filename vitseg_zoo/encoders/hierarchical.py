@@ -13,7 +13,7 @@ from timm.models import create_model
 from torch import nn
 
 from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn
-from vitseg_zoo.encoders.pretrained import resolve_pointer
+from vitseg_zoo.encoders.pretrained import note_left_out, resolve_pointer
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
 
 
@@ -83,7 +83,7 @@ class HierarchicalEncoder(TimmEncoder):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Map an image (B, C, H, W) to itself and the levels, (B, C_i, ceil(H / 2**i), ceil(W / 2**i))."""
-        return [x, self.stride_2(x), *self.model.forward_intermediates(x, intermediates_only=True)]
+        return [x, self.stride_2(x), *self.model(x, run=_stages)]
 
     def stride_2(self, x: torch.Tensor) -> torch.Tensor:
         """Unfold 2 x 2 pixels into channels: (B, C, H, W) to (B, 4 C or 0, ceil(H / 2), ceil(W / 2))."""
@@ -93,12 +93,22 @@ class HierarchicalEncoder(TimmEncoder):
         return F.pixel_unshuffle(F.pad(x, (0, width % 2, 0, height % 2)), 2)
 
 
+def _stages(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(model.forward_intermediates(x, intermediates_only=True))  # backward hooks take no list
+
+
 def _convert_while_loading(
-    module: HierarchicalEncoder, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+    module: HierarchicalEncoder,
+    state_dict: dict[str, torch.Tensor],
+    prefix: str,
+    metadata: dict[str, Any],
+    *args: Any,
 ) -> None:
     own = {
         key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)
     }
     weights = {key.removeprefix("model."): value for key, value in resolve_pointer(own).items()}
-    for key, value in checkpoint_filter_fn(weights, module.model).items():
+    converted = checkpoint_filter_fn(weights, module.model)
+    note_left_out(weights, converted, prefix, metadata)
+    for key, value in converted.items():
         state_dict[f"{prefix}model.{key}"] = value

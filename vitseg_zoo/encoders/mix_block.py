@@ -23,6 +23,13 @@ from vitseg_zoo.ops.mix_ffn import is_mix_conv, mix_ffn
 _DROP_PATHS = (DropPath, nn.Identity)
 
 
+@torch.fx.wrap  # whose graphs have no branches: there it is one step
+def pad_to_window(x: torch.Tensor, window: int) -> torch.Tensor:
+    """Pad a map (B, H, W, C) with zeros, at the bottom and right, to at least `window` rows and columns."""
+    rows, columns = max(window - x.shape[1], 0), max(window - x.shape[2], 0)
+    return F.pad(x, (0, 0, 0, columns, 0, rows)) if rows or columns else x
+
+
 class EfficientAttention(nn.Module):
     """Self-attention whose keys and values come from a map reduced by `sr_ratio` in height and width.
 
@@ -46,6 +53,7 @@ class EfficientAttention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"num_heads must divide the {dim} channels of the stage, got {num_heads}.")
+        self.dim = dim
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
         self.dilation = 1
@@ -67,7 +75,8 @@ class EfficientAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         q = self.q(x)  # (B, H, W, C)
-        k, v = self.kv(self.reduce(x)).chunk(2, dim=-1)  # (B, h, w, C) each
+        # (B, h, w, C) each; sizes are given, as ONNX's converter to opset 17 has no way of writing `chunk`
+        k, v = self.kv(self.reduce(x)).split([self.dim, self.dim], dim=-1)
         out = attention(q, k, v, self.num_heads, self.attn_drop.p if self.training else 0.0)
         return self.proj_drop(self.proj(out.view(x.shape)))
 
@@ -75,14 +84,12 @@ class EfficientAttention(nn.Module):
         """Map (B, H, W, C) to the positions of keys and values, (B, h, w, C)."""
         if self.sr_ratio == 1:
             return x[:, :: self.dilation, :: self.dilation] if self.dilation > 1 else x
-        missing = self.missing(x)
-        if any(missing):
-            x = F.pad(x, (0, 0, 0, missing[1], 0, missing[0]))
-        return self.norm(conv_nhwc(self.sr, x))
+        return self.norm(conv_nhwc(self.sr, pad_to_window(x, self.window)))
 
-    def missing(self, x: torch.Tensor) -> list[int]:
-        """Return the rows and columns that a map (B, H, W, C) lacks for one window of the reduction."""
-        return [max(self.dilation * (self.sr_ratio - 1) + 1 - size, 0) for size in x.shape[1:3]]
+    @property
+    def window(self) -> int:
+        """Rows and columns that the reduction takes at least."""
+        return self.dilation * (self.sr_ratio - 1) + 1
 
 
 class MixFFN(nn.Module):
@@ -161,7 +168,8 @@ class Block(nn.Module):
             and (
                 attn.dilation == 1
                 if attn.sr_ratio == 1
-                else may_bypass((attn.sr, nn.Conv2d), (attn.norm, LAYER_NORMS)) and not any(attn.missing(x))
+                else may_bypass((attn.sr, nn.Conv2d), (attn.norm, LAYER_NORMS))
+                and min(x.shape[1:3]) >= attn.window
             )
         )
 
@@ -174,7 +182,7 @@ class Block(nn.Module):
             q=attn.q,
             sr=attn.sr if reduces else None,
             sr_norm=attn.norm if reduces else None,
-            kv=lambda reduced: linear(attn.kv, reduced).chunk(2, dim=-1),
+            kv=lambda reduced: linear(attn.kv, reduced).split([attn.dim, attn.dim], dim=-1),
             proj=attn.proj,
             drop=attn.proj_drop,
             drop_path=self.drop_path1,

@@ -22,21 +22,17 @@ from typing import Any
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import LayerNorm, calculate_drop_path_rates, get_device_dtype, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_module
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 
 from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
-from vitseg_zoo.encoders.mix_block import EfficientAttention, MixFFN, OverlapPatchEmbed, Stage
+from vitseg_zoo.encoders.mix_block import OverlapPatchEmbed, Stage
 from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn
 from vitseg_zoo.encoders.pretrained import TimmWeights, with_checked_weights
 from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 __all__ = ["MixTransformer"]  # timm's register_model adds the models' names
-
-# torch.fx keeps them whole: what they compute depends on the size of a map and on where it lies.
-register_notrace_module(EfficientAttention)
-register_notrace_module(MixFFN)
 
 
 class MixTransformer(NotScriptable, nn.Module):

@@ -145,7 +145,7 @@ class TimmViT(TimmEncoder):
         """Channels of a token."""
         return self.model.feature_info[0]["num_chs"]
 
-    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def maps(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map an image (B, C, H, W) to maps (B, D, ceil(H / p), ceil(W / p)) of the chosen blocks.
 
         They lie in memory as the tokens do, channels-last, and under autocast have its type, as a CNN's.
@@ -157,17 +157,21 @@ class TimmViT(TimmEncoder):
             height, width = x.shape[2:]
             if height % self.patch_size or width % self.patch_size:
                 x = F.pad(x, (0, -width % self.patch_size, 0, -height % self.patch_size))
-        indices = self._blocks(len(self.model.feature_info))
-        gives_maps = isinstance(self.model, VisionTransformerSAM)  # all others of timm's can give tokens
+        return self.model(x, run=self._intermediates)
+
+    def _intermediates(self, model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        indices = self._blocks(len(model.feature_info))
+        gives_maps = isinstance(model, VisionTransformerSAM)  # all others of timm's can give tokens
         output_fmt = "NCHW" if gives_maps else "NLC"
-        features = self._runner(self.model, x, indices=indices, norm=self._norm, output_fmt=output_fmt)
+        features = self._runner(model, x, indices=indices, norm=self._norm, output_fmt=output_fmt)
         if not gives_maps:
             height, width = (-(-side // self.patch_size) for side in x.shape[2:])
             features = [f.unflatten(1, (height, width)).permute(0, 3, 1, 2) for f in features]
         if torch.is_autocast_enabled(x.device.type):  # a norm's output is wide, what reads it narrow again
             dtype = torch.get_autocast_dtype(x.device.type)
             features = [f.to(dtype) for f in features]
-        return [f.contiguous(memory_format=torch.channels_last) for f in features]
+        # A tuple, as backward hooks ask for.
+        return tuple(f.contiguous(memory_format=torch.channels_last) for f in features)
 
 
 class PlainViTEncoder(TimmViT):
@@ -228,4 +232,4 @@ class PlainViTEncoder(TimmViT):
             run: What is called with the timm model and the image instead, and whose result is returned: for
                 heads that put tokens of their own among the ViT's. Hooks and FSDP see this call.
         """
-        return [x, *self.maps(x)] if run is None else run(self.model, x)
+        return [x, *self.maps(x)] if run is None else self.model(x, run=run)

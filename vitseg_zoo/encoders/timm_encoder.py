@@ -1,8 +1,11 @@
 """What the zoo's SMP encoders have in common: a timm model inside, which can be rebuilt with its weights."""
 
-from collections.abc import Mapping
+import copyreg
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -10,8 +13,40 @@ from vitseg_zoo.encoders.pretrained import adapt_in_channels, timm_filter
 from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 
+class _WithRun(NotScriptable):
+    """Lets the call of a timm model, which its hooks see, run something else than its own forward pass."""
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        *args: Any,
+        run: Callable[[nn.Module, torch.Tensor], Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Give `run(model, x)`, or what the timm model gives where there is no `run`."""
+        return super().forward(x, *args, **kwargs) if run is None else run(self, x)  # type: ignore[misc]
+
+
+@functools.cache
+def _with_run(timm_class: type) -> Any:
+    """Make a subclass of a timm model's class, of the same name, whose call takes `run`."""
+    names = {name: getattr(timm_class, name) for name in ("__module__", "__qualname__", "__doc__")}
+    cls = type(timm_class.__name__, (_WithRun, timm_class), names)
+    # The name is that of another class: copies and pickles are made by `_new`.
+    copyreg.pickle(cls, lambda model: (_new, (timm_class,), *model.__reduce_ex__(2)[2:]))
+    return cls
+
+
+def _new(timm_class: type) -> nn.Module:
+    cls = _with_run(timm_class)
+    return cls.__new__(cls)
+
+
 class TimmEncoder(NotScriptable, nn.Module):
     """An encoder that keeps a timm model as `model`; a subclass builds it in `_build` and takes it in `_use`.
+
+    The model's class becomes a subclass, of the same name, whose call takes a function `run` that is called
+    with the model and the image: hooks on `model`, and what else acts by them, as FSDP does, see the call.
 
     Its attribute `configured` has the arguments of the timm model that were given beside the encoder's name,
     for files that describe the encoder.
@@ -35,6 +70,7 @@ class TimmEncoder(NotScriptable, nn.Module):
 
     def _use(self, model: nn.Module, in_channels: int) -> None:
         """Take a model of `_build`."""
+        model.__class__ = _with_run(model.__class__)
         self.model = model
         self._in_channels = in_channels
 

@@ -165,7 +165,11 @@ _FORWARDS = (
 
 def _runs_in_parts(model: nn.Module) -> bool:
     """Tell whether a model is SMP's or the zoo's and runs as those do, with no hook on it as a whole."""
-    return type(model).forward in _FORWARDS and may_bypass((model, type(model)))
+    return (
+        type(model).forward in _FORWARDS
+        and getattr(model, "refinement", None) is None  # which comes behind the head
+        and may_bypass((model, type(model)))
+    )
 
 
 def _row_layers(head: Any) -> list[nn.Module] | None:

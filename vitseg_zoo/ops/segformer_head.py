@@ -94,7 +94,8 @@ def fuse_head(
         float16.
     """
     with torch.autocast(fuse.weight.device.type, enabled=False):
-        parts = _wide(fuse.weight).flatten(1).chunk(len(linears), dim=1)  # (E, E) each
+        # (E, E) each; sizes are given, as ONNX's converter to opset 17 has no way of writing `chunk`
+        parts = _wide(fuse.weight).flatten(1).split([len(linear.weight) for linear in linears], dim=1)
         bias = sum(part @ _wide(linear.bias) for part, linear in zip(parts, linears, strict=True))
         if fuse.bias is not None:
             bias = bias + fuse.bias

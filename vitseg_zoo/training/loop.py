@@ -23,6 +23,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
+from vitseg_zoo.cost import describe_device
+from vitseg_zoo.data.origin import origin_of
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.terminal import say
@@ -34,7 +36,7 @@ from vitseg_zoo.training.finetuning import weight_averaging
 from vitseg_zoo.training.module import SegmentationModule
 from vitseg_zoo.training.pictures import save_curves
 from vitseg_zoo.training.precision import choose_precision
-from vitseg_zoo.training.results import command, hardware, save_results, summary, training_seconds, versions
+from vitseg_zoo.training.results import command, save_results, summary, training_seconds, versions
 
 # Folders that trainings of this process write to; the system lets go of them when it ends, however it ends.
 _locks: dict[Path, FileLock] = {}
@@ -211,6 +213,8 @@ def fit(
     if not trainer.is_global_zero:  # it measured its part
         return {}
     save_curves({"": metrics}, config.out / "curves.png")
+    # The images that `score` looked at, which it names, or those of the epochs' scores.
+    measured = getattr(score, "pairs", getattr(data.datasets["test"] or data.datasets["val"], "source", None))
     results = {
         "arch": module.hparams.arch,
         "encoder_name": module.hparams.encoder_name,
@@ -220,9 +224,10 @@ def fit(
         "seconds": training_seconds(metrics),
         "cpu_seconds": round(cpu_seconds, 1),
         "precision": precision,
-        "hardware": hardware(trainer),
+        "hardware": describe_device(trainer.strategy.root_device, trainer.world_size),
         "command": command(),
         "config": config.to_json(),
+        "measured_on": origin_of(measured),
         "versions": versions(),
     }
     save_results(results, config.out / "results.json")

@@ -3,16 +3,13 @@
 import importlib.metadata
 import json
 import math
-import platform
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
-
-import torch
-from lightning.pytorch import Trainer
 
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.terminal import printable
@@ -59,23 +56,35 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def command() -> str:
-    """Return the command line of this program, as one would type it again."""
+def command(names_folders: bool = True) -> str:
+    """Return the command line of this program, as one would type it again.
+
+    Args:
+        names_folders: Whether paths are whole. Without, they are their last names: whoever is given the file
+            need not know the folders of who trained.
+    """
     program, *words = sys.argv
+    if Path(program).name == "ipykernel_launcher.py":
+        return "in a notebook"
+    if not names_folders:
+        program, *words = map(_without_folders, sys.argv)
     start = ["vitseg"] if Path(program).name in ("vitseg", "__main__.py") else ["python", program]
     return shlex.join([*start, *words])
 
 
-def hardware(trainer: Trainer) -> str:
-    """Say what a training ran on."""
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return f"{trainer.world_size} x {torch.cuda.get_device_name(device)}"
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{trainer.world_size * torch.get_num_threads()} threads of {name}"
+def _without_folders(word: str) -> str:
+    r"""Leave out the folders of a path, perhaps behind an option and "="; another word comes back as it is.
+
+    Example:
+        >>> [_without_folders(word) for word in ("--data=/home/me/cats", "C:\\me\\cats", "hf-hub:timm/vit")]
+        ['--data=cats', 'cats', 'hf-hub:timm/vit']
+    """
+    option, is_option, value = word.partition("=")
+    if is_option and re.fullmatch(r"--[\w-]+", option):
+        return f"{option}={_without_folders(value)}"
+    if re.match(r"[{\[]|\w[\w-]+:", word):  # JSON, or an address
+        return word
+    return re.split(r"[/\\]", word.rstrip("/\\"))[-1]
 
 
 def final_scores(results: Mapping) -> dict[str, float]:

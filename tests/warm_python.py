@@ -1,0 +1,104 @@
+"""Python processes of one's own environment that need not import torch, timm and SMP: forks of one that has.
+
+A new interpreter takes seconds to import them, which some hundred tests of downloads cannot each afford.
+"""
+
+import atexit
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+_SERVER = """
+import importlib, json, os, sys, traceback
+import torch, timm, segmentation_models_pytorch, vitseg_zoo.weights.download, vitseg_zoo.cli
+from huggingface_hub import constants
+
+def read_environment():
+    importlib.reload(constants)  # all that huggingface_hub reads of it, and other modules' copies
+    modules = [module for name, module in sys.modules.items() if name.startswith("huggingface_hub.")]
+    for name, value in vars(constants).items():
+        for module in modules:
+            if name.isupper() and name in vars(module):
+                setattr(module, name, value)
+
+def run(request):
+    for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    read_environment()
+    sys.argv = request["arguments"]
+    code = 0
+    try:
+        exec(compile(request["code"], "<code>", "exec"), {"__name__": "__main__"})
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+for line in sys.stdin:
+    request = json.loads(line)
+    if os.fork() == 0:  # waits for the one that works, as nobody but its parent can
+        child = os.fork()
+        if child == 0:
+            run(request)
+        _, status = os.waitpid(child, 0)
+        with open(request["status"] + ".part", "w") as file:
+            file.write(str(os.waitstatus_to_exitcode(status)))
+        os.rename(request["status"] + ".part", request["status"])
+        os._exit(0)
+"""
+
+
+@functools.cache
+def _server() -> subprocess.Popen:
+    server = subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, text=True)
+    atexit.register(server.stdin.close)
+    return server
+
+
+class WarmPython:
+    """Run code in a process of its own, with the parts of `subprocess.Popen` that tests use."""
+
+    def __init__(self, code: str, *arguments: str, environment: dict[str, str], cwd: Path | None = None):
+        self._folder = Path(tempfile.mkdtemp(prefix="warm-python-"))
+        paths = {name: str(self._folder / name) for name in ("stdout", "stderr", "status")}
+        request = {
+            "code": textwrap.dedent(code),
+            "arguments": ["-c", *map(str, arguments)],
+            "environment": environment,
+            "cwd": str(cwd or Path.cwd()),
+        }
+        self.returncode: int | None = None
+        _server().stdin.write(json.dumps(request | paths) + "\n")
+        _server().stdin.flush()
+
+    def wait(self, timeout: float = 600) -> int:
+        end = time.monotonic() + timeout
+        while not (self._folder / "status").exists():
+            assert _server().poll() is None, "the server of processes has ended"
+            assert time.monotonic() < end, "the process does not end"
+            time.sleep(0.01)
+        self.returncode = int((self._folder / "status").read_text())
+        return self.returncode
+
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        self.wait(timeout)
+        return (self._folder / "stdout").read_text(), (self._folder / "stderr").read_text()
+
+
+def run_vitseg(*arguments: str, environment: dict[str, str], cwd: Path | None = None):
+    """Run `vitseg ARGUMENTS`, as `subprocess.run(..., capture_output=True, text=True)` gives it."""
+    code = "import sys\nfrom vitseg_zoo.cli import main\nsys.exit(main(sys.argv[1:]))"
+    process = WarmPython(code, *arguments, environment=environment, cwd=cwd)
+    return subprocess.CompletedProcess(arguments, process.wait(), *process.communicate())
