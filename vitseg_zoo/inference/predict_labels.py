@@ -360,7 +360,7 @@ def _labels_in_strips(
             is_sparse = 2 * len(mixed) < width  # else all columns are interpolated, which is simpler
             around, columns = part[:, upper[0] : lower[-1] + 1], slice(None)
             if is_sparse:
-                labels, columns = nearest[:, :, left][:, upper], mixed
+                labels, columns = nearest.index_select(2, left).index_select(1, upper), mixed
                 weights = column_weights[mixed, None].to(low)
                 around = torch.lerp(around[:, :, left[mixed]], around[:, :, right[mixed]], weights)
             else:
