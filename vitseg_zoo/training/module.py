@@ -26,7 +26,8 @@ class SegmentationModule(LightningModule):
         encoder_name: encoder, as `smp.create_model` takes it.
         encoder_weights: name of pretrained weights, with whose mean and deviation images are normalized;
             None starts from random weights, and images stay in [0, 1].
-        class_names: one name for each class, in order; two or more, but for `mode="binary"`.
+        class_names: one name for each class, in order; with `mode="binary"` that of the object, or those of
+            background and object.
         palette: one RGB color (0 to 255) for each class.
         image_size: side of the square, or (height, width), that images are resized to.
         ignore_index: mask value of pixels that count neither in the loss nor in the metrics; None if there
@@ -77,6 +78,8 @@ class SegmentationModule(LightningModule):
     ) -> None:
         super().__init__()
         class_names, palette = list(class_names), [list(color) for color in palette]
+        if mode == "binary":
+            class_names, palette = class_names[-1:] if len(class_names) == 2 else class_names, palette[-1:]
         # The softmax of one class is always 1: nothing would be learned.
         if mode == "multiclass" and len(class_names) < 2:
             raise ValueError(
@@ -84,7 +87,7 @@ class SegmentationModule(LightningModule):
                 'name it and the background, or say mode="binary".'
             )
         if mode == "binary" and len(class_names) != 1:
-            raise ValueError(f'mode="binary" is for one class beside the background, got {class_names}.')
+            raise ValueError(f"binary is for one class beside the background, got {class_names}.")
         model_args = dict(model_args or {})
         self.save_hyperparameters()
         self.model = smp.create_model(
