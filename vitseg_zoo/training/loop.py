@@ -31,7 +31,13 @@ from vitseg_zoo.data.origin import origin_of
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.terminal import say
-from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
+from vitseg_zoo.training.callbacks import (
+    EpochLog,
+    FiniteLoss,
+    ParameterStrides,
+    PredictionGallery,
+    TrainingStopped,
+)
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from vitseg_zoo.training.config import RunConfig, option
 from vitseg_zoo.training.data_module import SegmentationDataModule
@@ -173,6 +179,7 @@ def fit(
             # The gallery before averaged weights, whose picture it shows at the end.
             "callbacks": [
                 FiniteLoss(data.batch_names),
+                ParameterStrides(),
                 EpochLog(metrics),
                 PredictionGallery(data.datasets["val"], config.out),
                 *savers,
