@@ -142,7 +142,13 @@ def fit(
     resumed = config.resume and last.exists()
     if not resumed:
         metrics.unlink(missing_ok=True)  # of a first epoch that was not finished
+    for path in config.out.glob("hpc_ckpt_*.ckpt"):
+        # Of Lightning's requeue by SLURM, from within an epoch: last.ckpt repeats an uninterrupted training.
+        path.unlink(missing_ok=True)
     precision = _check_checkpoint(last, config) if resumed else config.precision
+    several = config.num_nodes > 1 or config.devices not in ("auto", "1") or "WORLD_SIZE" in os.environ
+    if precision == "auto" and several and not torch.cuda.is_available():
+        precision = "32-true"  # each process would measure for itself, and they must agree
     if precision == "auto":
         size = getattr(config, "crop_size", config.image_size)
         precision = choose_precision(module.model, (size, size), min(data.batch_size, 8), channels)
