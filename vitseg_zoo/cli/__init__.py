@@ -32,6 +32,7 @@ COMMANDS = {
     "use": {
         "evaluate": "measure a model on images with masks: scores, errors, confidence",
         "predict": "write masks and overlays of images, at their own size",
+        "export": "write a model for ONNX Runtime, OpenVINO or torch.export, compared with PyTorch",
     },
     "weights": {
         "download": "fetch weights, also for a machine without network",
