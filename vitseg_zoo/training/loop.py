@@ -203,11 +203,12 @@ def fit(
     )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     counts = [f"{len(dataset)} {split}" for split, dataset in data.datasets.items() if dataset is not None]
-    say(
-        f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
-        f"precision {precision}, {', '.join(counts)} images",
-        flush=True,
-    )
+    if trainer.is_global_zero:
+        say(
+            f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
+            f"precision {precision}, {', '.join(counts)} images",
+            flush=True,
+        )
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     if config.find_lr:
