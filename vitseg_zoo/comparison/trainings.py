@@ -122,8 +122,10 @@ def plan(recipe: str, models: str, seeds: str, out: Path, options: Sequence[str]
             trainings.append(Training(name, module, config, words))
     for training in trainings:
         saved = training.config.out / "config.json"
-        if saved.is_file():
-            training.config.check_resumed(_read_json(saved), training.config.out)
+        if saved.is_file():  # what the recipe chose then, where nobody says it now, is chosen
+            before = _read_json(saved)
+            training.config.keep_chosen(before)
+            training.config.check_resumed(before, training.config.out)
     return trainings
 
 
@@ -198,10 +200,8 @@ _TOLD = (OSError, ValueError, KeyError, TypeError, RuntimeError, Misconfiguratio
 def _state(training: Training) -> str:
     if training.is_finished:
         return "finished"
-    done = training.epochs_done
-    if done >= training.config.epochs:  # not measured yet
-        return "nearly finished"
-    return f"epoch {done} of {training.config.epochs}" if done else f"{training.config.epochs} epochs"
+    done, epochs = training.epochs_done, training.config.epochs
+    return f"epoch {done} of {epochs}" if done else f"{epochs} epochs" if epochs else "to be begun"
 
 
 def time_left(missing: Sequence[Training], known: Sequence[Training]) -> float | None:
@@ -221,8 +221,11 @@ def time_left(missing: Sequence[Training], known: Sequence[Training]) -> float |
     everything = [mean(values) for values in seconds.values() if values]
     if not everything:
         return None
+    # Where the recipe is still to choose, as many as it chose for the others.
+    usual = max([training.config.epochs or 0 for training in known])
     return sum(
-        max(training.config.epochs - training.epochs_done, 0) * mean(seconds[training.name] or everything)
+        max((training.config.epochs or usual) - training.epochs_done, 0)
+        * mean(seconds[training.name] or everything)
         for training in missing
     )
 

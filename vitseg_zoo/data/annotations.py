@@ -70,7 +70,10 @@ def draw_pair(root: Path, pair: Pair, size: Callable[[], tuple[int, int]]) -> np
             raise ValueError(f"{path} says nothing of {pair.image}.")
     else:
         found = read_single(path)
-    return draw(found if found.size else replace(found, size=size()), pair.labels, path)
+    try:
+        return draw(found if found.size else replace(found, size=size()), pair.labels, path)
+    except ValueError as error:
+        raise ValueError(f"{pair.image}: {error}") from None
 
 
 def match_annotations(root: Path, split: str, part: Part, files: Sequence[str]) -> Matched:

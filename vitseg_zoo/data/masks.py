@@ -158,6 +158,13 @@ class MaskEncoding:
             at[strange] = self._nearest(values)[inverse.ravel()]
         return classes[at]
 
+    def knows(self, pixels: np.ndarray) -> np.ndarray:
+        """Say of each pixel (H, W) whether its value is a class or ignored, without `snap`."""
+        try:
+            return np.isin(self._numbers(pixels), self._table[0])
+        except ValueError:  # colors where it wants gray
+            return np.zeros(pixels.shape[:2], bool)
+
     def name(self, value: int) -> str:
         """Write a value as people know it: `255`, or `#ff0000`."""
         return str(value) if self.kind == "gray" else "#{:02x}{:02x}{:02x}".format(*unpack(value))

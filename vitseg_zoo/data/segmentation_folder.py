@@ -14,7 +14,6 @@ from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, has_masks, list_files, split_lists
 from vitseg_zoo.data.masks import Proposal, propose
-from vitseg_zoo.data.oxford_pets import OxfordPets
 from vitseg_zoo.data.pair_tables import guess_tables
 from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
 
@@ -100,6 +99,8 @@ def open_folders(
         `channels`.
     """
     if pets:
+        from vitseg_zoo.data.oxford_pets import OxfordPets  # imports torchvision, which a check does not need
+
         return [OxfordPets(path, split) for split in splits]
     if ignore_index is not None:
         return [ImageFolders(path, split, ignore_index).check() for split in splits]

@@ -37,7 +37,7 @@ from vitseg_zoo.training.config import RunConfig, option
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import weight_averaging
 from vitseg_zoo.training.module import SegmentationModule
-from vitseg_zoo.training.pictures import save_curves
+from vitseg_zoo.training.pictures import read_metrics, save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import command, save_results, summary, training_seconds, versions
 
@@ -216,7 +216,7 @@ def fit(
         }
     if not trainer.is_global_zero:  # it measured its part
         return {}
-    save_curves({"": metrics}, config.out / "curves.png")
+    save_curves(read_metrics(metrics), config.out / "curves.png")
     # The images that `score` looked at, which it names, or those of the epochs' scores.
     measured = getattr(score, "pairs", getattr(data.datasets["test"] or data.datasets["val"], "source", None))
     results = {
