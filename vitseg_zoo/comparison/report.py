@@ -170,7 +170,7 @@ class Comparison:
             rows.append(row)
         note = (
             f"Of one image, from pixels to labels at its own size, on {hardware}. Latency is the median of "
-            f"several runs{', in turn with the other models' * (len(self.models) > 1)}; memory is that of all "
+            f"several runs{', in turn with the other models' * (len(self.models) > 1)}, memory that of all "
             "tensors but the weights."
         )
         if trained:
