@@ -69,24 +69,27 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "pyramid": lambda: smp.encoders.get_encoder("vz-tiny_vit", weights=None),
     "segnet": lambda: smp.create_model("segnetdsc", classes=3),
 }
-# The first block is enough, and of the stages, which are of one class, all but the third.
-OTHERS = re.compile(r"blocks\.[1-9]|stages\.2|block3")
+# The first block is enough, and of the stages, which are of one class, all but the third; only the fast form
+# of a patch embedding cuts patches by a module.
+OTHERS = re.compile(r"blocks\.[1-9]|stages\.2|block3|patchify")
 # What is run by itself, as it holds all that its fast form bypasses; the accelerated ones have `why_plain`.
 UNITS = (Block, OverlapPatchEmbed, NormalizedPatchEmbed, ConvBlock, _LearnedLevel, TimmBlock)
 LAYERS = (nn.Linear, _ConvNd, nn.LayerNorm, nn.BatchNorm2d)
 ACTIVATIONS = (nn.GELU, nn.ReLU, transformers.activations.GELUActivation)
 
 
-def bent(x: torch.Tensor) -> torch.Tensor:
-    """Something else than `x`, which no norm behind it takes back."""
-    return x + x.sigmoid()
+def bent(output: Any) -> Any:
+    """Something else than a layer's output, which no norm behind it takes back; of several, the first."""
+    if isinstance(output, tuple):
+        return bent(output[0]), *output[1:]
+    return output + output.sigmoid()
 
 
 class Own:
     """A layer of the user's that computes something else."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return bent(super().forward(x))
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return bent(super().forward(*args, **kwargs))
 
 
 def subclass(layer: nn.Module) -> nn.Module:
@@ -157,23 +160,26 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def changed_parts(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Each part that is changed, by path: kind of change, path and what takes its place."""
-    for path, part in list(model.named_modules()):
-        if OTHERS.search(path):
-            continue
-        kinds: tuple[str, ...] = ()
-        if isinstance(part, LAYERS):
-            kinds = tuple(CHANGES)
-        elif isinstance(part, ACTIVATIONS):
-            kinds = OF_ACTIVATIONS
-        for kind in kinds:
-            changed = CHANGES[kind](copy.deepcopy(part))
-            if changed is not None:
-                yield kind, path, changed
-        holds_layers = isinstance(part, nn.Sequential) and any(isinstance(layer, LAYERS) for layer in part)
-        if holds_layers and not isinstance(part, _LearnedLevel):  # whose last two are of its own making
-            yield "appended", path, copy.deepcopy(part).append(nn.Softplus())
+def changes_of(part: nn.Module, bypassed: bool) -> Iterator[tuple[str, nn.Module]]:
+    """Each kind of change of a part, and what takes its place; of others where they are bypassed."""
+    kinds: tuple[str, ...] = ()
+    if isinstance(part, LAYERS):
+        kinds = tuple(CHANGES)
+    elif isinstance(part, ACTIVATIONS):
+        kinds = OF_ACTIVATIONS
+    elif bypassed and not isinstance(part, nn.ModuleList):
+        kinds = ("subclass", "hook")
+    for kind in kinds:
+        changed = CHANGES[kind](copy.deepcopy(part))
+        if changed is not None:
+            yield kind, changed
+    for name in {"scale", "scaling"} & vars(part).keys() if bypassed else ():  # of attention
+        changed = copy.deepcopy(part)
+        setattr(changed, name, 2 * getattr(part, name))
+        yield "scale", changed
+    holds_layers = isinstance(part, nn.Sequential) and any(isinstance(layer, LAYERS) for layer in part)
+    if holds_layers and not isinstance(part, _LearnedLevel):  # whose last two are of its own making
+        yield "appended", copy.deepcopy(part).append(nn.Softplus())
 
 
 def tensors(output: Any) -> list[torch.Tensor]:
@@ -230,35 +236,46 @@ def test_every_change_of_every_layer(name: str) -> None:
         handle.remove()
     unchanged = {path: run(unit, *inputs[path]) for path, unit in units.items() if path in inputs}
 
+    assert all(unit.why_plain() is None for unit in units.values() if hasattr(unit, "why_plain"))
+
     done, shows = Counter[str](), Counter[str]()
-    for kind, path, changed in changed_parts(model):
+    for path, part in list(model.named_modules()):
+        if not path or OTHERS.search(path):
+            continue
         names = path.split(".")
         ancestors = [".".join(names[:length]) for length in range(len(names))]
         home = next(ancestor for ancestor in reversed(ancestors) if ancestor in units)
         unit, within = units[home], path.removeprefix(f"{home}.") if home else path
-        before = model.get_submodule(path)
-        unit.set_submodule(within, changed.eval())
-        calls: list[int] = []
-        if kind == "hook":
-            changed.register_forward_hook(lambda *args, calls=calls: calls.append(1))
-        for trains in (False, True) if kind in TRAINED else (False,):
-            actual = run(unit, *inputs[home], trains)
-            fast_calls = len(calls)
-            with plain_forms():
-                expected = run(unit, *inputs[home], trains)
-            assert actual.keys() == expected.keys()
-            for key, value in expected.items():
-                assert (actual[key] is None) == (value is None), f"{kind} on {path}: {key}"
-                if value is not None:
-                    error = (actual[key] - value).abs().max()
-                    assert error < 1e-5 + 1e-3 * value.abs().max(), f"{kind} on {path}: {key} off by {error}"
-        assert kind != "hook" or 0 < 2 * fast_calls == len(calls), path
-        done[kind] += 1
-        shows[kind] += any(not torch.allclose(actual[key], value) for key, value in unchanged[home].items())
-        unit.set_submodule(within, before)
+        is_layer = isinstance(part, (*LAYERS, *ACTIVATIONS))
+        for kind, changed in changes_of(part, bypassed=bool(home) and path not in units):
+            unit.set_submodule(within, changed.eval())
+            calls: list[int] = []
+            if kind == "hook":
+                changed.register_forward_hook(lambda *args, calls=calls: calls.append(1))
+            for trains in (False, True) if kind in TRAINED else (False,):
+                actual = run(unit, *inputs[home], trains)
+                fast_calls = len(calls)
+                with plain_forms():
+                    expected = run(unit, *inputs[home], trains)
+                assert actual.keys() == expected.keys()
+                for key, value in expected.items():
+                    assert (actual[key] is None) == (value is None), f"{kind} on {path}: {key}"
+                    if value is not None:
+                        error = (actual[key] - value).abs().max()
+                        bound = 1e-5 + 1e-3 * value.abs().max()
+                        assert error < bound, f"{kind} on {path}: {key} is off by {error}"
+            assert 2 * fast_calls == len(calls), path
+            if is_layer or kind == "scale":
+                assert calls or kind != "hook", path
+                done[kind] += 1
+                shows[kind] += any(
+                    not torch.allclose(actual[key], value) for key, value in unchanged[home].items()
+                )
+        unit.set_submodule(within, part)
     assert set(done) >= set(CHANGES) - {"LoRA", "dynamic quantization"}, "these need a linear layer"
-    for kind in ("subclass", "hook", "LoRA", "pruning", "exchanged", "followed by another layer", "appended"):
+    for kind in ("subclass", "hook", "LoRA", "pruning", "exchanged", "followed by another layer"):
         assert shows[kind] == done[kind], f"{kind}: what no output shows tests nothing"
+    assert shows["scale"] == done["scale"] or not name.startswith("accelerated")  # timm's ViT ignores it
 
 
 @pytest.mark.filterwarnings("ignore")
