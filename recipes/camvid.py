@@ -17,7 +17,6 @@ import cv2
 import torch
 
 from vitseg_zoo.data.camvid import CamVid
-from vitseg_zoo.data.class_weights import class_weights
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.inference.evaluate import save_evaluated
 from vitseg_zoo.losses import create_loss
@@ -84,7 +83,7 @@ def main(config: Config) -> dict:
         learning_rate=config.lr,
         seed=config.seed,
     )
-    weights = class_weights(train_set.cache().masks(), 11) if config.weighted else None
+    weights = train_set.class_weights() if config.weighted else None
     module.loss = create_loss("cross_entropy", ignore_index=train.ignore_index, class_weights=weights)
     # The test images at their own size, by one confusion matrix; nothing was chosen by them.
     file = save_evaluated(module.model, config.out / "model.safetensors", test, module.describe())

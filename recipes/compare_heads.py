@@ -15,14 +15,17 @@ from statistics import mean
 from typing import Annotated, Literal
 
 import numpy as np
+import segmentation_models_pytorch as smp
 import torch
 import tyro
 from PIL import Image
+from segmentation_models_pytorch.encoders._base import EncoderMixin
 
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.oxford_pets import OxfordPets
 from vitseg_zoo.data.transforms import flip_and_jitter
+from vitseg_zoo.encoders.detail import CHANNELS, DetailPath
 from vitseg_zoo.training import pictures
 from vitseg_zoo.training.config import RunConfig, run_from_command_line
 from vitseg_zoo.training.data_module import SegmentationDataModule
@@ -31,6 +34,7 @@ from vitseg_zoo.training.loop import fit, prepare
 from vitseg_zoo.training.results import comparison_table, markdown_table, mean_results, read_results
 
 VIT = "vitseg_tiny_patch16_128"
+HYBRID = "vitseg_hybrid_tiny_patch16_128"
 CONFIGURATIONS: dict[str, tuple[str, str, dict]] = {  # architecture, encoder, further arguments
     "vitseg-linear-16": ("vitseg", f"vz-{VIT}", {}),
     "vitseg-mlp-16": ("vitseg", f"vz-{VIT}", {"decoder_head": "mlp"}),
@@ -42,13 +46,33 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict]] = {  # architecture, encoder, f
     "fpn-shuffle": ("fpn", f"vz-shuffle-{VIT}", {}),
     "upernet": ("upernet", f"vz-{VIT}", {}),
     "upernet-shuffle": ("upernet", f"vz-shuffle-{VIT}", {}),
+    "unet-detail": ("unet", f"vz-detail-{VIT}", {}),
+    "unet-hybrid": ("unet", f"vz-{HYBRID}", {}),
+    "unet-path": ("unet", "path", {"encoder_depth": 3, "decoder_channels": (64, 32, 16)}),
+    "vitseg-hybrid": ("vitseg", f"vz-{HYBRID}", {}),
+    "vitseg-refined": ("vitseg", f"vz-{VIT}", {"decoder_refinement": True}),
+    "vitseg-hybrid-refined": ("vitseg", f"vz-{HYBRID}", {"decoder_refinement": True}),
     "segmenter": ("segmenter", f"vz-{VIT}", {}),
     "eomt": ("eomt", f"vz-{VIT}", {"num_queries": 20}),
     "unet-resnet18": ("unet", "resnet18", {}),
+    "unet-resnet34": ("unet", "resnet34", {}),
+    "segnetdsc": ("segnetdsc", "resnet34", {}),
     "segformer-b0": ("fusedsegformer", "vz-mit_b0", {}),
 }
 EPOCHS = {"pets": 12, "clothing": 7}  # about 720 steps: what heads do first, not what they can do last
 PICTURES = 6  # test images that are shown
+
+
+class PathEncoder(DetailPath, EncoderMixin):  # the convolutions of the hybrid, without its ViT
+    def __init__(self, depth: int, in_channels: int = 3, output_stride: int = 32) -> None:
+        super().__init__(in_channels, depth)
+        self._depth, self._out_channels = depth, [in_channels, *CHANNELS[:depth]]
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x, *super().forward(x)]
+
+
+smp.encoders.encoders["path"] = {"encoder": PathEncoder, "params": {}, "pretrained_settings": {}}
 Name = Annotated[Literal[tuple(CONFIGURATIONS)] | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 

@@ -1,17 +1,17 @@
 """Trains a segmentation model on your own images and masks, to a recipe that makes the most of few images.
 
     vitseg train DIR --out runs/mine                 # this file as it is
-    vitseg recipe own_data                           # a copy of it, here, to edit
-    python own_data.py --data DIR --out runs/mine
+    vitseg recipe own_data                           # a copy of it, to edit: python own_data.py --help
     vitseg predict photo.jpg --weights runs/mine/model.safetensors --out masks
 
-DIR has any layout that `vitseg check DIR` understands, with parts to train on and to measure on. --out gets
-model.safetensors, which says all about itself, metrics.csv, curves.png, predictions.png, training.gif and
-results.json. No epoch is selected: the model is the average of the last weights (EMA).
+DIR has any layout that `vitseg check DIR` understands. What has no default is chosen by the data and the
+machine. --out gets model.safetensors, which says all about itself, metrics.csv, curves.png, predictions.png,
+training.gif and results.json. No epoch is selected: the model is the average of the last weights (EMA).
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import albumentations as A
 import cv2
@@ -22,9 +22,10 @@ from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.images import is_photograph
 from vitseg_zoo.data.segmentation_folder import open_folders
 from vitseg_zoo.inference.evaluate import save_evaluated
-from vitseg_zoo.losses import CrossEntropyAndDice
+from vitseg_zoo.losses import create_loss
 from vitseg_zoo.terminal import say
-from vitseg_zoo.training.config import JsonObject, RunConfig, read_json_object, run_from_command_line
+from vitseg_zoo.training.choices import ChosenConfig, choose
+from vitseg_zoo.training.config import JsonObject, read_json_object, run_from_command_line
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import warmup_cosine
 from vitseg_zoo.training.loop import fit, prepare
@@ -32,31 +33,18 @@ from vitseg_zoo.training.module import SegmentationModule
 
 
 @dataclass(kw_only=True)
-class Config(RunConfig):
+class Config(ChosenConfig):
     data: Path  # folder of the data
     pets: bool = False  # the data are the Oxford-IIIT Pet data set
     splits: tuple[str, str] = ("train", "val")  # parts to train on and to measure on
     ignore_index: int | None = None  # mask value of pixels without a label; found out by default
-    arch: str = "fusedsegformer"  # any architecture of smp.create_model
-    encoder_name: str = "vz-mit_b0"  # any encoder of the zoo that fits
-    encoder_weights: str | None = None  # pretrained weights, as imagenet; by default random ones
     model_args: JsonObject = field(default_factory=dict)  # further arguments of the architecture
-    init: str | None = None  # start from this model: a file or a name; its classes may be others
-    epochs: int = 100  # passes over the training images
-    batch_size: int = 16  # images a step and device, at most
-    lr: float = 1e-3  # highest of AdamW; about 1e-4 for pretrained weights, with --layer-decay 0.75
-    layer_decay: float = 1.0  # of the learning rate, from block to block
-    freeze: int | None = None  # keep the encoder's embedding and this many of its blocks as they are
+    loss: str = "cross_entropy+dice"  # these, and SMP's: focal, jaccard, lovasz, tversky, mcc
+    class_weights: Literal["auto"] | None = None  # auto: rare classes count more, by median frequency
+    label_smoothing: float = 0.0  # of the cross-entropy
+    mode: Literal["multiclass", "binary"] = "multiclass"  # binary: of two classes the second, by a sigmoid
     ema: float | None = 0.998  # decay of the average of the weights, which is the model
-    image_size: int = 256  # side of the square that images are resized to, in pixels
-    crop_size: int = 192  # side of what is trained on, a random part of that square resized to it
     about: Path | None = None  # JSON file of what else is said of the model: license, limits, ...
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.at_least(1, "crop_size")
-        self.at_least(0, "freeze")
-        self.above_zero("layer_decay")
 
 
 def augmentation(size: int, color: bool = True) -> A.Compose:
@@ -70,8 +58,6 @@ def augmentation(size: int, color: bool = True) -> A.Compose:
 class OwnModule(SegmentationModule):
     """AdamW with learning rates by layer, a warm-up over 5 % of the steps, and a cosine to zero."""
 
-    layer_decay = 1.0
-
     def configure_optimizers(self) -> dict:
         groups = parameter_groups(self.model, self.hparams.learning_rate, 0.05, self.layer_decay)
         optimizer = torch.optim.AdamW(groups)
@@ -83,20 +69,24 @@ def main(config: Config) -> dict:
     """Trains, and returns what results.json holds."""
     prepare(config)
     train, val = open_folders(config.data, config.splits, config.ignore_index, config.pets)
+    choose(config, train)
     options = {"classes": len(train.class_names), "ignore_index": train.ignore_index, "seed": config.seed}
     is_rgb = is_photograph(train[0][0])
     augment = augmentation(config.crop_size, color=is_rgb)
     train_set = SegmentationDataset(train, config.image_size, augment=augment, **options)
     val_set = SegmentationDataset(val, config.image_size, **options)
-    batch_size = min(config.batch_size, len(train))
-    data = SegmentationDataModule(train_set, val_set, None, batch_size, config.num_workers, config.seed)
-    names = (config.arch, config.encoder_name, config.encoder_weights, train.class_names, train.palette)
-    described = {"ignore_index": train.ignore_index, "learning_rate": config.lr, "seed": config.seed}
-    if not is_rgb:  # 8-bit RGB is normalized as the encoder's weights were
-        described |= train_set.measure_channels()
-    model_args = {"in_channels": train.channels, **config.model_args}
-    module = OwnModule(*names, config.image_size, model_args=model_args, **described)
-    module.loss = CrossEntropyAndDice(train.ignore_index)
+    loading = (min(config.batch_size, len(train)), config.num_workers, config.seed)
+    data = SegmentationDataModule(train_set, val_set, None, *loading)
+    module = OwnModule(
+        *(config.arch, config.encoder_name, config.encoder_weights, train.class_names, train.palette),
+        **{"image_size": config.image_size, "ignore_index": train.ignore_index, "learning_rate": config.lr},
+        **({} if is_rgb else train_set.measure_channels()),  # RGB is normalized as the weights were
+        **{"model_args": {"in_channels": train.channels, **config.model_args}, "mode": config.mode},
+        seed=config.seed,
+    )
+    weights = train_set.class_weights() if config.class_weights else None
+    about = {"ignore_index": train.ignore_index, "label_smoothing": config.label_smoothing}
+    module.loss = create_loss(config.loss, config.mode, class_weights=weights, **about)
     module.layer_decay = config.layer_decay
     parameter_groups(module.model, config.lr, 0.05, config.layer_decay)  # refuses at once what does not fit
     if config.init:
@@ -105,8 +95,7 @@ def main(config: Config) -> dict:
         freeze_blocks(module.model, config.freeze)
     about = module.describe() | (read_json_object(config.about) if config.about else {})
     file = save_evaluated(module.model, config.out / "model.safetensors", val, about)
-    every = max(1, config.epochs // 10)
-    return fit(module, data, config, select=None, score=file, check_val_every_n_epoch=every)
+    return fit(module, data, config, select=None, score=file, check_val_every_n_epoch=-(-config.epochs // 10))
 
 
 if __name__ == "__main__":

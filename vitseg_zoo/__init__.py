@@ -10,7 +10,7 @@ Example:
     ['vitseg']
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Public name -> module that defines it; imported when the name is first asked for.
 _PUBLIC = {

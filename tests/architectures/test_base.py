@@ -4,6 +4,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import tiny_vits  # noqa: F401  registers models
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -84,3 +85,33 @@ def test_no_encoder_and_no_weights_mean_the_default_with_random_weights(arch: st
     assert model.config["encoder_weights"] is None
     path = vitseg_zoo.save_model(model, tmp_path / "model.safetensors")
     assert vitseg_zoo.load_model(path)[1]["arguments"]["encoder_name"] == model.default_encoder[0]
+
+
+@pytest.mark.parametrize(
+    "arch, encoder", [("vitseg", "vz-vitseg_tiny_patch16_128"), ("segmenter", "vz-tiny_vit")]
+)
+def test_a_refinement_starts_as_nothing_and_is_saved_and_predicted_with(arch, encoder, tmp_path) -> None:
+    model = smp.create_model(arch, encoder, None, classes=3, decoder_refinement=True).eval()
+    plain = smp.create_model(arch, encoder, None, classes=3).eval()
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith("refinement.")}
+    plain.load_state_dict(weights)
+    image = torch.rand(1, 3, 50, 70)
+    with torch.no_grad():
+        logits = F.avg_pool2d(plain(image), 4, ceil_mode=True)
+        for size in ((25, 35), (50, 70)):  # what is left of the logits without a correction
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(model(image), logits)
+        for correction in model.refinement.corrections:
+            torch.nn.init.normal_(correction[-1].weight)
+        refined = model(image)
+        assert not torch.equal(refined, logits)
+        assert torch.equal(vitseg_zoo.predict_labels(model, image), refined.argmax(1))
+        loaded, _ = vitseg_zoo.load_model(vitseg_zoo.save_model(model, tmp_path / "model.safetensors"))
+        assert torch.equal(loaded.eval()(image), refined)
+
+
+def test_an_activation_comes_behind_the_refinement() -> None:
+    options = dict(encoder_weights=None, classes=1, decoder_refinement=True, activation="sigmoid")
+    model = smp.create_model("vitseg", "vz-vitseg_tiny_patch16_128", **options).eval()
+    torch.nn.init.constant_(model.refinement.corrections[-1][-1].bias, -100.0)
+    assert 0 <= model(torch.rand(1, 3, 32, 32)).max() < 1e-6

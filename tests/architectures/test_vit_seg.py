@@ -12,6 +12,7 @@ from torch import nn
 from vit_seg_reference import ReferenceViTSeg
 
 import vitseg_zoo
+from vitseg_zoo.encoders.pretrained import _say_untrained
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
@@ -188,10 +189,14 @@ def test_smp_errors_say_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("arch", ["vitseg", "unet"])
-def test_smps_own_examples_run_with_the_articles_encoder(arch: str) -> None:
+def test_smps_own_examples_run_with_the_articles_encoder(arch: str, caplog) -> None:
     """They pass `encoder_weights="imagenet"` by default, and normalize as the encoder says."""
     name = "vz-vitseg_tiny_patch16_128"
-    model = smp.create_model(arch, encoder_name=name, in_channels=3, classes=1)
+    _say_untrained.cache_clear()
+    for _ in range(2):
+        model = smp.create_model(arch, encoder_name=name, in_channels=3, classes=1)
+    said = "vitseg_tiny_patch16_128 has no pretrained weights: it starts from random ones."
+    assert [record.message for record in caplog.records] == [said]  # once
     assert model(torch.rand(2, 3, 64, 64)).shape == (2, 1, 64, 64)
     params = smp.encoders.get_preprocessing_params(name)
     assert params["mean"] == [0, 0, 0] and params["std"] == [1, 1, 1]

@@ -18,7 +18,7 @@ from vitseg_zoo.comparison.evaluation import (
     save_evaluation,
     shrink,
 )
-from vitseg_zoo.data.segmentation_folder import open_split
+from vitseg_zoo.data.origin import open_split
 from vitseg_zoo.inference.evaluate import evaluate
 from vitseg_zoo.inference.predictor import Predictor
 

@@ -56,7 +56,7 @@ def test_levels_are_timms_features_rearranged() -> None:
 
 
 def test_learned_levels_are_transposed_convolutions() -> None:
-    """Computed cell by cell, they are what PyTorch's layers and timm's norm of maps make of the same weights."""
+    """Computed cell by cell, they are what PyTorch's layers and timm's norm of maps make."""
     encoder = SimpleFeaturePyramidEncoder("tiny_vit").eval()
     for ups, level in ((3, encoder.levels[0]), (1, encoder.levels[2]), (0, encoder.levels[4])):
         layers: list[nn.Module] = []

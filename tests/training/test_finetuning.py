@@ -118,7 +118,8 @@ def test_recipe_writes_a_file_that_says_all(tmp_path: Path, monkeypatch: pytest.
     out = tmp_path / "out"
     model, metadata = load_model(out / "model.safetensors")
     assert metadata["class_names"] == ["dark", "bright"] and metadata["license"] == "cc0-1.0"
-    assert metadata["input_size"] == [32, 32] and "own_data.py" in metadata["recipe"]
+    assert metadata["input_size"] == [32, 32] and "own_data.py --data data --out out" in metadata["recipe"]
+    assert str(tmp_path).encode() not in (out / "model.safetensors").read_bytes()
     results = json.loads((out / "results.json").read_text())
     assert f"mIoU {100 * results['test_last']['miou']:.1f} %" in metadata["metric"]
     pairs = [

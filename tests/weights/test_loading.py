@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import timm
+import tiny_vits  # noqa: F401  puts tiny ViTs into timm
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -197,6 +198,33 @@ def test_vit_of_timm(tmp_path):
     with torch.inference_mode():
         tokens = source.forward_features(image)[:, 1:]
         assert_same(model.encoder.eval()(image)[-1].flatten(2).transpose(1, 2), tokens)
+
+
+def test_what_timms_conversion_drops_is_reported(tmp_path):
+    source = timm.create_model("tiny_dinov3", qkv_bias=False).state_dict()
+    weights = {key.replace("reg_token", "storage_tokens"): value for key, value in source.items()}  # Meta's
+    beside = ["mask_token", "rope_embed.periods"]
+    weights |= {key: torch.ones(4) for key in beside}
+    bias = {"blocks.0.attn.qkv.bias": torch.zeros(3 * 64)}
+    encoder = smp.create_model("segmenter", "vz-tiny_dinov3", None, qkv_bias=False).encoder
+
+    report = vitseg_zoo.load_weights(encoder, save(weights | bias, tmp_path / "zeros.pth"))
+    assert report.loaded == len(encoder.state_dict())
+    assert {"mask_token", "rope_embed.periods", *bias} <= set(report.ignored)
+    bias["blocks.0.attn.qkv.bias"][0] = 1  # another function
+    path = save(weights | bias, tmp_path / "bias.pth")
+    with pytest.raises(RuntimeError, match=r"left over: blocks\.0\.attn\.qkv\.bias"):
+        vitseg_zoo.load_weights(encoder, path)
+    assert vitseg_zoo.load_weights(encoder, path, strict=False).unexpected == tuple(bias)
+
+
+def test_an_encoder_leaves_a_models_head_with_a_word(smp_segformer, tmp_path):
+    path = save(smp_segformer.state_dict(), tmp_path / "segformer.pth")
+    encoder = smp.create_model("unet", "vz-mit_b0", None).encoder
+    report = vitseg_zoo.load_weights(encoder, path)
+    assert report.loaded == len(encoder.state_dict())
+    heads = [key for key in smp_segformer.state_dict() if not key.startswith("encoder.")]
+    assert set(report.ignored) == set(heads)
 
 
 def test_notebook_of_the_article(tmp_path):

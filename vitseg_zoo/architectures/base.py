@@ -6,11 +6,14 @@ from typing import Any, ClassVar
 import torch
 from segmentation_models_pytorch.base import ClassificationHead
 from segmentation_models_pytorch.base.initialization import initialize_head
+from segmentation_models_pytorch.base.modules import Activation
 from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import nn
 
 from vitseg_zoo.architectures.hub import HubModel
+from vitseg_zoo.decoders.refinement import LogitRefinement
+from vitseg_zoo.encoders.detail import CHANNELS, DetailPath
 from vitseg_zoo.encoders.plain_vit import PlainViTEncoder
 from vitseg_zoo.encoders.pyramid import PyramidEncoder
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
@@ -38,8 +41,17 @@ class TokenModel(NotScriptable, HubModel):
             self.config.update(encoder_name=name, encoder_weights=weights)
         return name, weights
 
-    def finish(self, encoder_name: str, channels: int, aux_params: dict[str, Any] | None) -> None:
-        """Add what all have: the classification head over `channels`, if any, the name and the start."""
+    def finish(
+        self,
+        encoder_name: str,
+        channels: int,
+        aux_params: dict[str, Any] | None,
+        refinement: LogitRefinement | None = None,
+    ) -> None:
+        """Add what all have: the refinement, the classification head over `channels`, the name, the start."""
+        self.refinement = refinement
+        if refinement is not None:  # takes logits, and ends with the activation
+            refinement.activation, self.segmentation_head[-1] = self.segmentation_head[-1], Activation(None)
         self.classification_head = None if aux_params is None else ClassificationHead(channels, **aux_params)
         self.name = f"{type(self).__name__.lower()}-{encoder_name}"
         self.initialize()
@@ -54,9 +66,16 @@ class TokenModel(NotScriptable, HubModel):
         height, width = x.shape[2:]
         features = self.encoder(x)
         masks = self.segmentation_head(self.decoder(features))[..., :height, :width]
+        if self.refinement is not None:
+            masks = self.refinement(x, masks)
         if self.classification_head is not None:
             return masks, self.classification_head(features[-1])
         return masks
+
+
+def logit_refinement(in_channels: int, classes: int) -> LogitRefinement:
+    """Build a refinement by the detail path's maps at strides 2 and 4."""
+    return LogitRefinement(DetailPath(in_channels, depth=2), CHANNELS[:2], classes)
 
 
 def token_encoder(

@@ -28,6 +28,9 @@ class Eomt(TokenModel):
         loss = vitseg_zoo.QueryLoss(classes=19)
         loss(model(images, return_queries=True), masks).backward()
 
+    The model maps (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a pair of
+    them and of the whole image's logits (B, aux classes).
+
     Args:
         encoder_name: A plain ViT of the zoo, `vz-` and the name of the timm model (ViT, DeiT, EVA-02, DINO v1
             to v3, CLIP, SigLIP). SMP's default, `"resnet34"`, means
@@ -45,10 +48,6 @@ class Eomt(TokenModel):
             `activation`); none by default.
         encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
         kwargs: Passed to the timm model, for example `drop_path_rate`.
-
-    Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a
-        pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If the encoder is no plain ViT of the zoo, or of a family that has no place for queries

@@ -25,6 +25,9 @@ class FusedSegformer(NotScriptable, HubModel):
     same encoder, and two arguments come behind them. Over the zoo's `vz-mit_b*` the head has the paper's four
     levels, and state dicts of `smp.Segformer` with `mit_b*` load as they are.
 
+    The model maps (B, in_channels, H, W), H and W divisible by 32, to logits (B, classes, H, W); with
+    `aux_params` to a pair of them and of the whole image's logits (B, aux classes).
+
     Args:
         encoder_name: Any SMP encoder; `vz-mit_b0` to `vz-mit_b5` are the paper's.
         encoder_depth: Number of the encoder's levels, 3 to 5, 5 by default.
@@ -43,10 +46,6 @@ class FusedSegformer(NotScriptable, HubModel):
             in NVIDIA's evaluation.
         kwargs: Passed to the timm model of an encoder of the zoo, for example `drop_path_rate`; to others as
             `smp.Segformer` does.
-
-    Returns:
-        A model from (B, in_channels, H, W), H and W divisible by 32, to logits (B, classes, H, W); with
-        `aux_params` to a pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         KeyError: If there is no such encoder or no such weights.

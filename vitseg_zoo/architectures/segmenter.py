@@ -7,7 +7,7 @@ from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
-from vitseg_zoo.architectures.base import TokenModel, token_encoder
+from vitseg_zoo.architectures.base import TokenModel, logit_refinement, token_encoder
 from vitseg_zoo.decoders.segmenter import LinearDecoder, MaskTransformerDecoder
 
 _DEFAULT_ENCODER = "vz-vit_small_patch16_384"
@@ -18,6 +18,9 @@ class Segmenter(TokenModel):
 
     Paper: https://arxiv.org/abs/2105.05633. Images may have any size, and are normalized by the user with
     what `smp.encoders.get_preprocessing_params(encoder_name, encoder_weights)` gives.
+
+    The model maps (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a pair of
+    them and of the whole image's logits (B, aux classes).
 
     Args:
         encoder_name: An encoder of the zoo, `vz-` and the name of the timm model; its last map is used. SMP's
@@ -35,11 +38,9 @@ class Segmenter(TokenModel):
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
         encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
+        decoder_refinement: Correct the logits by what small convolutions see of the image at strides 4 and 2;
+            off by default.
         kwargs: Passed to the timm model, for example `drop_path_rate` (0.1 in the paper).
-
-    Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a
-        pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If the encoder is not the zoo's, or an argument is out of range.
@@ -68,6 +69,7 @@ class Segmenter(TokenModel):
         activation: str | Callable[..., Any] | None = None,
         aux_params: dict[str, Any] | None = None,
         encoder_blocks: int | None = None,
+        decoder_refinement: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -90,4 +92,5 @@ class Segmenter(TokenModel):
         self.segmentation_head = nn.Sequential(
             nn.Upsample(scale_factor=stride, mode="bilinear", align_corners=False), Activation(activation)
         )
-        self.finish(encoder_name, channels, aux_params)
+        refinement = logit_refinement(in_channels, classes) if decoder_refinement else None
+        self.finish(encoder_name, channels, aux_params, refinement)

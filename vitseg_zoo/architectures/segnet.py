@@ -21,6 +21,9 @@ class SegNet(HubModel):
     values in [0, 1] and need no normalization: the first layer is a batch norm. Height and width are
     multiples of 16.
 
+    The model maps (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a pair of
+    them and of the whole image's logits (B, aux classes).
+
     Args:
         encoder_name: There for `smp.create_model`, which always passes one: SegNet has an encoder of its own,
             and its own name or SMP's default, `"resnet34"`, mean that one.
@@ -32,10 +35,6 @@ class SegNet(HubModel):
             its last convolution, too.
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
-
-    Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a pair of them
-        and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If another encoder or weights are asked for.

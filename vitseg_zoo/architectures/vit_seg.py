@@ -5,7 +5,7 @@ from typing import Any
 
 from segmentation_models_pytorch.base.hub_mixin import supports_config_loading
 
-from vitseg_zoo.architectures.base import TokenModel, plain_vit_encoder
+from vitseg_zoo.architectures.base import TokenModel, logit_refinement, plain_vit_encoder
 from vitseg_zoo.decoders.vit_seg import PatchDecoder, PatchHead
 
 _ARTICLE_ENCODER = "vz-vitseg_base_patch16_128"
@@ -22,6 +22,9 @@ class VitSeg(TokenModel):
     with the mean and deviation that `smp.encoders.get_preprocessing_params(encoder_name, encoder_weights)`
     gives.
 
+    The model maps (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a pair of
+    them and of the whole image's logits (B, aux classes).
+
     Args:
         encoder_name: A plain ViT of the zoo: `vz-` and the name of the timm model. SMP's own default,
             `"resnet34"`, which `smp.create_model` passes where nothing is chosen, means the article's encoder
@@ -36,11 +39,9 @@ class VitSeg(TokenModel):
         aux_params: Parameters of an auxiliary classification head (`classes`, `pooling`, `dropout`,
             `activation`); none by default.
         encoder_blocks: How many of a plain ViT's transformer blocks are used; all of them by default.
+        decoder_refinement: Correct the logits by what small convolutions see of the image at strides 4 and 2;
+            off by default.
         kwargs: Passed to the timm model, for example `drop_path_rate` or `img_size`.
-
-    Returns:
-        A model from (B, in_channels, H, W) to logits (B, classes, H, W); with `aux_params` to a
-        pair of them and of the whole image's logits (B, aux classes).
 
     Raises:
         ValueError: If the encoder is no plain ViT, or has fewer blocks than `encoder_blocks`.
@@ -67,6 +68,7 @@ class VitSeg(TokenModel):
         activation: str | Callable[..., Any] | None = None,
         aux_params: dict[str, Any] | None = None,
         encoder_blocks: int | None = None,
+        decoder_refinement: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -82,4 +84,5 @@ class VitSeg(TokenModel):
         channels = self.encoder.out_channels[-1]
         self.decoder = PatchDecoder(channels, head=decoder_head)
         self.segmentation_head = PatchHead(channels, classes, self.encoder.output_stride, activation)
-        self.finish(encoder_name, channels, aux_params)
+        refinement = logit_refinement(in_channels, classes) if decoder_refinement else None
+        self.finish(encoder_name, channels, aux_params, refinement)

@@ -75,6 +75,8 @@ def _text(report: Report) -> str:
 
 
 def _part(part: Part) -> str:
+    if part.table:
+        return f"{part.table}, columns {part.images} and {part.masks}"
     listed = f", listed in {part.names}" if part.names else ""
     return f"{part.images} with {part.masks}{listed}"
 

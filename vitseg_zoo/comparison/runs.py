@@ -19,7 +19,10 @@ _WEIGHTS = (
     "checkpoints/last.ckpt",
 )
 # Options that make no other model.
-_NO_MODEL = ("out", "data", "resume", "seed", "devices", "num_workers")
+_NO_MODEL = {
+    *("out", "data", "resume", "seed", "num_workers", "devices", "num_nodes", "strategy"),
+    *("compile", "grad_checkpointing"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Run:
     @property
     def seed(self) -> int:
         """Of its randomness."""
-        return self.results.get("config", {}).get("seed", 0)
+        seed = self.results.get("config", {}).get("seed", 0)
+        return seed if isinstance(seed, int) else 0
 
     def metrics(self) -> dict[str, list[float]]:
         """Read metrics.csv: name of a column -> a value for each epoch."""

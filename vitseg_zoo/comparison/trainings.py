@@ -23,6 +23,16 @@ from vitseg_zoo.training.config import RunConfig, from_command_line
 from vitseg_zoo.training.pictures import read_metrics
 from vitseg_zoo.training.results import read_results
 
+# Where neither the user nor the recipe names an encoder: a small one.
+_ENCODERS = {
+    "vitseg": "vz-vitseg_small_patch16_128",
+    "segmenter": "vz-vitseg_small_patch16_128",
+    "eomt": "vz-vitseg_small_patch16_128",
+    "fusedsegformer": "vz-mit_b0",
+    "segnet": "segnet",
+    "segnetdsc": "segnetdsc",
+}
+
 
 @dataclass
 class Training:
@@ -85,9 +95,10 @@ def plan(recipe: str, models: str, seeds: str, out: Path, options: Sequence[str]
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise ValueError(f"--seeds should be whole numbers separated by commas, got {seeds!r}.") from None
-    known = {field.name for field in fields(module.Config)}
-    if not {"arch", "encoder_name", "seed", "out"} <= known:
+    known = {field.name: field.default for field in fields(module.Config)}
+    if not {"arch", "encoder_name", "seed", "out"} <= known.keys():
         raise ValueError(f"{recipe} does not choose a model by --arch and --encoder-name.")
+    chooses = known["encoder_name"] is None  # the recipe knows one for each architecture
     trainings, folders = [], set()
     for seed in dict.fromkeys(numbers):
         for name in dict.fromkeys(names):
@@ -99,6 +110,8 @@ def plan(recipe: str, models: str, seeds: str, out: Path, options: Sequence[str]
             if folder in folders:
                 raise ValueError(f"two of the models would be trained into {folder}: name one only.")
             folders.add(folder)
+            if not encoder and not chooses:
+                encoder = _ENCODERS.get(arch, "resnet18")
             words = ["--out", str(folder), "--arch", arch, *(["--encoder-name", encoder] if encoder else [])]
             words += ["--seed", str(seed), *options]
             # Each on one device, so that none starts other processes in the middle of a comparison.
@@ -109,8 +122,10 @@ def plan(recipe: str, models: str, seeds: str, out: Path, options: Sequence[str]
             trainings.append(Training(name, module, config, words))
     for training in trainings:
         saved = training.config.out / "config.json"
-        if saved.is_file():
-            training.config.check_resumed(_read_json(saved), training.config.out)
+        if saved.is_file():  # what the recipe chose then, where nobody says it now, is chosen
+            before = _read_json(saved)
+            training.config.keep_chosen(before)
+            training.config.check_resumed(before, training.config.out)
     return trainings
 
 
@@ -152,7 +167,7 @@ def train_all(trainings: Sequence[Training], say: Callable[[str], None]) -> list
         Those that failed, with their `error`.
     """
     missing = [training for training in trainings if not training.is_finished]
-    say(f"{len(trainings)} trainings, {len(missing)} of them to be made:")
+    say(f"{len(trainings)} training{'s' * (len(trainings) != 1)}, {len(missing)} of them to be made:")
     for training in trainings:
         say(f"  {training.name}, seed {training.config.seed}: {_state(training)}")
     failed = []
@@ -185,10 +200,8 @@ _TOLD = (OSError, ValueError, KeyError, TypeError, RuntimeError, Misconfiguratio
 def _state(training: Training) -> str:
     if training.is_finished:
         return "finished"
-    done = training.epochs_done
-    if done >= training.config.epochs:  # not measured yet
-        return "nearly finished"
-    return f"epoch {done} of {training.config.epochs}" if done else f"{training.config.epochs} epochs"
+    done, epochs = training.epochs_done, training.config.epochs
+    return f"epoch {done} of {epochs}" if done else f"{epochs} epochs" if epochs else "to be begun"
 
 
 def time_left(missing: Sequence[Training], known: Sequence[Training]) -> float | None:
@@ -208,8 +221,11 @@ def time_left(missing: Sequence[Training], known: Sequence[Training]) -> float |
     everything = [mean(values) for values in seconds.values() if values]
     if not everything:
         return None
+    # Where the recipe is still to choose, as many as it chose for the others.
+    usual = max([training.config.epochs or 0 for training in known])
     return sum(
-        max(training.config.epochs - training.epochs_done, 0) * mean(seconds[training.name] or everything)
+        max((training.config.epochs or usual) - training.epochs_done, 0)
+        * mean(seconds[training.name] or everything)
         for training in missing
     )
 

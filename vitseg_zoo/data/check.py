@@ -224,7 +224,7 @@ def _count_classes(report: Report) -> list[Finding]:
             continue
         counts, strange = class_counts(record, description.encoding)
         if strange:
-            undeclared[record.pair.masks[0]] = strange
+            undeclared[_mask_file(record)] = strange
         total = sum(counts.values())
         for index, pixels in counts.items():
             at = count if index == IGNORE_INDEX and description.ignore_index is not None else index
@@ -233,9 +233,9 @@ def _count_classes(report: Report) -> list[Finding]:
             if at < count and record.split == splits[0]:
                 present[at] += total
         if counts and set(counts) == {IGNORE_INDEX} and description.ignore_index is not None:
-            unlabeled.append(record.pair.masks[0])
+            unlabeled.append(_mask_file(record))
         elif set(counts) == {0}:
-            single.append(record.pair.masks[0])
+            single.append(_mask_file(record))
     first = report.pixels[splits[0]][:count]
     report.weights = median_frequency(first, present)
     findings = []
@@ -290,8 +290,8 @@ def _unreadable(records: Sequence[Record]) -> list[Finding]:
     broken = [record for record in records if record.errors]
     if broken:
         reasons = [error for record in broken for error in record.errors]
-        files = tuple(path for record in broken for path in (record.pair.image, record.pair.masks[0]))
-        files = tuple(path for path in files if any(path in reason for reason in reasons))
+        files = tuple(path for record in broken for path in (record.pair.image, _mask_file(record)))
+        files = tuple(path for path in dict.fromkeys(files) if any(path in reason for reason in reasons))
         findings.append(
             Finding(
                 "error",
@@ -313,7 +313,7 @@ def _unreadable(records: Sequence[Record]) -> list[Finding]:
                 f"{_number(sizes, 'mask')} of another size than the image; the first is "
                 f"{mask_height} x {mask_width}, its image {height} x {width} (height x width).",
                 "Export them at the image's size; if sides are swapped, an EXIF orientation was lost.",
-                tuple(record.pair.masks[0] for record, *_ in sizes),
+                tuple(_mask_file(record) for record, *_ in sizes),
             )
         )
     return findings
@@ -344,6 +344,19 @@ def _images(report: Report) -> list[Finding]:
                 worst = [i for i in np.argsort(measure).tolist() if chosen[i]]
                 files = tuple(read[index].pair.image for index in worst)
                 findings.append(Finding("warning", f"{_number(files, 'image')} {text}.", advice, files))
+    overlapping = [r for r in report.records if r.overlaps]
+    if overlapping:
+        labels = report.description.labels
+        findings.append(
+            Finding(
+                "warning",
+                f"{_number(overlapping, 'image')} with pixels of several classes, "
+                f"{sum(record.overlaps for record in overlapping)} in all.",
+                f"A pixel is trained as one class, the later of {_few(labels)}: where another should lie on "
+                "top, reorder `labels` in what --write writes, with their values.",
+                tuple(record.pair.image for record in overlapping),
+            )
+        )
     noisy = [r for r in report.records if r.mask_size and r.specks > max(10, 1e-4 * np.prod(r.mask_size))]
     if noisy:
         noisy.sort(key=lambda record: -record.specks)
@@ -353,7 +366,7 @@ def _images(report: Report) -> list[Finding]:
                 f"{_number(noisy, 'mask')} with single pixels of another class than all around them, "
                 f"{sum(record.specks for record in noisy)} in all.",
                 "Such noise comes from JPEG, interpolation or thresholds: export the masks anew.",
-                tuple(record.pair.masks[0] for record in noisy),
+                tuple(_mask_file(record) for record in noisy),
             )
         )
     return findings
@@ -458,6 +471,11 @@ def near_duplicates(records: Sequence[Record]) -> list[list[Record]]:
     for index, record in enumerate(records):
         groups[lead(index)].append(record)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _mask_file(record: Record) -> str:
+    """Return the file that names a mask: the image's where one file is on all masks."""
+    return record.pair.image if record.pair.is_shared else record.pair.masks[0]
 
 
 def _number(things: Iterable, noun: str) -> str:

@@ -11,7 +11,7 @@ from vitseg_zoo.data.check import Finding, Report, class_counts
 from vitseg_zoo.data.class_files import Color
 from vitseg_zoo.data.images import read_pixels, to_picture
 from vitseg_zoo.data.segmentation_folder import read_classes
-from vitseg_zoo.data.survey import Record
+from vitseg_zoo.data.survey import Record, read_masks
 from vitseg_zoo.files import atomic_path
 
 _SIDE = 256  # pixels of a picture's longer side
@@ -112,9 +112,14 @@ def _finding_pictures(report: Report, finding: Finding) -> list[dict]:
             break
         record = by_path.get(path)
         try:
-            if record is not None and not record.errors and path != record.pair.image:
+            if (
+                record is not None
+                and not record.errors
+                and (path != record.pair.image or record.pair.is_shared)
+            ):
                 image, mask = _small(report, record)
-                shown = image if mask is None else overlay(image, mask, report.description.palette)
+                palette = (*report.description.palette, _HIGHLIGHT)  # the last of what is no class
+                shown = image if mask is None else overlay(image, mask, palette)
             else:
                 shown = _shrink(_visible(report.description.root / path))
         except ValueError:
@@ -129,7 +134,12 @@ def _small(report: Report, record: Record) -> tuple[np.ndarray, np.ndarray | Non
     try:
         mask = read_classes(report.description, record.pair)
     except ValueError:
-        return image, None
+        try:  # only what is no class
+            encoding = report.description.encoding
+            pixels = read_masks(report.description.root, record.pair, encoding.kind == "colors")
+            mask = np.where(encoding.knows(pixels), 0, len(report.description.class_names))
+        except ValueError:
+            return image, None
     if mask.shape != record.image_size:
         return image, None
     rows = (np.arange(image.shape[0]) * mask.shape[0]) // image.shape[0]

@@ -42,6 +42,7 @@ class Cityscapes(Sequence):
 
     def __init__(self, root: str | Path, split: str) -> None:
         root = Path(root).expanduser()
+        self.path, self.split = root, split
         try:
             found = torchvision.datasets.Cityscapes(str(root), split, target_type="semantic")
         except RuntimeError as error:

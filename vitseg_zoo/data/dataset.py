@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from vitseg_zoo.data.class_weights import class_weights
 from vitseg_zoo.data.images import to_unit
 from vitseg_zoo.data.transforms import resize
 
@@ -121,6 +122,10 @@ class SegmentationDataset(Dataset):
         """Yield the masks as they are before augmentation."""
         for index in range(len(self)):
             yield (self._pairs[index] if self._pairs is not None else self._read(index))[1]
+
+    def class_weights(self) -> list[float]:
+        """Weigh the classes of the masks by median frequency, see `vitseg_zoo.data.class_weights`."""
+        return class_weights(self.cache().masks(), self.classes)
 
     def name(self, index: int) -> str:
         """Name an image, by its file where the source knows it (`source.name(index)`)."""

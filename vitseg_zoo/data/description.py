@@ -14,6 +14,7 @@ from vitseg_zoo.data.class_files import Color, find_class_file, parse_color, rea
 from vitseg_zoo.data.images import MAX_CHANNELS
 from vitseg_zoo.data.layouts import Matched, Part, list_files, match, split_names
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding, pack
+from vitseg_zoo.data.pair_tables import match_table
 from vitseg_zoo.files import atomic_path
 
 FILE_NAME = "dataset.yaml"
@@ -90,11 +91,13 @@ def match_parts(
     files = list_files(root) if files is None else files
     found = {}
     for split, part in parts.items():
-        if is_annotation(part.masks):
+        if part.table is not None:
+            found[split] = match_table(root, split, part, files)
+        elif is_annotation(part.masks):
             found[split] = match_annotations(root, split, part, files)
         else:
             found[split] = match(part, files, _names(root, part, files))
-    if any(is_annotation(part.masks) for part in parts.values()):
+    if any(is_annotation(part.masks) or "{class}" in part.masks for part in parts.values()):
         class_file = find_class_file(files)
         known = read_class_file(root / class_file)[0] if class_file and not labels else ()
         pairs = [pair for matched in found.values() for pair in matched.pairs]
@@ -236,13 +239,16 @@ def _parse(content: Any, path: Path) -> DatasetDescription:
     for split, entry in _take(content, "splits", dict).items():
         where = f"splits, {split}: "
         names = _take(entry, "names", str, None, where)
-        part = Part(_take(entry, "images", str, ..., where), _take(entry, "masks", str, ..., where), names)
+        images, masks = (_take(entry, key, str, ..., where) for key in ("images", "masks"))
+        part = Part(images, masks, names, _take(entry, "table", str, None, where))
+        parts[str(split)] = part
+        if part.table is not None:
+            continue
         for template in (part.images, part.masks):
             if is_shared(template) and template == part.masks:
                 continue
             if "{name}" not in template or template.count("*") + template.count("{") > 4:
                 raise _Invalid(f"{where}{template!r} should have {{name}}, as images/{{name}}.jpg.")
-        parts[str(split)] = part
     if not parts:
         raise _Invalid("splits is empty.")
     if "all" in parts and len(parts) > 1:

@@ -67,7 +67,7 @@ class ImageFolders(Sequence):
         self.palette = distinct_colors(len(self.class_names))
         self.ignore_index = ignore_index
         self.folder = root / split
-        self.origin = {"data": str(root.resolve()), "split": split}
+        self.path, self.split = root, split
         found, labeled = _by_name(images, IMAGE_ENDINGS), _by_name(masks, _MASK_ENDINGS)
         if not found:
             raise FileNotFoundError(f"{images} has no images ({', '.join(IMAGE_ENDINGS)}).")

@@ -7,8 +7,9 @@ Whole numbers keep their type in memory, and are divided by the largest of it wh
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -20,16 +21,17 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF"
 # Width times height, known before anything is decoded: 16384 x 16384. A file of 50 kB can ask for gigabytes.
 MAX_PIXELS = 2**28
 
+_STRIP_ROWS = 64
 _MAX_BYTES = 2**31  # of a raster of many bands
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the first bytes of TIFF and of BigTIFF
 MAX_CHANNELS = 64  # an array whose last side is longer than this, and whose first is not, is (C, H, W)
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path | BinaryIO) -> Image.Image:
     """Open an image file without decoding it: `PIL.Image.open` for files that may come from strangers.
 
     Args:
-        path: A file in one of `FORMATS`.
+        path: A file in one of `FORMATS`, or the opened file.
 
     Returns:
         Pillow's image, whose pixels are decoded when they are asked for.
@@ -39,11 +41,16 @@ def open_image(path: str | Path) -> Image.Image:
         ValueError: It has more than `MAX_PIXELS`. From 179 million on Pillow's own limit holds as well, where
             `PIL.Image.MAX_IMAGE_PIXELS` is not changed.
     """
-    image = Image.open(path, formats=[name for name in FORMATS if name != "AVIF" or features.check("avif")])
+    image = Image.open(path, formats=_formats())
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise ValueError(_too_many(image.width, image.height))
     return image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    return tuple(name for name in FORMATS if name != "AVIF" or features.check("avif"))
 
 
 @contextmanager
@@ -168,10 +175,13 @@ def read_size(path: Path) -> tuple[int, int]:
         ValueError: The file does not exist, is of no known format, or is damaged.
     """
     try:
-        if path.suffix.lower() == ".npy" or _is_beyond_pillow(path):
-            height, width = read_pixels(path)[0].shape[:2]
-            return height, width
-        with open_image(path) as image:
+        if path.suffix.lower() == ".npy":
+            return _read_array(path).shape[:2]
+        with open(path, "rb") as file:
+            if _is_beyond_pillow(file):
+                with open_raster(path) as raster:
+                    return raster.height, raster.width
+            image = open_image(file)
             is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
             return (image.width, image.height) if is_turned else (image.height, image.width)
     except Exception as error:  # the decoders of Pillow raise many kinds on damaged files
@@ -192,14 +202,13 @@ def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndar
         ValueError: The file does not exist, is of no such format, or is damaged.
         ModuleNotFoundError: It needs rasterio, which is missing.
     """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}.")
     try:
         if path.suffix.lower() == ".npy":
             return _read_array(path), None
-        if _is_beyond_pillow(path):
-            return _read_raster(path), None
-        with open_image(path) as image:
+        with open(path, "rb") as file:
+            if _is_beyond_pillow(file):
+                return _read_raster(path), None
+            image = open_image(file)
             if image.format == "PNG" and image.mode in ("RGB", "RGBA") and _png_depth(image) == 16:
                 return _read_deep_png(path), None
             return _read_pillow(image)
@@ -209,6 +218,8 @@ def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndar
         raise ValueError(f"{path} needs more memory than there is: make it smaller.") from None
     except ModuleNotFoundError:  # rasterio
         raise
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"there is no file {path}.") from None
     except Exception as error:  # the decoders of Pillow raise many kinds on damaged files
         raise ValueError(f"{path} cannot be read as {what}: {error}.") from error
 
@@ -225,23 +236,36 @@ def _read_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
         image = image.convert("RGB")
     elif image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    pixels = np.asarray(image)
+    pixels = _to_array(image)
     if is_deep_png:
         return pixels.astype(np.uint16), palette
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), palette
 
 
-def _is_beyond_pillow(path: Path) -> bool:
+def _to_array(image: Image.Image) -> np.ndarray:
+    """Copy an image's pixels in strips: of a large one Pillow would hold two more copies meanwhile."""
+    first = np.asarray(image.crop((0, 0, image.width, min(_STRIP_ROWS, image.height))))
+    if image.height <= _STRIP_ROWS:
+        return first
+    pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
+    for top in range(0, image.height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
+
+
+def _is_beyond_pillow(file: BinaryIO) -> bool:
     """Say whether a file is a TIFF of which Pillow would drop bands, or bits of several bands."""
-    with open(path, "rb") as file:
-        header = file.read(8)
-        if not header.startswith(_TIFF):
-            return False
-        if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF
-            header += file.read(8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-        file.seek(tags.next)
-        tags.load(file)
+    header = file.read(8)
+    if not header.startswith(_TIFF):
+        file.seek(0)
+        return False
+    if b"+" in header[2:4]:  # BigTIFF
+        header += file.read(8)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+    file.seek(tags.next)
+    tags.load(file)
+    file.seek(0)
     bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     is_alpha = bool(set(tags.get(TiffImagePlugin.EXTRASAMPLES, ())) & {1, 2})
     deepest = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))

@@ -2,7 +2,8 @@
 
 A layout is written as templates relative to the folder of the data: ``train/images/{name}.jpg`` and
 ``train/masks/{name}_mask.png`` pair what has the same ``{name}``, which may hold sub-folders. ``{folder}`` is
-a folder that both share, and ``*`` is anything: ``{name}/masks/*.png`` are all the masks of one image.
+a folder that both share, and ``*`` is anything: ``{name}/masks/*.png`` are all the masks of one image. A mask
+of one class has ``{class}`` in its path: ``masks/{class}/{name}.png``.
 `guess_layout` finds the templates of a folder; people correct them in dataset.yaml.
 """
 
@@ -34,6 +35,7 @@ _SPLITS = {
     **dict.fromkeys(("test", "testing", "tst"), "test"),
     "trainval": "trainval",
 }
+_MOST_CLASSES = 64  # with a folder or an ending of names for each
 # Masks of single objects, which lie beside those of classes.
 _INSTANCES = {"segmentationobject", "instances", "instanceids", "instance"}
 
@@ -47,11 +49,13 @@ class Part:
         masks: Template of the masks' paths.
         names: Text file, relative too, with one name a line, where the split is a list; None where all are
             meant.
+        table: CSV file whose rows are the pairs; `images` and `masks` are names of its columns then.
     """
 
     images: str
     masks: str
     names: str | None = None
+    table: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class Pair:
         image: Path in the data's folder.
         masks: Paths: one, or one for each object or class; or a file of outlines.
         is_shared: Whether that file is on many images.
-        labels: Names of what a file of outlines draws, in order.
+        labels: Names of what a file of outlines, or masks of single classes, draw, in order.
+        classes: Label of each of `masks`, where each is of one class.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Pair:
     masks: tuple[str, ...]
     is_shared: bool = field(default=False, repr=False)
     labels: tuple[str, ...] = field(default=(), repr=False)
+    classes: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass
@@ -134,7 +140,10 @@ def match(part: Part, files: Sequence[str], names: Iterable[str] | None = None) 
         ([Pair(name='a', image='images/a.jpg', masks=('masks/a.png',))], ['images/b.jpg'])
     """
     image_pattern, mask_pattern = _compile(part.images), _compile(part.masks)
-    several = "*" in PurePosixPath(part.masks).stem or "*" in str(PurePosixPath(part.masks).parent)
+    of_classes = "{class}" in part.masks
+    several = (
+        of_classes or "*" in PurePosixPath(part.masks).stem or "*" in str(PurePosixPath(part.masks).parent)
+    )
     images: dict[str, str] = {}
     masks: dict[str, list[str]] = defaultdict(list)
     matched = Matched()
@@ -159,7 +168,9 @@ def match(part: Part, files: Sequence[str], names: Iterable[str] | None = None) 
         masks = {name: paths for name, paths in masks.items() if name in kept}
     for name in sorted(images):
         if name in masks:
-            matched.pairs.append(Pair(name, images[name], tuple(masks[name])))
+            classes = [_class(mask_pattern, path) for path in masks[name]] if of_classes else []
+            pair = Pair(name, images[name], tuple(masks[name]), classes=tuple(classes))
+            matched.pairs.append(pair)
         else:
             matched.images_alone.append(images[name])
     matched.masks_alone = [path for name in sorted(masks.keys() - images.keys()) for path in masks[name]]
@@ -179,9 +190,9 @@ def guess_layout(files: Sequence[str], endings: Sequence[str] = IMAGE_ENDINGS) -
 
     Example:
         >>> guess_layout(["train/0.jpg", "trainannot/0.png"])
-        {'train': Part(images='train/{name}.jpg', masks='trainannot/{name}.png', names=None)}
+        {'train': Part(images='train/{name}.jpg', masks='trainannot/{name}.png', names=None, table=None)}
         >>> guess_layout(["a.jpg", "a_mask.png", "b.jpg", "b_mask.png"])
-        {'all': Part(images='{name}.jpg', masks='{name}_mask.png', names=None)}
+        {'all': Part(images='{name}.jpg', masks='{name}_mask.png', names=None, table=None)}
     """
     folders: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for path in files:
@@ -196,7 +207,7 @@ def guess_layout(files: Sequence[str], endings: Sequence[str] = IMAGE_ENDINGS) -
         everything = [base for group in groups.values() for base in group]
         if pair := _best_pair([_without_role(base) for base in everything]):
             found[pair[0].split].append(pair)
-    parts = {split: _part(pairs) for split, pairs in found.items()}
+    parts = {split: _part(pairs) for split, pairs in found.items()} or _folder_an_image(files, endings)
     if "trainval" in parts:
         parts.setdefault("train", parts.pop("trainval"))
     if len(parts) > 1:
@@ -207,7 +218,7 @@ def guess_layout(files: Sequence[str], endings: Sequence[str] = IMAGE_ENDINGS) -
 
 def has_masks(part: Part) -> bool:
     """Say whether a folder's or file's name says that these are masks, and not only that names agree."""
-    return any(_role(word) == "mask" for word in part.masks.replace("{name}", "_").split("/"))
+    return any(role_of(word) == "mask" for word in part.masks.replace("{name}", "_").split("/"))
 
 
 def split_lists(files: Sequence[str]) -> dict[str, str]:
@@ -281,6 +292,41 @@ def split_names(names: Sequence[str], val: float = 0.2, seed: int = 0) -> dict[s
     }
 
 
+def _folder_an_image(files: Sequence[str], endings: Sequence[str]) -> dict[str, Part]:
+    """Find folders that hold one image and its mask or masks each, under the same names in all."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for path in files:
+        if PurePosixPath(path).suffix.lower() in endings and "/" in path:
+            folders[path.rpartition("/")[0]].append(path.rpartition("/")[2])
+    if len(folders) < 2:
+        return {}
+    names = Counter(name for inside in folders.values() for name in inside)
+    images = [name for name in names if role_of(PurePosixPath(name).stem) == "image"]
+    masks = sorted(name for name in names if role_of(PurePosixPath(name).stem) == "mask")
+    if len(images) != 1 or not masks:
+        return {}
+    mask = masks[0] if len(masks) == 1 else _common_mask(masks)
+    parts: dict[str, Part] = {}
+    for parent in dict.fromkeys(folder.rpartition("/")[0] for folder in folders):
+        split = next((split for part in parent.split("/") if (split := split_of(part))), "all")
+        inside = f"{parent}/{{name}}" if parent else "{name}"
+        parts.setdefault(split, Part(f"{inside}/{images[0]}", f"{inside}/{mask}"))
+    return parts
+
+
+def _common_mask(masks: Sequence[str]) -> str:
+    """Return the template of masks in one folder: mask_cat.png, mask_dog.png; or mask1.png, mask2.png."""
+    stems, ending = _stems(masks), _ending(masks)
+    alike = takewhile(lambda letters: len(set(letters)) == 1, zip(*stems, strict=False))
+    start = "".join(letters[0] for letters in alike)
+    rests = [stem[len(start) :] for stem in stems]
+    return (
+        f"{start}*{ending}"
+        if all(rest.isdigit() or not rest for rest in rests)
+        else f"{start}{{class}}{ending}"
+    )
+
+
 # Templates
 
 
@@ -288,8 +334,10 @@ def _compile(template: str) -> re.Pattern:
     if "{name}" not in template:
         raise ValueError(f"{template!r} has no {{name}}, by which images and masks are paired.")
     pattern = ""
-    for piece in re.split(r"(\{name\}|\{folder\}|\*)", template):
-        if piece in ("{name}", "{folder}"):
+    for piece in re.split(r"(\{name\}|\{folder\}|\{class\}|\*)", template):
+        if piece == "{class}":
+            pattern += "(?P<class_>[^/]+)"
+        elif piece in ("{name}", "{folder}"):
             key = piece[1:-1]
             # The second time it is the same text: {name}/images/{name}.png
             pattern += f"(?P={key})" if f"(?P<{key}>" in pattern else f"(?P<{key}>.+)"
@@ -301,7 +349,12 @@ def _compile(template: str) -> re.Pattern:
 
 
 def _name(found: re.Match) -> str:
-    return "/".join(found.groupdict().values())
+    return "/".join(text for key, text in found.groupdict().items() if key != "class_")
+
+
+def _class(pattern: re.Pattern, path: str) -> str:
+    found = pattern.fullmatch(path)
+    return found["class_"].strip(" _-.") if found else ""
 
 
 def _listed(lines: Iterable[str], images: dict[str, str], matched: Matched) -> set[str]:
@@ -349,7 +402,8 @@ def _words(component: str) -> list[str]:
     return words
 
 
-def _role(component: str) -> str:
+def role_of(component: str) -> str:
+    """Say what a folder, file or column holds by its name: "image", "mask", "instances" or "none"."""
     words = set(_words(component))
     if words & _INSTANCES:
         return "instances"
@@ -359,16 +413,18 @@ def _role(component: str) -> str:
 def _group(folders: dict[tuple[str, ...], list[str]]) -> dict[tuple, list[_Base]]:
     """List folders that may belong together: of one split, in the same folders but for words of a role."""
     bases: dict[tuple, list[str]] = defaultdict(list)
-    plain = [parts for parts in folders if not any(_split(part) or _role(part) != "none" for part in parts)]
+    plain = [
+        parts for parts in folders if not any(split_of(part) or role_of(part) != "none" for part in parts)
+    ]
     levels = zip(*plain, strict=False)
     common = tuple(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
     for parts, paths in folders.items():
-        roles = [_role(part) for part in parts]
+        roles = [role_of(part) for part in parts]
         if "instances" in roles:
             continue
         role = "mask" if "mask" in roles else "image" if "image" in roles else "none"
-        splits = [split for part in parts if (split := _split(part))]
-        marked = [i for i, part in enumerate(parts) if _split(part) or roles[i] != "none"]
+        splits = [split for part in parts if (split := split_of(part))]
+        marked = [i for i, part in enumerate(parts) if split_of(part) or roles[i] != "none"]
         end = marked[-1] + 1 if marked else len(common)
         bases[parts[:end], role, splits[0] if splits else "all"] += paths
     groups: dict[tuple, list[_Base]] = defaultdict(list)
@@ -376,12 +432,13 @@ def _group(folders: dict[tuple[str, ...], list[str]]) -> dict[tuple, list[_Base]
         if all(path.lower().endswith(_OUTLINE_ENDINGS) for path in paths):
             role = "mask"
         skip = len("/".join(parts)) + 1 if parts else 0
-        rest = tuple(part for part in parts if _role(part) == "none" and not _split(part))
+        rest = tuple(part for part in parts if role_of(part) == "none" and not split_of(part))
         groups[split, rest].append(_Base(parts, role, split, tuple(path[skip:] for path in paths)))
     return groups
 
 
-def _split(component: str) -> str | None:
+def split_of(component: str) -> str | None:
+    """Say which split a folder, file or value means by its name; None if none."""
     return next((_SPLITS[word] for word in _words(component) if word in _SPLITS), None)
 
 
@@ -402,6 +459,13 @@ def _best_pair(bases: list[_Base]) -> tuple[_Base, _Base] | None:
             count, templates = _pair_within(image.files)
         else:
             count, templates = _pair_names(image.files, mask.files)
+            if mask.role == "mask":
+                count, templates = max(
+                    (count, templates),
+                    _pair_class_folders(image.files, mask.files),
+                    _pair_several(image.files, mask.files),
+                    key=lambda found: found[0],
+                )
             alone = len(image.files) == 1 and image.parts[:-1] == mask.parts[:-1] != ()
             if not count and alone and mask.role == "mask":  # one mask an object
                 count, templates = 1, ("*" + _ending(image.files), "*" + _ending(mask.files))
@@ -479,6 +543,46 @@ def _pair_names(images: Sequence[str], masks: Sequence[str]) -> tuple[int, tuple
     )
 
 
+def _pair_class_folders(images: Sequence[str], masks: Sequence[str]) -> tuple[int, tuple[str, str]]:
+    """Return the same for masks in a folder for each class: cat/a.png, dog/a.png."""
+    folders: dict[str, list[str]] = defaultdict(list)
+    for path in masks:
+        folder, slash, rest = path.partition("/")
+        if not slash:
+            return 0, ("", "")
+        folders[folder].append(rest)
+    names = Counter(stem for rests in folders.values() for stem in _stems(rests))
+    # A name in one of several folders only: those are scenes.
+    if not folders or len(folders) > _MOST_CLASSES or (len(folders) > 1 and max(names.values()) == 1):
+        return 0, ("", "")
+    count, (image, mask) = _pair_names(images, sorted({rest for rests in folders.values() for rest in rests}))
+    return count, (image, "{class}/" + mask)
+
+
+def _pair_several(images: Sequence[str], masks: Sequence[str]) -> tuple[int, tuple[str, str]]:
+    """Return the same for several masks an image in one folder: a_cat.png, a_dog.png; or a_1.png, a_2.png."""
+    known = set(_stems(images))
+    rests: Counter[str] = Counter()
+    owners: Counter[str] = Counter()
+    for stem in _stems(masks):
+        at = next((at for at in range(len(stem), 0, -1) if stem[:at] in known), None)
+        if at is None or not re.fullmatch(r"[_.-][^/]+", stem[at:]):
+            return 0, ("", "")
+        rests[stem[at:]] += 1
+        owners[stem[:at]] += 1
+    if not owners or max(owners.values()) == 1:
+        return 0, ("", "")
+    image = f"{{name}}{_ending(images)}"
+    separator = next(iter(rests))[0]
+    if all(re.fullmatch(r"[_.-]?[A-Za-z]*[_.-]?\d+", rest) for rest in rests):
+        return len(owners) + 1, (image, f"{{name}}{separator}*{_ending(masks)}")
+    # The same labels as class numbers, as colors and as objects are no classes.
+    strange = any(re.search("color|instance|label|mask|gt", rest.lower()) for rest in rests)
+    if strange or len(rests) > _MOST_CLASSES or any(rest[0] != separator for rest in rests):
+        return 0, ("", "")
+    return len(owners) + 1, (image, f"{{name}}{separator}{{class}}{_ending(masks)}")
+
+
 def _having(files: Sequence[str], affix: tuple[str, str]) -> list[str]:
     return [file for file, stem in zip(files, _stems(files), strict=True) if _cut(stem, affix) is not None]
 
@@ -524,7 +628,7 @@ def _template(bases: list[_Base], most: int, placeholder: str) -> str:
     if differing:
         parts[differing[0] : differing[-1] + 1] = [placeholder]
     elif "{name}" not in name:  # a single folder with one image
-        at = next((at for at, part in reversed(list(enumerate(parts))) if _role(part) == "none"), None)
+        at = next((at for at, part in reversed(list(enumerate(parts))) if role_of(part) == "none"), None)
         if at is None:
             name = name.replace("*", "{name}", 1)
         else:

@@ -158,6 +158,13 @@ class MaskEncoding:
             at[strange] = self._nearest(values)[inverse.ravel()]
         return classes[at]
 
+    def knows(self, pixels: np.ndarray) -> np.ndarray:
+        """Say of each pixel (H, W) whether its value is a class or ignored, without `snap`."""
+        try:
+            return np.isin(self._numbers(pixels), self._table[0])
+        except ValueError:  # colors where it wants gray
+            return np.zeros(pixels.shape[:2], bool)
+
     def name(self, value: int) -> str:
         """Write a value as people know it: `255`, or `#ff0000`."""
         return str(value) if self.kind == "gray" else "#{:02x}{:02x}{:02x}".format(*unpack(value))
@@ -321,7 +328,9 @@ def _by_order(
             "photographs, depth maps or numbers of objects?"
         )
     mapping = {value: index for index, value in enumerate(values)}
-    pairs = ", ".join(f"{value} instead of {index}" for value, index in list(mapping.items())[-3:])
+    pairs = ", ".join(
+        f"{value} instead of {index}" for value, index in list(mapping.items())[-3:] if value != index
+    )
     if values[0] == 1 and values == list(range(1, len(values) + 1)):
         note = f"masks count their classes from 1: {_list(values)} become 0 to {len(values) - 1}"
     else:

@@ -49,7 +49,7 @@ class OxfordPets(Sequence):
         if split not in ("train", "val", "trainval", "test"):
             raise ValueError(f'split must be "train", "val", "trainval" or "test", not {split!r}.')
         self.pets = _open(Path(root).expanduser(), "test" if split == "test" else "trainval", download)
-        self.origin = {"data": str(Path(self.pets._base_folder).resolve()), "split": split}
+        self.path, self.split = Path(self.pets._base_folder), split
         order = np.arange(len(self.pets))
         if split in ("train", "val"):
             generator = torch.Generator().manual_seed(_SPLIT_SEED)

@@ -14,7 +14,7 @@ from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.images import read_image
 from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, has_masks, list_files, split_lists
 from vitseg_zoo.data.masks import Proposal, propose
-from vitseg_zoo.data.oxford_pets import OxfordPets
+from vitseg_zoo.data.pair_tables import guess_tables
 from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
 
 _LOOKED_AT = 16  # images that say how many channels all have, where there is no dataset.yaml
@@ -51,7 +51,7 @@ class SegmentationFolder(Sequence):
         if split not in self.description.splits:
             raise ValueError(f"{path} has no split {split!r}, only {', '.join(self.description.splits)}.")
         self.split = split
-        self.origin = {"data": str(Path(path).expanduser().resolve()), "split": split}
+        self.path = Path(path).expanduser()
         self.class_names = self.description.class_names
         self.palette = self.description.palette
         self.ignore_index = self.description.ignore_index
@@ -99,6 +99,8 @@ def open_folders(
         `channels`.
     """
     if pets:
+        from vitseg_zoo.data.oxford_pets import OxfordPets  # imports torchvision, which a check does not need
+
         return [OxfordPets(path, split) for split in splits]
     if ignore_index is not None:
         return [ImageFolders(path, split, ignore_index).check() for split in splits]
@@ -145,8 +147,8 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         FileNotFoundError: If it has no images with masks.
     """
     files = list_files(path)
-    parts = guess_layout(files)
-    if set(parts) == {"all"} and (lists := split_lists(files)):
+    parts = guess_tables(path, files) or guess_layout(files)
+    if set(parts) == {"all"} and parts["all"].table is None and (lists := split_lists(files)):
         listed = {
             split: Part(parts["all"].images, parts["all"].masks, names) for split, names in lists.items()
         }
@@ -155,7 +157,7 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
         listed = {split: part for split, part in listed.items() if found[split].pairs}
         if "train" in listed:
             parts = listed
-    if not any(has_masks(part) for part in parts.values()):
+    if not any(part.table or has_masks(part) for part in parts.values()):
         parts = guess_annotations(path, files) or parts
     if not parts:
         raise FileNotFoundError(
@@ -201,31 +203,3 @@ def describe(
         labels=labels,
     )
     return description, found, kept
-
-
-def open_split(path: str | Path, split: str | None = None) -> SegmentationFolder | OxfordPets:
-    """Open the part of a data set that models are measured on.
-
-    Args:
-        path: A folder that `vitseg check` understands, its dataset.yaml, or the Oxford-IIIT Pet data set.
-        split: Name of the part; by default "test", or "val" where there is no such part.
-
-    Returns:
-        Pairs (image, mask), with `class_names`, `palette`, `ignore_index` and `name`.
-
-    Raises:
-        FileNotFoundError: If there are no images with masks.
-        ValueError: If there is no such part, or the masks cannot be understood.
-
-    Example:
-        >>> open_split("camvid").split  # doctest: +SKIP
-        'test'
-    """
-    path = Path(path).expanduser()
-    if any((folder / "annotations" / "trimaps").is_dir() for folder in (path, path / "oxford-iiit-pet")):
-        return OxfordPets(path, split or "test")
-    description = load_description(path)
-    splits = description.splits
-    return SegmentationFolder(
-        description, split or next((name for name in ("test", "val") if name in splits), splits[-1])
-    )

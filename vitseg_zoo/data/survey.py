@@ -1,24 +1,30 @@
 """What is measured of each image and mask of a data set: read once, in threads, and kept in a few numbers."""
 
 import hashlib
+import io
+import mmap
+import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from os import cpu_count
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import ExifTags, Image, ImageOps
 
 from vitseg_zoo.data.annotations import draw_pair, is_annotation
 from vitseg_zoo.data.class_files import Color
-from vitseg_zoo.data.images import read_pixels, read_size, to_unit
+from vitseg_zoo.data.images import open_image, read_pixels, read_size, to_unit
 from vitseg_zoo.data.layouts import Pair
 from vitseg_zoo.data.masks import as_mask, count_values, read_mask
+from vitseg_zoo.data.outlines import is_background
 
-# A pixel's four neighbors, without itself.
-_NEIGHBORS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.uint8)
+_AT_ONCE = 8  # pairs that a thread reads in a row
+_MAPPED = 2**26  # bytes of a file that is not read at once
 # More values than these in one mask are no classes; the most frequent are kept.
 _MOST_VALUES = 4096
 
@@ -37,6 +43,7 @@ class Record:
         brightness: Mean of the image, as `to_unit` makes it: in range [0, 1] if it holds whole numbers.
         sharpness: Variance of the Laplacian over that of the gray levels, at a side of at most 256 pixels.
         specks: Single pixels whose four neighbors agree with each other and not with them.
+        overlaps: Pixels that masks of several classes claim.
     """
 
     split: str
@@ -55,6 +62,7 @@ class Record:
     brightness: float = 0.0
     sharpness: float = 0.0
     specks: int = 0
+    overlaps: int = 0
 
 
 def survey(
@@ -74,14 +82,19 @@ def survey(
         workers: Number of threads; as many as cores by default.
     """
     workers = workers or cpu_count() or 1
-    pending: deque[Future[Record]] = deque()
+    remaining = iter(pairs)
+    pending: deque[Future[list[Record]]] = deque()
+
+    def measure_all(some: list[tuple[str, Pair]]) -> list[Record]:
+        return [measure(root, split, pair, images, masks) for split, pair in some]
+
     with ThreadPoolExecutor(workers) as pool:
-        for split, pair in pairs:
-            pending.append(pool.submit(measure, root, split, pair, images, masks))
-            if len(pending) >= 4 * workers:  # few at a time: memory does not grow with the data
-                yield pending.popleft().result()
+        while some := list(islice(remaining, _AT_ONCE)):
+            pending.append(pool.submit(measure_all, some))
+            if len(pending) > 2 * workers:  # few at a time: memory does not grow with the data
+                yield from pending.popleft().result()
         while pending:
-            yield pending.popleft().result()
+            yield from pending.popleft().result()
 
 
 def measure(root: Path, split: str, pair: Pair, images: bool = True, masks: bool = True) -> Record:
@@ -108,6 +121,8 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
     """
     if is_annotation(pair.masks[0]):
         return draw_pair(root, pair, lambda: read_size(root / pair.image))
+    if pair.classes:
+        return _merge_classes(root, pair)[0]
     merged = read_mask(root / pair.masks[0], colors)
     for path in pair.masks[1:]:
         mask = read_mask(root / path, colors)
@@ -117,8 +132,43 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
     return merged
 
 
+def _merge_classes(root: Path, pair: Pair) -> tuple[np.ndarray, int]:
+    """Merge masks of one class each: the n-th label is n + 1, and lies on those before it; count overlaps.
+
+    What lies above half of a mask's largest value is inside.
+    """
+    masks = sorted(zip(pair.classes, pair.masks, strict=True), key=lambda item: _rank(item[0], pair.labels))
+    merged, overlaps = None, 0
+    for label, path in masks:
+        mask = read_mask(root / path)
+        if mask.ndim == 3:
+            mask = mask.max(2)
+        if merged is None:
+            merged = np.zeros(mask.shape, np.uint8 if len(pair.labels) < 256 else np.uint16)
+        if mask.shape != merged.shape:
+            raise ValueError(f"{root / path} is of another size than {pair.masks[0]}.")
+        inside = 2 * mask.astype(np.int64) > mask.max(initial=0)
+        value = _rank(label, pair.labels) + 1
+        overlaps += int(np.count_nonzero(inside & (merged != 0) & (merged != value)))
+        merged[inside] = value
+    assert merged is not None
+    return merged, overlaps
+
+
+def _rank(label: str, labels: Sequence[str]) -> int:
+    """Return the position of a label; -1, which clears, of the background."""
+    if label in labels:
+        return labels.index(label)
+    if is_background(label):
+        return -1
+    raise ValueError(f"there is a mask of {label!r}, which is none of the labels {', '.join(labels)[:200]}.")
+
+
 def _measure_mask(record: Record, root: Path) -> None:
-    if len(record.pair.masks) == 1 and not is_annotation(record.pair.masks[0]):
+    if record.pair.classes:
+        merged, record.overlaps = _merge_classes(root, record.pair)
+        pixels, palette = merged, None
+    elif len(record.pair.masks) == 1 and not is_annotation(record.pair.masks[0]):
         pixels, palette = read_pixels(root / record.pair.masks[0], "a mask")
         if palette is None:
             pixels = as_mask(pixels, root / record.pair.masks[0])
@@ -132,43 +182,87 @@ def _measure_mask(record: Record, root: Path) -> None:
     record.values = counts
     if palette is not None:
         record.palette = {value: tuple(palette[value].tolist()) for value in counts}
-    record.specks = _count_specks(pixels)
+    record.specks = _count_specks(pixels) if len(counts) > 1 else 0
 
 
 def _count_specks(pixels: np.ndarray) -> int:
-    """Count pixels whose four neighbors agree with each other and not with them."""
-    if pixels.ndim == 3:
+    """Count pixels whose four neighbors agree with each other and not with them; none at the border."""
+    if pixels.ndim == 3 or min(pixels.shape) < 3:
         return 0
-    pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
-    highest, lowest = cv2.dilate(pixels, _NEIGHBORS), cv2.erode(pixels, _NEIGHBORS)
-    alike = cv2.compare(highest, lowest, cv2.CMP_EQ)
-    return cv2.countNonZero(cv2.bitwise_and(alike, cv2.compare(pixels, highest, cv2.CMP_NE)))
+    center, above, below = pixels[1:-1, 1:-1], pixels[:-2, 1:-1], pixels[2:, 1:-1]
+    left, right = pixels[1:-1, :-2], pixels[1:-1, 2:]
+    specks = center != above
+    for one, other in ((above, below), (left, right), (above, left)):
+        specks &= one == other
+    return int(np.count_nonzero(specks))
 
 
 def _measure_image(record: Record, path: Path) -> None:
-    pixels, palette = read_pixels(path)
-    if palette is not None:
-        pixels = palette[pixels]
-    record.image_size = pixels.shape[:2]
-    record.channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    record.dtype = str(pixels.dtype)
-    record.has_alpha = _has_alpha(pixels, path)
-    try:
-        record.digest = hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
-    gray = _gray(pixels)
+    content = _content(path)
+    record.digest = hashlib.blake2b(content, digest_size=16).digest()
+    gray = _gray_of_jpeg(record, content)
+    if gray is None:
+        pixels, palette = read_pixels(path)
+        if palette is not None:
+            pixels = palette[pixels]
+        record.image_size = pixels.shape[:2]
+        record.channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+        record.dtype = str(pixels.dtype)
+        record.has_alpha = _has_alpha(pixels, path)
+        gray = _gray(pixels)
+        if pixels.dtype != np.uint8:
+            record.brightness = float(np.nanmean(to_unit(pixels)))
     scale = 256 / max(gray.shape)
     if scale < 1:
         size = (max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale)))
         gray = cv2.resize(gray, size, interpolation=cv2.INTER_AREA)
     (mean,), (deviation,) = (values.ravel().tolist() for values in cv2.meanStdDev(gray))
-    _, edges = cv2.meanStdDev(cv2.Laplacian(gray, cv2.CV_16S))
-    record.brightness = mean / 255 if pixels.dtype == np.uint8 else float(np.nanmean(to_unit(pixels)))
-    record.sharpness = float(edges.item() ** 2 / max(deviation**2, 1e-3))
-    tiny = cv2.resize(gray, (9, 8), interpolation=cv2.INTER_AREA)
+    if record.dtype == "uint8":
+        record.brightness = mean / 255
+    edges = cv2.norm(cv2.Laplacian(gray, cv2.CV_16S)) ** 2 / gray.size  # their mean is nearly 0
+    record.sharpness = edges / max(deviation**2, 1e-3)
+    tiny = np.asarray(Image.fromarray(gray).resize((9, 8), Image.Resampling.BOX))
     bits = np.packbits(tiny[:, 1:] > tiny[:, :-1])
     record.difference_hash = int.from_bytes(bits.tobytes(), "big")
+
+
+def _content(path: Path) -> bytes | mmap.mmap:
+    """Return a file's bytes, mapped into memory where they are many."""
+    try:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > _MAPPED:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return file.read()
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {path}.") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+
+
+def _gray_of_jpeg(record: Record, content: bytes | mmap.mmap) -> np.ndarray | None:
+    """Decode the brightness of a JPEG, at no more than twice the size that is needed: half the work or less.
+
+    All of the file is read, so that one that was cut off is found. None for other files, and damaged ones.
+    """
+    if content[:2] != b"\xff\xd8":
+        return None
+    try:
+        with open_image(io.BytesIO(content)) as image:
+            if image.mode not in ("L", "RGB"):
+                return None
+            height, width, channels = image.height, image.width, len(image.getbands())
+            image.draft("L", (256, 256))
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            if orientation > 1:
+                ImageOps.exif_transpose(image, in_place=True)
+            gray = np.asarray(image)
+    except Exception:  # the decoders raise many kinds; `read_pixels` says which
+        return None
+    if gray.ndim != 2:
+        return None
+    record.image_size = (width, height) if orientation > 4 else (height, width)
+    record.channels, record.dtype = channels, "uint8"
+    return gray
 
 
 def choose_channels(records: Iterable[Record]) -> int:

@@ -13,7 +13,7 @@ from timm.models import create_model
 from torch import nn
 
 from vitseg_zoo.encoders.mix_checkpoints import checkpoint_filter_fn
-from vitseg_zoo.encoders.pretrained import resolve_pointer
+from vitseg_zoo.encoders.pretrained import note_left_out, resolve_pointer
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
 
 
@@ -98,11 +98,17 @@ def _stages(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def _convert_while_loading(
-    module: HierarchicalEncoder, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any
+    module: HierarchicalEncoder,
+    state_dict: dict[str, torch.Tensor],
+    prefix: str,
+    metadata: dict[str, Any],
+    *args: Any,
 ) -> None:
     own = {
         key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)
     }
     weights = {key.removeprefix("model."): value for key, value in resolve_pointer(own).items()}
-    for key, value in checkpoint_filter_fn(weights, module.model).items():
+    converted = checkpoint_filter_fn(weights, module.model)
+    note_left_out(weights, converted, prefix, metadata)
+    for key, value in converted.items():
         state_dict[f"{prefix}model.{key}"] = value

@@ -12,10 +12,11 @@ weights. The encoder reads the name while it loads (`resolve_pointer`).
 
 import hashlib
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,14 @@ from timm.models import adapt_input_conv, get_pretrained_cfg, load_state_dict, r
 from torch import nn
 
 from vitseg_zoo.files import atomic_path
+from vitseg_zoo.terminal import printable
 from vitseg_zoo.weights.download import fetch
 from vitseg_zoo.weights.encoder_catalog import encoder_entry, entry_of_cfg
 from vitseg_zoo.weights.entry import WeightsEntry
+from vitseg_zoo.weights.formats import left_out
 from vitseg_zoo.weights.license import say_license
+
+_logger = logging.getLogger("vitseg_zoo")
 
 StateDict = dict[str, torch.Tensor]
 
@@ -119,10 +124,17 @@ def resolve_pointer(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
         return dict(state_dict)
     name = bytes(state_dict[_POINTER_KEY].tolist()).decode()
     if name.endswith(UNTRAINED):
+        _say_untrained(name.removesuffix(UNTRAINED))
         return {}
     entry = encoder_entry(name)
     # A model of the user's own may name a local file instead.
     return load_state_dict(str(_fetch(entry) if entry else get_pretrained_cfg(name).file))
+
+
+@cache
+def _say_untrained(model: str) -> None:
+    """Log, once for a model, that what was asked for is random weights."""
+    _logger.warning("%s has no pretrained weights: it starts from random ones.", model)
 
 
 def with_checked_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +153,7 @@ def with_checked_weights(name: str, arguments: Mapping[str, Any]) -> dict[str, A
     overlay = arguments.get("pretrained_cfg_overlay") or {}
     cfg = resolve_pretrained_cfg(name, arguments.get("pretrained_cfg"), overlay)
     if arguments.get("pretrained") and f".{cfg.tag}" == UNTRAINED:
+        _say_untrained(cfg.architecture)
         return {**arguments, "pretrained": False}
     if cfg.source or cfg.file or cfg.state_dict or not (cfg.hf_hub_id or cfg.url):
         return dict(arguments)
@@ -153,38 +166,55 @@ def _fetch(entry: WeightsEntry, cache_dir: str | Path | None = None) -> Path:
     return fetch(entry, cache_dir)
 
 
-def convert_while_loading(encoder: nn.Module, state_dict: StateDict, prefix: str, *args: Any) -> None:
+def convert_while_loading(
+    encoder: nn.Module, state_dict: StateDict, prefix: str, metadata: dict[str, Any], *args: Any
+) -> None:
     """Rewrite a state dict, in place, into that of an encoder that keeps a timm ViT as `model`.
 
     Taken are: the encoder's own; the timm model's, with or without classifier; and, where the encoder is
     loaded by itself, a whole SMP model's, or the pointer that `TimmWeights` gives. Position embeddings and
     patches of another size are resampled as timm does, and the input layers fitted to the number of image
-    channels.
+    channels. What the timm model has no place for is listed, see `note_left_out`.
     """
     own = {
         key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)
     }
     own = resolve_pointer(own) or encoder.state_dict()
-    if not prefix and any(key.startswith("encoder.") for key in own):
-        own = {
-            key.removeprefix("encoder."): value for key, value in own.items() if key.startswith("encoder.")
-        }
+    outer = "encoder." if not prefix and any(key.startswith("encoder.") for key in own) else ""
+    if outer:
+        own = {key.removeprefix(outer): value for key, value in own.items() if key.startswith(outer)}
     model: nn.Module = encoder.model
     if any(key.startswith("model.") for key in own):
         weights = {
             key.removeprefix("model."): value for key, value in own.items() if key.startswith("model.")
         }
-        weights = timm_filter(model)(weights, model)
+        before, within, weights = weights, f"{prefix}model.", timm_filter(model)(weights, model)
         others = {key: value for key, value in own.items() if not key.startswith("model.")}
     else:
         # Before timm's conversion, which looks for the module of each key, and behind it, which renames some.
+        before, within = own, f"{prefix}{outer}"
         weights = _without_rest(timm_filter(model)(_without_rest(own, model), model), model)
         # timm knows nothing of what the encoder adds to its model: that stays as it is.
         others = {key: value for key, value in encoder.state_dict().items() if not key.startswith("model.")}
+    note_left_out(before, weights, within, metadata)
     if not prefix:
         weights = adapt_in_channels(weights, model)
     state_dict.update({f"{prefix}model.{key}": value for key, value in weights.items()})
     state_dict.update({f"{prefix}{key}": value for key, value in others.items()})
+
+
+def note_left_out(before: StateDict, after: StateDict, prefix: str, metadata: dict[str, Any]) -> None:
+    """List the tensors of a file that a timm model has no place for, in the log and for a report.
+
+    Args:
+        before: The tensors of the file.
+        after: Those that the model is given.
+        prefix: What stands before these names in the state dict.
+        metadata: What PyTorch passes to hooks of the state dict's `_metadata`; `left_out` gets the names.
+    """
+    if names := [f"{prefix}{key}" for key in left_out(before, after)]:
+        metadata.setdefault("left_out", []).extend(names)
+        _logger.info("the encoder has no place for %s", ", ".join(map(printable, names)))
 
 
 def _without_rest(weights: StateDict, model: nn.Module) -> StateDict:

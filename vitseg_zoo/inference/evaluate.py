@@ -1,6 +1,7 @@
 """Scores of a model on whole photographs, as `vitseg predict` segments them (extra ``train``)."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def save_evaluated(
     path: str | Path,
     pairs: Any,
     metadata: Mapping[str, Any],
-) -> Callable[[], dict[str, float]]:
+) -> "EvaluatedFile":
     """Prepare to save a model that is still to be trained, with its scores.
 
     What the file would say is checked now; what is returned is to be called after the training. It saves the
@@ -67,22 +68,32 @@ def save_evaluated(
         metadata: What is said of the model, see `vitseg_zoo.save_model`.
 
     Returns:
-        A function that saves and measures, and returns the scores of `evaluate`.
+        What saves and measures when it is called, and returns the scores of `evaluate`.
 
     Raises:
         ValueError: If the metadata do not fit the model.
     """
     describe_model(model, metadata)
+    return EvaluatedFile(model, Path(path), pairs, metadata)
 
-    def save() -> dict[str, float]:
-        said = {"metric_source": "one confusion matrix over all pixels, no epoch selected", **metadata}
-        save_model(model, path, half=True, **said)
-        scores = evaluate(*load_model(path), pairs, pairs.ignore_index)
+
+@dataclass(frozen=True)
+class EvaluatedFile:
+    """A file that is written, and measured, when this is called; see `save_evaluated`."""
+
+    model: nn.Module
+    path: Path
+    pairs: Any
+    metadata: Mapping[str, Any]
+
+    def __call__(self) -> dict[str, float]:
+        """Save the model and return the scores of what the file gives."""
+        said = {"metric_source": "one confusion matrix over all pixels, no epoch selected", **self.metadata}
+        save_model(self.model, self.path, half=True, **said)
+        scores = evaluate(*load_model(self.path), self.pairs, self.pairs.ignore_index)
         said["metric"] = (
             f"mIoU {100 * scores['miou']:.1f} %, pixel accuracy {100 * scores['pixel_accuracy']:.1f} % "
-            f"on {len(pairs)} images at their own size"
+            f"on {len(self.pairs)} images at their own size"
         )
-        save_model(model, path, half=True, **said)
+        save_model(self.model, self.path, half=True, **said)
         return scores
-
-    return save

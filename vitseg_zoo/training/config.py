@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import tyro
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -21,6 +21,16 @@ _MAY_CHANGE = {
     *("out", "data", "resume", "epochs", "max_steps", "early_stopping", "num_workers"),
     *("devices", "num_nodes", "strategy", "precision", "compile", "grad_checkpointing"),
 }
+
+
+def option(name: str) -> str:
+    """Spell a field as on the command line.
+
+    Example:
+        >>> option("batch_size")
+        '--batch-size'
+    """
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(kw_only=True)
@@ -38,6 +48,9 @@ class RunConfig:
         ValueError: epochs should be 1 or more, got 0.
     """
 
+    # Options that a recipe fills in where nobody says them; a resumed training keeps them.
+    chosen: ClassVar[tuple[str, ...]] = ()
+
     out: Path  # folder for everything that is written
     data: Path = Path("data")  # folder of the data
     epochs: int = 50  # passes over the training images; -1 for as many as --max-steps needs
@@ -47,7 +60,7 @@ class RunConfig:
     accumulate_grad_batches: int = 1  # batches whose gradients make one step
     gradient_clip_val: float | None = None  # clip the norm of a step's gradients to this
     lr: float = 1e-3  # highest learning rate
-    find_lr: bool = False  # say which --lr is a good one, after 100 steps at rates from 1e-8 to 1, and end
+    find_lr: bool = False  # say which --lr is a good one, after 100 steps at rates from 1e-6 to 1, and end
     ema: float | None = None  # decay of an average of the weights, which is then the model; None for none
     image_size: int = 256  # side of the square that images are resized to, in pixels
     overfit: int = 0  # train and measure on so many training images, to see whether they can be learned
@@ -66,6 +79,10 @@ class RunConfig:
         self.at_least(1, "batch_size", "accumulate_grad_batches", "image_size", "num_nodes", "early_stopping")
         self.at_least(0, "seed", "num_workers", "overfit")
         self.above_zero("lr", "gradient_clip_val", "ema")
+        # What several recipes add.
+        self.at_least(1, "crop_size")
+        self.at_least(0, "freeze", "label_smoothing", "lora")
+        self.above_zero("layer_decay")
         if self.max_steps != -1:
             self.at_least(1, "max_steps")
         if self.epochs != -1 or self.max_steps == -1:
@@ -74,22 +91,28 @@ class RunConfig:
             raise ValueError(f"ema should be a number below 1, as 0.998, got {self.ema}.")
 
     def at_least(self, lowest: int, *names: str) -> None:
-        """Refuse numbers below `lowest` in the fields of these names; `None` passes."""
+        """Refuse numbers below `lowest` in the fields of these names; `None` and fields not there pass."""
         for name in names:
-            value = getattr(self, name)
+            value = getattr(self, name, None)
             if value is not None and not value >= lowest:
                 raise ValueError(f"{name} should be {lowest} or more, got {value}.")
 
     def above_zero(self, *names: str) -> None:
-        """Refuse what is no finite number above 0 in the fields of these names; `None` passes."""
+        """Refuse what is no finite number above 0 in these fields; `None` and fields not there pass."""
         for name in names:
-            value = getattr(self, name)
+            value = getattr(self, name, None)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} should be a number above 0, got {value}.")
 
     def to_json(self) -> dict[str, Any]:
         """Give the options as JSON has them."""
         return json.loads(json.dumps(asdict(self), default=str))
+
+    def keep_chosen(self, saved: dict[str, Any]) -> None:
+        """Take what a recipe chose when a training was started, where nobody says it now."""
+        for name in self.chosen:
+            if getattr(self, name) in (None, "auto") and name in saved:
+                setattr(self, name, saved[name])
 
     def check_resumed(self, saved: dict[str, Any], where: Path) -> None:
         """Compare with the options that a training was started with.
@@ -100,9 +123,12 @@ class RunConfig:
         for name, value in self.to_json().items():
             known = saved.get(name, value)
             if value != known and name not in _MAY_CHANGE:
-                option = f"--{name.replace('_', '-')}"
                 known_text = known if isinstance(known, str | int | float) else json.dumps(known)
-                say = f"leave out {option}" if known is None else f"say so with {option} {known_text}"
+                say = (
+                    f"leave out {option(name)}"
+                    if known is None
+                    else f"say so with {option(name)} {known_text}"
+                )
                 raise ValueError(
                     f"{where} was trained with {name} {known}, not {value}: {say}, or give another --out."
                 )

@@ -1,7 +1,9 @@
 """Everything around a recipe: `prepare` before it builds its model, and `fit`, which trains it."""
 
+import io
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -10,6 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,20 +25,25 @@ from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
-from torch.utils.data import Subset
 
 from vitseg_zoo.cost import describe_device
-from vitseg_zoo.data.dataset import SegmentationDataset
+from vitseg_zoo.data.origin import origin_of
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.terminal import say
-from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
+from vitseg_zoo.training.callbacks import (
+    EpochLog,
+    FiniteLoss,
+    ParameterStrides,
+    PredictionGallery,
+    TrainingStopped,
+)
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
-from vitseg_zoo.training.config import RunConfig
+from vitseg_zoo.training.config import RunConfig, option
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import weight_averaging
 from vitseg_zoo.training.module import SegmentationModule
-from vitseg_zoo.training.pictures import save_curves
+from vitseg_zoo.training.pictures import read_metrics, save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import command, save_results, summary, training_seconds, versions
 
@@ -75,9 +83,10 @@ def prepare(config: RunConfig) -> None:
     _make_writable(config.out)
     _lock(config.out)
     if config.resume and saved.exists():
-        config.check_resumed(json.loads(saved.read_text(encoding="utf-8")), last)
-    with atomic_path(saved) as partial:
-        partial.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
+        before = json.loads(saved.read_text(encoding="utf-8"))
+        config.keep_chosen(before)
+        config.check_resumed(before, last)
+    _write_config(config)
     seed_everything(config.seed, verbose=False)
 
 
@@ -119,13 +128,13 @@ def fit(
         >>> fit(module, data, config)["test_last"]["miou"]  # doctest: +SKIP
         0.53
     """
+    _write_config(config)  # with what the recipe has chosen
     if config.overfit:
         data.overfit(config.overfit)
     channels = getattr(module, "channels", 3)
     for name in ("crop_size", "image_size"):
         if hasattr(config, name):
-            option = f"--{name.replace('_', '-')}"
-            try_size(module, getattr(config, name), option, data.batch_size, channels)
+            try_size(module, getattr(config, name), option(name), data.batch_size, channels)
     for dataset in data.datasets.values():
         if dataset is not None:
             dataset.cache()  # reads all images
@@ -133,7 +142,13 @@ def fit(
     resumed = config.resume and last.exists()
     if not resumed:
         metrics.unlink(missing_ok=True)  # of a first epoch that was not finished
+    for path in config.out.glob("hpc_ckpt_*.ckpt"):
+        # Of Lightning's requeue by SLURM, from within an epoch: last.ckpt repeats an uninterrupted training.
+        path.unlink(missing_ok=True)
     precision = _check_checkpoint(last, config) if resumed else config.precision
+    several = config.num_nodes > 1 or config.devices not in ("auto", "1") or "WORLD_SIZE" in os.environ
+    if precision == "auto" and several and not torch.cuda.is_available():
+        precision = "32-true"  # each process would measure for itself, and they must agree
     if precision == "auto":
         size = getattr(config, "crop_size", config.image_size)
         precision = choose_precision(module.model, (size, size), min(data.batch_size, 8), channels)
@@ -170,6 +185,7 @@ def fit(
             # The gallery before averaged weights, whose picture it shows at the end.
             "callbacks": [
                 FiniteLoss(data.batch_names),
+                ParameterStrides(),
                 EpochLog(metrics),
                 PredictionGallery(data.datasets["val"], config.out),
                 *savers,
@@ -187,11 +203,12 @@ def fit(
     )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     counts = [f"{len(dataset)} {split}" for split, dataset in data.datasets.items() if dataset is not None]
-    say(
-        f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
-        f"precision {precision}, {', '.join(counts)} images",
-        flush=True,
-    )
+    if trainer.is_global_zero:
+        say(
+            f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
+            f"precision {precision}, {', '.join(counts)} images",
+            flush=True,
+        )
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     if config.find_lr:
@@ -213,7 +230,9 @@ def fit(
         }
     if not trainer.is_global_zero:  # it measured its part
         return {}
-    save_curves({"": metrics}, config.out / "curves.png")
+    save_curves(read_metrics(metrics), config.out / "curves.png")
+    # The images that `score` looked at, which it names, or those of the epochs' scores.
+    measured = getattr(score, "pairs", getattr(data.datasets["test"] or data.datasets["val"], "source", None))
     results = {
         "arch": module.hparams.arch,
         "encoder_name": module.hparams.encoder_name,
@@ -226,7 +245,7 @@ def fit(
         "hardware": describe_device(trainer.strategy.root_device, trainer.world_size),
         "command": command(),
         "config": config.to_json(),
-        "measured_on": _origin(data.datasets["test"] or data.datasets["val"]),
+        "measured_on": origin_of(measured),
         "versions": versions(),
     }
     save_results(results, config.out / "results.json")
@@ -275,7 +294,7 @@ def out_of_memory(config: RunConfig, batch_size: int) -> str:
     size = "crop_size" if hasattr(config, "crop_size") else "image_size"
     # Two thirds of a side, half of the pixels.
     smaller = max(32, getattr(config, size) * 2 // 3 // 32 * 32)
-    other = f"--{size.replace('_', '-')} {smaller}"
+    other = f"{option(size)} {smaller}"
     if not config.grad_checkpointing:
         other += " or --grad-checkpointing"
     if batch_size > 1:
@@ -285,13 +304,17 @@ def out_of_memory(config: RunConfig, batch_size: int) -> str:
 
 
 def _find_lr(trainer: Trainer, module: LightningModule, data: SegmentationDataModule) -> float:
-    """Find a learning rate by Lightning's range test."""
+    """Find a learning rate by Lightning's range test: a tenth of that at which the loss was lowest."""
     trainer.callbacks = [callback for callback in trainer.callbacks if not isinstance(callback, EpochLog)]
-    finder = Tuner(trainer).lr_find(module, data, num_training=100, update_attr=False)
-    found = finder.suggestion() if finder else None
-    if found is None:
-        raise ValueError("No learning rate between 1e-8 and 1 made the loss fall: look at images and masks.")
-    say(f"the loss fell fastest at a learning rate of {found:.1e}: train with --lr {found:.1e}", flush=True)
+    # Its bar is not for a log file.
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        finder = Tuner(trainer).lr_find(module, data, min_lr=1e-6, max_lr=1.0, update_attr=False)
+    # Not Lightning's suggestion: the slope over the rate and not over its logarithm is steepest at the start.
+    losses = torch.tensor(finder.results["loss"][10:]).nan_to_num(nan=math.inf)
+    if not losses.isfinite().any():
+        raise ValueError("No learning rate between 1e-6 and 1 made the loss fall: look at images and masks.")
+    found = finder.results["lr"][10 + int(losses.argmin())] / 10
+    say(f"a tenth of the learning rate at which the loss was lowest: train with --lr {found:.1e}", flush=True)
     return found
 
 
@@ -302,12 +325,10 @@ def _test(trainer: Trainer, module: LightningModule, data: SegmentationDataModul
     }
 
 
-def _origin(dataset: SegmentationDataset | None) -> dict[str, str] | None:
-    """Say which part of which folder a data set is, where its source knows it."""
-    source = getattr(dataset, "source", None)
-    while isinstance(source, Subset):
-        source = source.dataset
-    return getattr(source, "origin", None)
+def _write_config(config: RunConfig) -> None:
+    if rank_zero_only.rank == 0:
+        with atomic_path(config_file(config)) as partial:
+            partial.write_text(json.dumps(config.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def config_file(config: RunConfig) -> Path:

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from vitseg_zoo.losses import CrossEntropy, create_loss
 from vitseg_zoo.metrics import MultilabelMetrics, SegmentationMetrics
@@ -26,7 +27,8 @@ class SegmentationModule(LightningModule):
         encoder_name: encoder, as `smp.create_model` takes it.
         encoder_weights: name of pretrained weights, with whose mean and deviation images are normalized;
             None starts from random weights, and images stay in [0, 1].
-        class_names: one name for each class, in order; two or more, but for `mode="binary"`.
+        class_names: one name for each class, in order; with `mode="binary"` that of the object, or those of
+            background and object.
         palette: one RGB color (0 to 255) for each class.
         image_size: side of the square, or (height, width), that images are resized to.
         ignore_index: mask value of pixels that count neither in the loss nor in the metrics; None if there
@@ -77,6 +79,8 @@ class SegmentationModule(LightningModule):
     ) -> None:
         super().__init__()
         class_names, palette = list(class_names), [list(color) for color in palette]
+        if mode == "binary":
+            class_names, palette = class_names[-1:] if len(class_names) == 2 else class_names, palette[-1:]
         # The softmax of one class is always 1: nothing would be learned.
         if mode == "multiclass" and len(class_names) < 2:
             raise ValueError(
@@ -84,7 +88,7 @@ class SegmentationModule(LightningModule):
                 'name it and the background, or say mode="binary".'
             )
         if mode == "binary" and len(class_names) != 1:
-            raise ValueError(f'mode="binary" is for one class beside the background, got {class_names}.')
+            raise ValueError(f"binary is for one class beside the background, got {class_names}.")
         model_args = dict(model_args or {})
         self.save_hyperparameters()
         self.model = smp.create_model(
@@ -104,6 +108,10 @@ class SegmentationModule(LightningModule):
             CrossEntropy(ignore_index)
             if mode == "multiclass"
             else create_loss("cross_entropy", mode, ignore_index=ignore_index)
+        )
+        # A mean that knows how many images each process had; Lightning's own rounds their average down.
+        self.train_loss, self.val_loss, self.test_loss = (
+            MeanMetric(nan_strategy="disable") for _ in range(3)
         )
         # Not in a ModuleDict named by stage: "train" is a method of every module.
         measured = class_names if mode != "binary" else ["background", *class_names]
@@ -141,7 +149,7 @@ class SegmentationModule(LightningModule):
             "mean": self.mean.expand(1, self.channels, 1, 1).flatten().tolist(),
             "std": self.std.expand(1, self.channels, 1, 1).flatten().tolist(),
             "input_size": [size, size] if isinstance(size, int) else list(size),
-            "recipe": command(),
+            "recipe": command(names_folders=False),
         }
 
     def forward(self, image: Tensor, **kwargs: Any) -> Any:
@@ -169,7 +177,11 @@ class SegmentationModule(LightningModule):
         image, mask = batch
         loss, logits = self.loss_and_logits(image, mask, stage)
         getattr(self, f"{stage}_metrics").update(self.labels(logits), mask)
-        self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        mean = getattr(self, f"{stage}_loss")
+        mean.update(
+            loss.detach().expand(len(image))
+        )  # an image, a value: it has no weights without nan checks
+        self.log(f"{stage}_loss", mean, on_step=False, on_epoch=True)
         return loss
 
     def shared_epoch_end(self, stage: str) -> None:

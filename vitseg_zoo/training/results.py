@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -55,11 +56,35 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def command() -> str:
-    """Return the command line of this program, as one would type it again."""
+def command(names_folders: bool = True) -> str:
+    """Return the command line of this program, as one would type it again.
+
+    Args:
+        names_folders: Whether paths are whole. Without, they are their last names: whoever is given the file
+            need not know the folders of who trained.
+    """
     program, *words = sys.argv
+    if Path(program).name == "ipykernel_launcher.py":
+        return "in a notebook"
+    if not names_folders:
+        program, *words = map(_without_folders, sys.argv)
     start = ["vitseg"] if Path(program).name in ("vitseg", "__main__.py") else ["python", program]
     return shlex.join([*start, *words])
+
+
+def _without_folders(word: str) -> str:
+    r"""Leave out the folders of a path, perhaps behind an option and "="; another word comes back as it is.
+
+    Example:
+        >>> [_without_folders(word) for word in ("--data=/home/me/cats", "C:\\me\\cats", "hf-hub:timm/vit")]
+        ['--data=cats', 'cats', 'hf-hub:timm/vit']
+    """
+    option, is_option, value = word.partition("=")
+    if is_option and re.fullmatch(r"--[\w-]+", option):
+        return f"{option}={_without_folders(value)}"
+    if re.match(r"[{\[]|\w[\w-]+:", word):  # JSON, or an address
+        return word
+    return re.split(r"[/\\]", word.rstrip("/\\"))[-1]
 
 
 def final_scores(results: Mapping) -> dict[str, float]:

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from vitseg_zoo.terminal import printable
 from vitseg_zoo.weights.entry import IMAGENET_MEAN, IMAGENET_STD
+from vitseg_zoo.weights.metadata import without_folders
 
 _CARD = """
 ---
@@ -52,8 +53,6 @@ _FACTS = {
     "license": "License of the weights",
     "source": "Source",
 }
-# What stands before the last name of an absolute path: the author's own folders.
-_ABSOLUTE_FOLDER = re.compile(r"(?<![\w:/\\.])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 # Names of licenses that the Hub knows.
 _SPDX = {"apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0"}
 
@@ -105,5 +104,5 @@ def make_model_card(description: Mapping[str, Any], where: str, title: str) -> M
 
 def _text(value: object) -> str:
     """Escape a text from a file for a line of Markdown: it makes no heading, link or tag, names no folder."""
-    line = _ABSOLUTE_FOLDER.sub("", printable(value))
+    line = without_folders(printable(value))
     return re.sub(r"([\\`*_\[\]<>#|~&$!])", r"\\\1", line)

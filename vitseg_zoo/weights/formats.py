@@ -28,6 +28,33 @@ def recognize(weights: StateDict) -> Format | None:
     return next((known for known in FORMATS if known.matches(weights)), None)
 
 
+# Tensors that conversions join: queries, keys and values.
+_JOINED = re.compile(r"\b(w?[qkv]|query|key|value)(_proj)?\.(weight|bias)$|\.[qkv]_bias$")
+
+
+def left_out(weights: StateDict, converted: StateDict) -> list[str]:
+    """Say which tensors a conversion made nothing of.
+
+    What is renamed or taken apart shares the tensors' memory, what is resampled bears their names.
+
+    Args:
+        weights: What was converted.
+        converted: What came out.
+
+    Example:
+        >>> left_out({"a": torch.zeros(2), "b": torch.zeros(1)}, {"b": torch.zeros(4)})
+        ['a']
+    """
+    used = {value.untyped_storage()._cdata for value in converted.values()}
+    return [
+        key
+        for key, value in weights.items()
+        if value.untyped_storage()._cdata not in used
+        and not _JOINED.search(key)
+        and not any(key.endswith(name) for name in converted)
+    ]
+
+
 def convert_notebook(weights: StateDict) -> StateDict:
     """Give the weights of the article's notebook the names of `smp.VitSeg`.
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from vitseg_zoo.terminal import printable
 from vitseg_zoo.weights.checkpoint import Checkpoint, read_checkpoint
 from vitseg_zoo.weights.download import fetch, find_entry
 from vitseg_zoo.weights.download_errors import without_password
-from vitseg_zoo.weights.formats import StateDict, recognize
+from vitseg_zoo.weights.formats import StateDict, left_out, recognize
 from vitseg_zoo.weights.identify import build_model, describe_checkpoint
 from vitseg_zoo.weights.license import say_license
 from vitseg_zoo.weights.metadata import metadata_of
@@ -148,8 +149,8 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
         name: What to call the file in messages.
     """
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    left_out = _left_out(checkpoint.weights, before)
-    used = {key: value for key, value in checkpoint.weights.items() if key not in left_out}
+    unused = _unused(checkpoint.weights, before)
+    used = {key: value for key, value in checkpoint.weights.items() if key not in unused}
     format_name, weights = _best_fit(model, used)
     if weights is None:
         raise ValueError(
@@ -157,6 +158,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
             f"the file begins with {_some(list(checkpoint.weights))}, "
             f"the model with {_some(list(before))}."
         )
+    unused += left_out(used, weights)
     # Encoders resample positions and patches of other shapes; elsewhere another shape is an error.
     mismatched = [
         key
@@ -165,7 +167,7 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
     ]
     fitting = {key: value for key, value in weights.items() if key not in mismatched}
     try:
-        result, of_encoder = _load(model, fitting)
+        result, of_encoder, unplaced = _load(model, fitting)
     except Exception as error:  # refused by the encoder's conversion
         model.load_state_dict(before)
         raise RuntimeError(
@@ -173,13 +175,20 @@ def load_checkpoint(model: nn.Module, checkpoint: Checkpoint, strict: bool, name
         ) from error
     mismatched += of_encoder
     missing = [key for key in result.missing_keys if key not in mismatched]
+    in_file = {id(value): key for key, value in used.items()}
+    changes: list[str] = []
+    for key in filter(fitting.__contains__, unplaced):
+        block = _OF_A_BLOCK.search(key)
+        # One with which a block of the model would compute something else is more than beside the model.
+        counts = block and any(block["name"] in own for own in before) and fitting[key].any()
+        (changes if counts else unused).append(in_file.get(id(fitting[key]), key))
     report = LoadReport(
         format_name,
         len(before) - len(result.missing_keys),
         tuple(missing),
-        tuple(result.unexpected_keys),
+        (*result.unexpected_keys, *changes),
         tuple(mismatched),
-        (*checkpoint.ignored, *left_out),
+        (*checkpoint.ignored, *unused),
     )
     if report.missing or report.unexpected or report.mismatched:
         if strict:
@@ -199,24 +208,40 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _load(model: nn.Module, weights: StateDict) -> tuple[_IncompatibleKeys, list[str]]:
-    """Load the tensors that fit once the encoder has converted them; return the names of the others."""
+# A parameter of a timm ViT's block, and no constant.
+_OF_A_BLOCK = re.compile(
+    r"\b(?P<name>blocks\.\d+\.).*(?<!bias_mask)(?<!relative_position_index)(?<!periods)$"
+)
+
+
+def _load(model: nn.Module, weights: StateDict) -> tuple[_IncompatibleKeys, list[str], list[str]]:
+    """Load the tensors that fit once the encoder has converted them.
+
+    Returns:
+        What PyTorch says; the names of those that do not fit; and of those that the encoder has no place for.
+    """
+    unplaced: list[str] = []
+    weights = OrderedDict(weights)
+    # What PyTorch passes to the hooks of the model, which may be the encoder, and of its encoder.
+    weights._metadata = {key: {"left_out": unplaced} for key in ("", "encoder")}  # type: ignore[attr-defined]
     own = model.state_dict()
     load = model.load_state_dict  # SMP's renames some encoders of old
     if any(key in own and own[key].shape != value.shape for key, value in weights.items()):
         # SMP's would drop these before the encoder can resample them.
         load = partial(nn.Module.load_state_dict, model)
     try:
-        return load(weights, strict=False), []
+        return load(weights, strict=False), [], unplaced
     except RuntimeError as error:
         mismatched = re.findall(r"size mismatch for (\S+): copying", str(error))
         if not mismatched:
             raise
-    rest = {key: value for key, value in weights.items() if key not in mismatched}
-    return load(rest, strict=False), mismatched
+    unplaced.clear()
+    for key in mismatched:
+        weights.pop(key, None)
+    return load(weights, strict=False), mismatched, unplaced
 
 
-def _left_out(weights: StateDict, own: StateDict) -> list[str]:
+def _unused(weights: StateDict, own: StateDict) -> list[str]:
     """Say what the model has no use for, by the format; a classifier is used where the model has one."""
     known = recognize(weights)
     if known is None or any(key.startswith("head.") for key in own):

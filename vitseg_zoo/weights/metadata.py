@@ -30,6 +30,20 @@ _LARGEST_NUMBER = 65536
 FITS = ("squeeze", "shorter_side", "tiles", "whole")
 
 
+# What stands before the last name of an absolute path: the author's own folders.
+_ABSOLUTE_FOLDER = re.compile(r"(?<![\w:/\\.])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
+
+
+def without_folders(text: str) -> str:
+    """Leave out what stands before the last name of absolute paths: the author's own folders.
+
+    Example:
+        >>> without_folders("python train.py --data /home/me/cats; see https://example.org/cats/")
+        'python train.py --data cats; see https://example.org/cats/'
+    """
+    return _ABSOLUTE_FOLDER.sub("", text)
+
+
 def metadata_of(entry: WeightsEntry) -> dict[str, Any]:
     """Return a catalog entry's part that is said of a model."""
     described = {key: getattr(entry, key) for key in METADATA if hasattr(entry, key)}
@@ -40,6 +54,8 @@ def describe_model(model: SegmentationModel, metadata: Mapping[str, Any]) -> dic
     """Say what a file says of a model: its SMP architecture, that one's arguments, and metadata."""
     # What `load_model` says of the model itself is read from the model instead.
     metadata = {key: _plain(value) for key, value in metadata.items() if key not in OF_THE_MODEL}
+    if isinstance(metadata.get("recipe"), str):  # a command line
+        metadata["recipe"] = without_folders(metadata["recipe"])
     unknown = sorted(set(metadata) - set(METADATA))
     if unknown:
         raise ValueError(f"Unknown metadata {', '.join(unknown)}: known are {', '.join(METADATA)}.")
