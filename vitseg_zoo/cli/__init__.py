@@ -19,7 +19,7 @@ COMMANDS = {
         "list": "list models, encoders and architectures of the zoo",
         "info": "show all that is known of a model or an encoder",
         "trace": "show how a tensor's shape changes step by step through a model",
-        "bench": "measure SegFormer here against SMP and Hugging Face",
+        "bench": "measure models that take turns: time, throughput, memory, operations",
     },
     "train": {
         "augment": "show what a training will see of an image, by a preset of augmentations",
