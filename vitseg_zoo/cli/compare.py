@@ -17,7 +17,7 @@ from vitseg_zoo.terminal import Progress, say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `vitseg compare`."""
     parser.usage = (
-        "vitseg compare RUN... [--data DIR] [--split NAME] [--out DIR]\n"
+        "vitseg compare [-h] RUN... [--data DIR] [--split NAME] [--out DIR]\n"
         "       vitseg compare --train RECIPE --models NAMES [--seeds SEEDS] [--data DIR] [--out DIR] "
         "[-- OPTIONS]"
     )
