@@ -6,7 +6,7 @@
     vitseg predict cat.jpg --checkpoint runs/vitseg/checkpoints/best.ckpt --out masks
 
 --out receives metrics.csv, curves.png, predictions.png, training.gif, results.json and
-checkpoints/{best,last}.ckpt; recipes/compare.py puts several such folders side by side.
+checkpoints/{best,last}.ckpt; `vitseg compare` puts several such folders side by side.
 Copy this file and edit it: everything that is decided here is in the lines below.
 """
 

@@ -1,5 +1,7 @@
 """`vitseg predict` on images of several kinds, with weights and with a checkpoint."""
 
+import csv
+import json
 import os
 import re
 import subprocess
@@ -57,7 +59,9 @@ def test_palette_mask_and_overlay_at_the_images_own_size(weights, photograph, tm
     photograph.save(tmp_path / "cat.png")
     assert _predict(weights, tmp_path / "out", tmp_path / "cat.png") == 0
     mask, overlay = (Image.open(tmp_path / "out" / name) for name in ("cat_mask.png", "cat_overlay.jpg"))
-    assert mask.mode == "P" and mask.size == overlay.size == (70, 50)
+    assert mask.mode == "P" and mask.size == (70, 50)
+    assert overlay.width >= 70 and overlay.height > 50  # with a legend below
+    overlay = overlay.crop((0, 0, 70, 50))
     labels = np.asarray(mask)
     assert len(np.unique(labels)) > 1 and labels.max() <= 2
     colors = np.asarray(PALETTE)[labels]
@@ -306,3 +310,52 @@ def test_tiles(weights, photograph, tmp_path, capsys):
     assert "cut into tiles of 32 x 32 pixels that overlap by 25%" in capsys.readouterr().out
     expected = Predictor(weights, "cpu", tile=32)(photograph).labels
     np.testing.assert_array_equal(_mask(tmp_path / "cat_mask.png"), expected)
+
+
+def test_everything_of_several_images(weights, photograph, tmp_path, capsys):
+    """The tables hold all images, those of an earlier run as well."""
+    for name in ("cat.png", "dog.png"):
+        photograph.save(tmp_path / name)
+    out = tmp_path / "out"
+    assert _predict(weights, out, tmp_path / "cat.png", Path("--outputs"), Path("mask")) == 0
+    assert [path.name for path in out.iterdir()] == ["cat_mask.png"]
+    images = [tmp_path / "cat.png", tmp_path / "dog.png"]
+    everything = [Path("--outputs"), Path("mask,areas,coco,label-studio")]
+    assert _predict(weights, out, *images, *everything) == 0
+    assert "1 of 2 images have their mask" in capsys.readouterr().out
+    rows = list(csv.DictReader((out / "areas.csv").open()))
+    assert json.loads((out / "areas.json").read_text())[0]["image"] == rows[0]["image"] == "cat.png"
+    assert {row["image"] for row in rows} == {"cat.png", "dog.png"}
+    labels = _mask(out / "dog_mask.png")
+    shares = {row["class"]: float(row["share"]) for row in rows if row["image"] == "dog.png"}
+    for index, name in enumerate(CLASS_NAMES):
+        assert shares.get(name, 0) == pytest.approx((labels == index).mean(), abs=1e-5)
+    coco = json.loads((out / "coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == ["cat.png", "dog.png"]
+    assert [category["name"] for category in coco["categories"]] == [*CLASS_NAMES]
+    assert len(json.loads((out / "label_studio.json").read_text())) == 2
+    with pytest.raises(SystemExit):
+        _predict(weights, out, *images, Path("--outputs"), Path("masks"))
+    assert "should be of mask, overlay, geojson, areas, coco, label-studio" in capsys.readouterr().err
+
+
+def test_augmentation_says_what_it_costs(weights, photograph, tmp_path, capsys):
+    photograph.save(tmp_path / "cat.png")
+    assert _predict(weights, tmp_path, tmp_path / "cat.png", Path("--tta"), Path("flips,scales")) == 0
+    assert "each image takes 6.25 times as long (--tta flips,scales)" in capsys.readouterr().out
+    expected = Predictor(weights, "cpu", tta=["flips", "scales"])(photograph).labels
+    np.testing.assert_array_equal(_mask(tmp_path / "cat_mask.png"), expected)
+
+
+def test_images_of_one_size_are_batched_and_keep_their_order(weights, photograph, tmp_path):
+    names = [f"{index}.png" for index in range(5)]
+    for index, name in enumerate(names):
+        turned = photograph.rotate(40 * index)
+        (turned.resize((40, 40)) if index == 3 else turned).save(tmp_path / name)
+    (tmp_path / "2b.png").write_text("no image")
+    images = [tmp_path / name for name in [*names[:3], "2b.png", *names[3:]]]
+    assert _predict(weights, tmp_path / "one", *images) == 1
+    assert _predict(weights, tmp_path / "two", *images, Path("--batch-size"), Path("2")) == 1
+    for name in names:
+        masks = [_mask(tmp_path / out / name.replace(".", "_mask.")) for out in ("one", "two")]
+        assert (masks[0] == masks[1]).mean() > 0.999

@@ -176,6 +176,7 @@ def test_cityscapes_and_ade20k_predict_as_they_were_measured():
         ({"tile": 64, "overlap": 1.0}, r"overlap should be in range \[0, 1\), got 1.0"),
         ({"tile": 64, "fit": "squeeze"}, "tile goes with fit='tiles'"),
         ({"fit": "tiles"}, "no input_size for tiles"),
+        ({"tta": ["flips", "turns"]}, "tta should be of flips, scales, got turns"),
     ],
 )
 def test_refusals(options, message):
@@ -194,3 +195,38 @@ def test_refusals(options, message):
 def test_wrong_images(wrong, message):
     with pytest.raises(ValueError, match=message):
         Predictor(PerPixel(), "cpu")(wrong)
+
+
+def test_resized_as_for_a_training():
+    from vitseg_zoo.data.transforms import resize
+    from vitseg_zoo.inference.predictor import _resized
+
+    for channels, kind in ((3, np.uint8), (1, np.uint16), (8, np.uint8), (5, np.float32)):
+        image = (np.random.default_rng(0).random((50, 71, channels)) * 200).astype(kind)
+        expected = resize((32, 64))(image=image)["image"]
+        np.testing.assert_array_equal(_resized(image, (32, 64)).reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("options", [{"tile": 32, "overlap": 0.5}, {"metadata": {"input_size": (64, 64)}}])
+def test_mirrored_copies_make_a_prediction_symmetric(options, image):
+    model = smp.Unet("tu-test_resnet", encoder_weights=None, classes=3)
+    plain, averaged = (Predictor(model, "cpu", tta=tta, **options) for tta in ((), ("flips",)))
+    size = (64, 64)  # one tile, or whole tiles from either side
+    image = np.asarray(Image.fromarray(image).resize(size))
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    one, other = (averaged(x, probabilities=True).probabilities for x in (image, mirrored))
+    np.testing.assert_allclose(one, other[:, :, ::-1], atol=1e-5)
+    one, other = (plain(x, probabilities=True).probabilities for x in (image, mirrored))
+    assert np.abs(one - other[:, :, ::-1]).max() > 1e-3
+
+
+def test_convolutions_of_smp_run_channels_last(image):
+    model = smp.Unet("tu-test_resnet", encoder_weights=None, classes=3)
+    expected = Predictor(nn.Sequential(model), "cpu")(image, probabilities=True).probabilities
+    seen = []
+    model.encoder.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    result = Predictor(model, "cpu")(image, probabilities=True).probabilities
+    assert seen == [True]
+    np.testing.assert_allclose(result, expected, atol=1e-5)

@@ -10,16 +10,14 @@ from vitseg_zoo.comparison.measure import measure, open_data
 from vitseg_zoo.comparison.report import Comparison, write_report
 from vitseg_zoo.comparison.runs import Run, group_runs, read_runs
 from vitseg_zoo.comparison.trainings import Training, plan, train_all
-from vitseg_zoo.cost import describe_device
 from vitseg_zoo.files import atomic_path
-from vitseg_zoo.inference.predictor import Predictor
 from vitseg_zoo.terminal import Progress, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `vitseg compare`."""
     parser.usage = (
-        "vitseg compare RUN... [--data DIR] [--split NAME] [--out DIR]\n"
+        "vitseg compare [-h] RUN... [--data DIR] [--split NAME] [--out DIR]\n"
         "       vitseg compare --train RECIPE --models NAMES [--seeds SEEDS] [--data DIR] [--out DIR] "
         "[-- OPTIONS]"
     )
@@ -65,13 +63,14 @@ def run(args: argparse.Namespace) -> int:
         trainings = plan(args.train, args.models or "", args.seeds, args.out, options)
         try:
             failed = train_all(trainings, say)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as stop:  # SystemExit: SIGTERM, after which `fit` has saved
             say("stopped: the same command goes on.")
-            raise SystemExit(130) from None
+            raise SystemExit(getattr(stop, "code", 130)) from None
         folders += [training.config.out for training in trainings if training not in failed]
-    if not folders:
+    if not (folders or failed):
         raise ValueError("nothing to compare: name trainings, or --train RECIPE --models NAMES.")
-    _report(read_runs(folders), args)
+    if folders:
+        _report(read_runs(folders), args)
     for training in failed:
         say(f"not trained: {training.name}, seed {training.config.seed}: {training.error}")
     return 1 if failed else 0
@@ -82,11 +81,9 @@ def _report(runs: list[Run], args: argparse.Namespace) -> None:
     pairs: Any = open_data(runs, args.data, args.split)
     models = measure(groups, pairs, say, lambda: Progress("images"))
     where = pairs.path.resolve().name
-    device = Predictor(runs[0].weights).device
     comparison = Comparison(
         models,
         f"Measured on {len(pairs)} images, the part {pairs.split} of {where}.",
-        describe_device(device),
     )
     names = [model.name for model in comparison.models]
     title = " and ".join(names) if len(names) < 3 else f"{len(names)} models on {where}"

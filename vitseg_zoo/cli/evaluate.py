@@ -11,7 +11,6 @@ from vitseg_zoo.comparison.cost import measure_costs
 from vitseg_zoo.comparison.evaluation import evaluate_images, write_csv
 from vitseg_zoo.comparison.report import Comparison, Model, write_report
 from vitseg_zoo.comparison.runs import read_runs
-from vitseg_zoo.cost import describe_device
 from vitseg_zoo.data.origin import open_split
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.inference.predictor import Predictor
@@ -61,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
     comparison = Comparison(
         [Model(name, [evaluation], runs, cost)],
         f"Measured on {len(pairs)} images, the part {split} of {where}; {predictor.describe()}.",
-        describe_device(predictor.device),
     )
     write_report(comparison, pairs, args.out / "report.html", f"{name} on {where}")
     write_csv({name: evaluation}, args.out / "images.csv")

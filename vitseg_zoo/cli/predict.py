@@ -1,23 +1,42 @@
-"""`vitseg predict PATH...`: masks and overlays of photographs, at their own size."""
+"""`vitseg predict PATH...`: masks and overlays of images, at their own size."""
 
 import argparse
+import csv
+import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vitseg_zoo.data.images import to_picture
 from vitseg_zoo.files import atomic_path
-from vitseg_zoo.inference.files import class_shares, find_images, predict_files
-from vitseg_zoo.inference.predictor import Predictor, palette_image
-from vitseg_zoo.palette import distinct_colors
+from vitseg_zoo.inference.augmentation import TTA, cost
+from vitseg_zoo.inference.files import find_images, predict_files
+from vitseg_zoo.inference.outputs import areas, count_classes, overlay, palette_image, reduced
+from vitseg_zoo.inference.predictor import Predictor
+from vitseg_zoo.inference.rasters import (
+    is_georeferenced,
+    is_windowed,
+    pixel_area,
+    predict_raster,
+    read_labels,
+    reduced_raster,
+    write_geojson,
+    write_raster,
+)
+from vitseg_zoo.inference.regions import coco_annotations, coco_categories, label_studio_task
 from vitseg_zoo.terminal import say
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
 from vitseg_zoo.weights.download_errors import without_password
 from vitseg_zoo.weights.metadata import FITS
+
+# What can be made beside the mask: a file for each image, or one for all.
+EACH = {"overlay": "_overlay.jpg", "geojson": ".geojson"}
+ALL = {"areas": "areas.csv", "coco": "coco.json", "label-studio": "label_studio.json"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="photographs of any size and format, folders of them, or patterns such as 'photos/*.jpg'",
+        help="images of any size and format, folders of them, or patterns such as 'photos/*.jpg'",
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
@@ -45,7 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("masks"),
         metavar="DIR",
-        help="folder for NAME_mask.png and NAME_overlay.jpg [%(default)s]",
+        help="folder for NAME_mask.png, NAME_overlay.jpg and so on [%(default)s]",
+    )
+    add(
+        "--outputs",
+        type=_listed("mask", *EACH, *ALL),
+        default=["mask", "overlay"],
+        metavar="WHAT,...",
+        help=f"what to make: mask (always), {', '.join([*EACH, *ALL])} [mask,overlay]",
     )
     add("--overwrite", action="store_true", help="predict images again whose mask and overlay exist")
     add(
@@ -62,41 +88,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PART",
         help="of a tile that its neighbor covers, too [%(default)s]",
     )
+    add(
+        "--tta",
+        type=_listed(*TTA),
+        default=[],
+        metavar="WHAT,...",
+        help="average over mirrored copies (flips), resized ones (scales) or both: slower, a little better",
+    )
+    add("--batch-size", type=int, metavar="N", help="images of one size, or tiles, at once [CPU 1, GPU 8]")
+    add("--device", default="auto", help="cpu, cuda, cuda:1, mps [the fastest that there is]")
+
+
+def _listed(*known: str) -> Any:
+    def parse(text: str) -> list[str]:
+        values = [value.strip() for value in text.split(",") if value.strip()]
+        if unknown := [value for value in values if value not in known]:
+            raise argparse.ArgumentTypeError(f"should be of {', '.join(known)}, got {', '.join(unknown)}")
+        return values
+
+    return parse
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write a mask and an overlay for each image; one that cannot be read or written stops no other."""
-    targets = name_outputs(find_images(args.images, without=args.out), args.out)
+    """Write what is asked for of each image; one that cannot be read or written stops no other."""
+    images = find_images(args.images, without=args.out)
+    targets = name_outputs(images, args.out, args.outputs)
     if args.checkpoint is not None and not args.checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}.")
-    files = [path for path, made in targets.items() if args.overwrite or not all(map(os.path.isfile, made))]
+    files = [
+        path
+        for path, made in targets.items()
+        if args.overwrite or not all(map(os.path.isfile, made.values()))
+    ]
     if len(files) < len(targets):
         done = len(targets) - len(files)
-        say(f"{done} of {len(targets)} images have their mask and overlay: --overwrite makes them anew.")
-        if not files:
+        what = " and ".join(name for name in args.outputs if name not in ALL) or "mask"
+        say(f"{done} of {len(targets)} images have their {what}: --overwrite makes them anew.")
+        if not files and not set(args.outputs) & {*ALL}:
             return 0
-    predictor = Predictor(args.checkpoint or args.weights, fit=args.fit, tile=args.tile, overlap=args.overlap)
-    metadata = predictor.metadata
-    names = metadata.get("class_names") or [f"class {index}" for index in range(predictor.classes or 1)]
-    palette = metadata.get("palette") or distinct_colors(len(names))
-    if len(names) == 1:  # 0 is its absence
-        names, palette = ["background", *names], [(0, 0, 0), *palette]
-    if len(names) > 256:
-        raise ValueError(f"a palette PNG holds 256 classes, but the model has {len(names)}.")
-
-    def write(path: Path, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        mask_path, overlay_path = targets[path]
-        mask = palette_image(labels, palette)
-        _save(mask, mask_path, "PNG")
-        photograph = Image.fromarray(to_picture(image))
-        overlay = Image.blend(photograph, mask.convert("RGB"), 0.5)
-        if "background" in names:  # stays as it is
-            overlay.paste(photograph, mask=Image.fromarray(labels == names.index("background")))
-        _save(overlay, overlay_path, "JPEG")
-        return class_shares(labels, len(names))
-
-    knows = f"{', '.join(names[:10])}{', ...' * (len(names) > 10)}"
-    say(f"{without_password(str(args.checkpoint or args.weights))} knows {knows}")
+    predictor = Predictor(
+        args.checkpoint or args.weights,
+        args.device,
+        fit=args.fit,
+        tile=args.tile,
+        overlap=args.overlap,
+        batch_size=args.batch_size,
+        tta=args.tta,
+    )
+    names, palette = predictor.class_names, predictor.palette
+    if len(names) > 255:
+        raise ValueError(f"a mask holds 255 classes, but the model has {len(names)}.")
+    about = without_password(str(args.checkpoint or args.weights))
+    say(f"{about} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
     alike: dict[tuple[int, ...], list[str]] = {}
     for name, color in zip(names, palette, strict=True):
         alike.setdefault(tuple(color), []).append(name)
@@ -104,51 +147,150 @@ def run(args: argparse.Namespace) -> int:
         if len(same) > 1:  # as two of ADE20K's own are
             say(f"{' and '.join(same)} have the same color: only the numbers in the masks tell them apart")
     say(f"{predictor.describe()} (--fit)")
+    if args.tta:
+        say(f"each image takes {cost(args.tta):g} times as long (--tta {','.join(args.tta)})")
+
+    def write(path: Path, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        made = targets[path]
+        mask = made["mask"]
+        try:
+            if mask.suffix == ".tif":
+                write_raster(labels, path, mask, palette)
+            else:
+                _save(palette_image(labels, palette), mask, "PNG")
+            counts = count_classes(labels, len(names))
+            if "overlay" in made:
+                picture = overlay(to_picture(reduced(image)), reduced(labels), names, palette)
+                _save(picture, made["overlay"], "JPEG")
+            if "geojson" in made:
+                write_geojson(mask, made["geojson"], names, skip)
+        except OSError as error:
+            raise ValueError(f"{mask} cannot be written: {error}.") from error
+        return counts
+
+    def write_windowed(path: Path) -> np.ndarray | ValueError:
+        made = targets[path]
+        try:
+            counts = predict_raster(predictor, path, made["mask"], palette, about)
+            if "overlay" in made:
+                pictures = reduced_raster(path), reduced_raster(made["mask"], are_labels=True)
+                _save(overlay(*pictures, names, palette), made["overlay"], "JPEG")
+            if "geojson" in made:
+                write_geojson(made["mask"], made["geojson"], names, skip)
+            return counts
+        except (ValueError, OSError) as error:
+            return error if isinstance(error, ValueError) else ValueError(f"{path}: {error}.")
+
+    def results() -> Iterator[tuple[Path, np.ndarray | ValueError]]:
+        yield from predict_files(predictor, [path for path in files if path not in windowed], write)
+        for path in windowed:
+            yield path, write_windowed(path)
+
+    skip = names.index("background") if "background" in names else None
+    windowed = [path for path in files if is_windowed(path, predictor)]
     args.out.mkdir(parents=True, exist_ok=True)
     Image.MAX_IMAGE_PIXELS = None  # the limit of `data.images` holds: photographs have up to 200 million
-    errors = []
-    for path, shares in predict_files(predictor, files, write):
-        if isinstance(shares, ValueError):
-            errors.append(shares)
+    errors = {}
+    for path, counts in results():
+        if isinstance(counts, ValueError):
+            errors[path] = counts
             continue
+        shares = counts / max(counts.sum(), 1)
         largest = [
             f"{names[index]} {shares[index]:.1%}" for index in np.argsort(-shares)[:5] if shares[index]
         ]
-        say(f"{targets[path][0]}: {', '.join(largest)}")
-    for error in errors:
+        say(f"{targets[path]['mask']}: {', '.join(largest)}")
+    masks = {path: made["mask"] for path, made in targets.items() if path not in errors}
+    _write_tables(args, {path: images[path] for path in masks}, masks, names, skip)
+    for error in errors.values():
         say(f"vitseg predict: {error}", file=sys.stderr)
     return 1 if errors else 0
 
 
-def name_outputs(images: Mapping[Path, Path], folder: Path) -> dict[Path, tuple[Path, Path]]:
-    """Choose where the mask and the overlay of each image are written.
+def _write_tables(
+    args: argparse.Namespace,
+    images: Mapping[Path, Path],
+    masks: Mapping[Path, Path],
+    names: list[str],
+    skip: int | None,
+) -> None:
+    """Write the files that hold all images, from the masks: those of earlier runs are in them, too."""
+    asked = [what for what in args.outputs if what in ALL]
+    if not asked:
+        return
+    rows: list[dict] = []
+    tasks: list[dict] = []
+    pictures: list[dict] = []
+    annotations: list[dict] = []
+    for number, (path, mask) in enumerate(masks.items(), 1):
+        labels = read_labels(mask)
+        name = images[path].with_name(images[path].name + path.suffix).as_posix()
+        if "areas" in asked:
+            rows += areas(name, count_classes(labels, len(names)), names, pixel_area(path))
+        if "coco" in asked:
+            height, width = labels.shape
+            pictures.append({"id": number, "file_name": name, "width": width, "height": height})
+            annotations += coco_annotations(labels, number, len(annotations) + 1, skip)
+        if "label-studio" in asked:
+            tasks.append(label_studio_task(f"/data/local-files/?d={name}", labels, names, skip))
+    if "areas" in asked:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        with (
+            atomic_path(args.out / "areas.csv") as whole,
+            open(whole, "w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        _write_json(args.out / "areas.json", rows)
+    if "coco" in asked:
+        categories = coco_categories(names)
+        content = {"images": pictures, "annotations": annotations, "categories": categories}
+        _write_json(args.out / ALL["coco"], content)
+    if "label-studio" in asked:
+        _write_json(args.out / ALL["label-studio"], tasks)
+    say(f"{args.out}: {', '.join(ALL[what] for what in asked)} of {len(masks)} images")
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as whole:
+        whole.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+
+
+def name_outputs(
+    images: Mapping[Path, Path], folder: Path, outputs: Iterable[str] = ("mask", "overlay")
+) -> dict[Path, dict[str, Path]]:
+    """Choose where the mask of each image and what else is asked for are written.
 
     Args:
         images: files to predict, and what their results are called after, as `find_images` gives them.
         folder: where to.
+        outputs: what to write beside the mask.
 
     Returns:
-        Image -> (mask, overlay).
+        Image -> output -> file. The mask of a georeferenced image is a TIFF.
 
     Raises:
         ValueError: Two images would be written to the same file, or one over an image.
 
     Example:
-        >>> list(name_outputs({Path("a/cat.jpg"): Path("cat")}, Path("out")).values())[0][0].name
+        >>> name_outputs({Path("a/cat.jpg"): Path("cat")}, Path("out"))[Path("a/cat.jpg")]["mask"].name
         'cat_mask.png'
     """
     targets = {
-        path: (folder / f"{name}_mask.png", folder / f"{name}_overlay.jpg") for path, name in images.items()
+        path: {"mask": folder / f"{name}_mask.{'tif' if is_georeferenced(path) else 'png'}"}
+        | {what: folder / f"{name}{EACH[what]}" for what in outputs if what in EACH}
+        for path, name in images.items()
     }
     owners: dict[Path, Path] = {}
     inputs = {path.resolve() for path in images}
-    for path, outputs in targets.items():
-        other = owners.setdefault(outputs[0], path)
+    for path, made in targets.items():
+        other = owners.setdefault(made["mask"].with_suffix(""), path)
         if other != path:
             raise ValueError(
-                f"{other} and {path} would both be written to {outputs[0]}: predict them into two folders."
+                f"{other} and {path} would both be written to {made['mask']}: predict them into two folders."
             )
-        for output in outputs:
+        for output in made.values():
             if output.resolve() in inputs:
                 raise ValueError(f"{output} would overwrite an image of that name: choose another --out.")
     return targets
@@ -158,5 +300,5 @@ def _save(picture: Image.Image, path: Path, kind: str) -> None:
     try:
         with atomic_path(path) as partial:
             picture.save(partial, format=kind)
-    except OSError as error:  # a JPEG has no more than 65535 pixels a side
+    except OSError as error:
         raise ValueError(f"{path} cannot be written: {error}.") from error

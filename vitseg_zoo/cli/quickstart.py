@@ -8,19 +8,18 @@ from typing import Any
 
 import torch
 
+from vitseg_zoo.comparison.measure import measure
+from vitseg_zoo.comparison.report import Comparison, write_report
+from vitseg_zoo.comparison.runs import Run
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE
 from vitseg_zoo.data.synthetic import SyntheticPets
 from vitseg_zoo.data.transforms import flip
-from vitseg_zoo.terminal import say
-from vitseg_zoo.training.callbacks import EpochPredictions
+from vitseg_zoo.terminal import Progress, say
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.loop import fit, prepare
 from vitseg_zoo.training.module import SegmentationModule
-from vitseg_zoo.training.pictures import save_history
-from vitseg_zoo.training.report import write_report
-from vitseg_zoo.training.results import comparison_table, text_table
 
 # Name -> arch, encoder_name, model_args and learning_rate of `SegmentationModule`. Both are small enough for
 # two cores: ViT-seg has 6 of its 12 blocks, the U-Net timm's smallest ResNet. Their steps cost the same.
@@ -32,7 +31,6 @@ COUNTS = {"train": 1000, "val": 200, "test": 200}
 IMAGE_SIZE = 128
 BATCH_SIZE = 32
 EPOCHS = 8
-PICTURES = 7  # images whose predictions are shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,41 +50,30 @@ def run(args: argparse.Namespace) -> int:
 
     say(f"drawing {sum(COUNTS.values())} animals", flush=True)
     datasets = {split: _dataset(split, args.seed) for split in COUNTS}
-    shown = [datasets["val"][index] for index in range(PICTURES)]
-    images, masks = torch.stack([image for image, _ in shown]), torch.stack([mask for _, mask in shown])
-
-    results, history, folders = {}, {}, {}
+    runs = {}
     for number, name in enumerate(MODELS, start=1):
         say()
         say(f"model {number} of {len(MODELS)}: {name}", flush=True)
-        predictions = EpochPredictions(images)
-        folders[name] = args.out / name.lower()
-        results[name] = _train(name, datasets, predictions, folders[name], args)
-        history[name] = predictions.labels
+        folder = args.out / name.lower()
+        runs[name] = [Run(folder, _train(name, datasets, folder, args))]
 
-    save_history(images, masks, history, PALETTE, args.out)
     pixels = sum(int((mask == BACKGROUND).sum()) for _, mask in datasets["test"])
     background = pixels / (COUNTS["test"] * IMAGE_SIZE**2)
     trivial = (
         f"To call every pixel background would be right for {background:.1%} of the pixels, "
         f"with a mean IoU of {background / len(CLASS_NAMES):.1%}."
     )
-    write_report(
-        folders,
-        args.out / "report.html",
-        title="ViT-seg next to a CNN",
-        introduction=(
-            f"vitseg quickstart trained both from random weights for {args.epochs} epochs on "
-            f"{COUNTS['train']} drawn animals. Classes are pet, background and the border between. {trivial}"
-        ),
-        figures=[
-            ("At the end: pets yellow, background violet, borders teal", args.out / "predictions.png"),
-            ("The same pictures after each epoch", args.out / "training.gif"),
-        ],
+    said = (
+        f"vitseg quickstart trained both from random weights for {args.epochs} epochs on {COUNTS['train']} "
+        f"drawn animals. Classes are pet, background and the border between. {trivial}"
     )
-    table = text_table(*comparison_table(results)).split("\n")
+    say()
+    pairs = SyntheticPets(COUNTS["test"], "test", IMAGE_SIZE, args.seed)
+    models = measure(runs, pairs, say, lambda: Progress("pictures"))
+    comparison = Comparison(models, said)
+    write_report(comparison, pairs, args.out / "report.html", "ViT-seg next to a CNN")
     done = f"{time.time() - started:.0f} s in all. Report: {(args.out / 'report.html').resolve()}"
-    for line in ("", f"Scores on {COUNTS['test']} test pictures. {trivial}", "", *table, "", done):
+    for line in ("", trivial, "", *comparison.text().split("\n"), "", done):
         say(line)
     return 0
 
@@ -114,7 +101,6 @@ class QuickModule(SegmentationModule):
 def _train(
     name: str,
     datasets: Mapping[str, SegmentationDataset],
-    predictions: EpochPredictions,
     folder: Path,
     args: argparse.Namespace,
 ) -> dict:
@@ -146,4 +132,4 @@ def _train(
         model_args=model_args,
     )
     data = SegmentationDataModule(**datasets, batch_size=BATCH_SIZE, seed=args.seed)
-    return fit(module, data, config, select=None, callbacks=[predictions])
+    return fit(module, data, config, select=None)

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from vitseg_zoo.cost import count_macs, peak_memory, time_in_turns
+from vitseg_zoo.cost import count_macs, describe_device, peak_memory, time_in_turns
 from vitseg_zoo.data.images import as_image
 from vitseg_zoo.inference.predictor import Predictor
 
@@ -20,12 +20,14 @@ class Cost:
         macs: Multiply-adds of convolutions, matrix products and attention.
         bytes: The most that tensors have at one time, without the weights.
         seconds: Median.
+        hardware: Where, in words.
     """
 
     parameters: int
     macs: int
     bytes: int
     seconds: float
+    hardware: str
 
 
 def measure_costs(predictors: Mapping[str, Predictor], image: np.ndarray) -> dict[str, Cost]:
@@ -55,6 +57,7 @@ def measure_costs(predictors: Mapping[str, Predictor], image: np.ndarray) -> dic
             count_macs(call),
             peak_memory(call, device),
             seconds[name],
+            describe_device(device),
         )
         for name, call in calls.items()
     }

@@ -125,14 +125,20 @@ def training_gif(runs: Mapping[str, Run]) -> bytes | None:
     Returns:
         The file's bytes; None without such pictures.
     """
-    epochs = {name: sorted((run.folder / "epochs").glob("*.png")) for name, run in runs.items()}
+    epochs = {name: sorted((run.folder / "epochs").glob("[0-9]*.png")) for name, run in runs.items()}
     epochs = {name: files for name, files in epochs.items() if files}
     if not epochs:
         return None
     count = min(_FRAMES, max(map(len, epochs.values())))
+    first = next(iter(epochs.values()))[0].parent
+    above = {
+        name: _first_tiles(first / f"{name}.png")
+        for name in ("image", "truth")
+        if (first / f"{name}.png").is_file()
+    }
     frames = []
     for moment in np.linspace(0, 1, count):
-        rows = {
+        rows = above | {
             f"{name}, epoch {int(files[at].stem) + 1 if files[at].stem.isdigit() else at + 1}": _first_tiles(
                 files[at]
             )

@@ -73,12 +73,11 @@ class Comparison:
     Args:
         models: The models; they are put in order, the highest mIoU first.
         data: What they were measured on, in words.
-        hardware: Where the cost was measured, in words.
     """
 
-    def __init__(self, models: Sequence[Model], data: str, hardware: str = "") -> None:
+    def __init__(self, models: Sequence[Model], data: str) -> None:
         self.models = sorted(models, key=lambda model: -np.nan_to_num(mean(model.values("miou"))))
-        self.data, self.hardware = data, hardware
+        self.data = data
         self.images = len(models[0].evaluations[0].names)
         self.class_names = models[0].evaluations[0].class_names
         resampled = resample({model.name: model.evaluations for model in self.models})
@@ -148,6 +147,7 @@ class Comparison:
     def _cost(self) -> list[Table]:
         if not any(model.cost or model.runs for model in self.models):
             return []
+        hardware = next((model.cost.hardware for model in self.models if model.cost), "")
         head, rows = ["model", "parameters", "GMACs", "latency", "memory"], []
         trained = any(model.runs for model in self.models)
         for model in self.models:
@@ -158,7 +158,7 @@ class Comparison:
                     f"{cost.parameters / 1e6:.2f} M",
                     f"{cost.macs / 1e9:.2f}",
                     f"{1e3 * cost.seconds:.1f} ms",
-                    f"{cost.bytes / 1e6:.0f} MB",
+                    f"{cost.bytes / 1e6:.{0 if cost.bytes >= 1e7 else 1}f} MB",
                 ]
                 if cost
                 else ["-"] * 4
@@ -169,8 +169,9 @@ class Comparison:
                 row.append(_duration(mean(known)) if known else "-")
             rows.append(row)
         note = (
-            f"Of one image, from pixels to labels at its own size, on {self.hardware}: latency is the median "
-            "of runs in turn with the other models, memory that of all tensors but the weights."
+            f"Of one image, from pixels to labels at its own size, on {hardware}. Latency is the median of "
+            f"several runs{', in turn with the other models' * (len(self.models) > 1)}, memory that of all "
+            "tensors but the weights."
         )
         if trained:
             head.append("training")

@@ -1,5 +1,6 @@
 """The trainings of a comparison: which there should be, which are done, and the others, one by one."""
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -122,8 +123,10 @@ def plan(recipe: str, models: str, seeds: str, out: Path, options: Sequence[str]
             trainings.append(Training(name, module, config, words))
     for training in trainings:
         saved = training.config.out / "config.json"
-        if saved.is_file():
-            training.config.check_resumed(_read_json(saved), training.config.out)
+        if saved.is_file():  # what the recipe chose then, where nobody says it now, is chosen
+            before = _read_json(saved)
+            training.config.keep_chosen(before)
+            training.config.check_resumed(before, training.config.out)
     return trainings
 
 
@@ -134,7 +137,8 @@ def load_recipe(name: str) -> ModuleType:
         ValueError: If there is none, or it has no `Config` and `main`.
     """
     if name.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        # A name that no other module has.
+        spec = importlib.util.spec_from_file_location(f"recipe_{Path(name).stem}", name)
         if spec is None or spec.loader is None or not Path(name).is_file():
             raise ValueError(f"there is no recipe {name}.")
         module = importlib.util.module_from_spec(spec)
@@ -188,6 +192,7 @@ def train_all(trainings: Sequence[Training], say: Callable[[str], None]) -> list
             training.error = " ".join(text.partition(", supported encoders")[0].split())
             say(f"failed: {training.error}")
             failed.append(training)
+        gc.collect()  # a Trainer and its module hold each other, and the GPU's memory
     return failed
 
 
@@ -198,10 +203,8 @@ _TOLD = (OSError, ValueError, KeyError, TypeError, RuntimeError, Misconfiguratio
 def _state(training: Training) -> str:
     if training.is_finished:
         return "finished"
-    done = training.epochs_done
-    if done >= training.config.epochs:  # not measured yet
-        return "nearly finished"
-    return f"epoch {done} of {training.config.epochs}" if done else f"{training.config.epochs} epochs"
+    done, epochs = training.epochs_done, training.config.epochs
+    return f"epoch {done} of {epochs}" if done else f"{epochs} epochs" if epochs else "to be begun"
 
 
 def time_left(missing: Sequence[Training], known: Sequence[Training]) -> float | None:
@@ -221,8 +224,11 @@ def time_left(missing: Sequence[Training], known: Sequence[Training]) -> float |
     everything = [mean(values) for values in seconds.values() if values]
     if not everything:
         return None
+    # Where the recipe is still to choose, as many as it chose for the others.
+    usual = max([training.config.epochs or 0 for training in known])
     return sum(
-        max(training.config.epochs - training.epochs_done, 0) * mean(seconds[training.name] or everything)
+        max((training.config.epochs or usual) - training.epochs_done, 0)
+        * mean(seconds[training.name] or everything)
         for training in missing
     )
 
@@ -231,7 +237,7 @@ def time_left(missing: Sequence[Training], known: Sequence[Training]) -> float |
 def _program(training: Training) -> Iterator[None]:
     """Let results.json say with which command the recipe does the same by itself."""
     argv = sys.argv
-    sys.argv = [f"{training.recipe.__name__.rpartition('.')[2]}.py", *training.words]
+    sys.argv = [Path(str(training.recipe.__file__)).name, *training.words]
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF"
 # Width times height, known before anything is decoded: 16384 x 16384. A file of 50 kB can ask for gigabytes.
 MAX_PIXELS = 2**28
 
+_STRIP_ROWS = 64
 _MAX_BYTES = 2**31  # of a raster of many bands
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the first bytes of TIFF and of BigTIFF
 MAX_CHANNELS = 64  # an array whose last side is longer than this, and whose first is not, is (C, H, W)
@@ -235,10 +236,22 @@ def _read_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
         image = image.convert("RGB")
     elif image.mode in ("La", "RGBa"):
         image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    pixels = np.asarray(image)
+    pixels = _to_array(image)
     if is_deep_png:
         return pixels.astype(np.uint16), palette
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False), palette
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    """Copy an image's pixels in strips: of a large one Pillow would hold two more copies meanwhile."""
+    first = np.asarray(image.crop((0, 0, image.width, min(_STRIP_ROWS, image.height))))
+    if image.height <= _STRIP_ROWS:
+        return first
+    pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
+    for top in range(0, image.height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _is_beyond_pillow(file: BinaryIO) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from vitseg_zoo.data.animals import Chain, Parts, draw_pose
+from vitseg_zoo.data.oxford_pets import CLASS_NAMES, PALETTE
 
 PET, BACKGROUND, BORDER = range(3)  # as vitseg_zoo.data.oxford_pets
 _SPLITS = ("train", "val", "test")
@@ -64,6 +65,8 @@ class SyntheticPets(Sequence):
         >>> image.shape, image.dtype, mask.shape, np.unique(mask).tolist()
         ((128, 128, 3), dtype('uint8'), (128, 128), [0, 1, 2])
     """
+
+    class_names, palette, ignore_index = CLASS_NAMES, PALETTE, None
 
     def __init__(self, count: int, split: str = "train", image_size: int = 128, seed: int = 0) -> None:
         if split not in _SPLITS:

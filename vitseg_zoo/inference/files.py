@@ -15,11 +15,8 @@ from vitseg_zoo.inference.predictor import Predictor
 
 Result = TypeVar("Result")
 
-# Files that are read before their turn, and results that wait to be written.
-_AHEAD = 2
-
-# Labels that are counted at once: np.bincount makes 8 bytes of each.
-_COUNTED = 2**20
+# Files that are read before their turn.
+_AHEAD = 1
 
 
 def find_images(paths: Sequence[str | Path], without: Path | None = None) -> dict[Path, Path]:
@@ -66,7 +63,9 @@ def find_images(paths: Sequence[str | Path], without: Path | None = None) -> dic
 def predict_files(
     predictor: Predictor, files: Sequence[Path], use: Callable[[Path, np.ndarray, np.ndarray], Result]
 ) -> Iterator[tuple[Path, Result | ValueError]]:
-    """Predict image files; the next are read and the last are written while the model runs.
+    """Predict image files; the next is read and the last is written while the model runs.
+
+    Images of one size that follow each other go through the model together, `predictor.batch_size` at a time.
 
     Args:
         predictor: The model.
@@ -77,49 +76,57 @@ def predict_files(
         Each file in its turn, and what `use` returned, or the error that reading or using it raised.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reads: deque[Future[np.ndarray]] = deque()
-        waiting: deque[tuple[Path, Future[Result] | ValueError]] = deque()
-        for index, file in enumerate(files):
-            while len(reads) <= _AHEAD and index + len(reads) < len(files):
-                reads.append(reader.submit(read_image, files[index + len(reads)], predictor.channels))
+        coming = iter(files)
+        reads: deque[tuple[Path, Future[np.ndarray]]] = deque()
+        waiting: deque[tuple[Path, Any]] = deque()
+        batch: list[tuple[Path, np.ndarray]] = []
+
+        def predict() -> None:
             try:
-                image = reads.popleft().result()
-                labels = predictor(image).labels
-                waiting.append((file, writer.submit(use, file, image, labels)))
-                del image, labels
+                results = predictor([image for _, image in batch])
+                waiting.extend(
+                    (file, writer.submit(use, file, image, result.labels))
+                    for (file, image), result in zip(batch, results, strict=True)
+                )
             except ValueError as error:
+                waiting.extend((file, error) for file, _ in batch)
+            batch.clear()
+
+        while True:
+            while len(reads) <= _AHEAD and (file := next(coming, None)) is not None:
+                reads.append((file, reader.submit(read_image, file, predictor.channels)))
+            if not reads:
+                break
+            file, read = reads.popleft()
+            try:
+                image = read.result()
+            except ValueError as error:
+                if batch:
+                    predict()
                 waiting.append((file, error))
-            if len(waiting) > _AHEAD:
+                continue
+            finally:
+                del read
+            if batch and (batch[0][1].shape, batch[0][1].dtype) != (image.shape, image.dtype):
+                predict()
+            batch.append((file, image))
+            del image
+            if len(batch) == predictor.batch_size:
+                predict()
+            while len(waiting) > predictor.batch_size:
                 file, result = waiting.popleft()
                 yield file, _finished(result)
+        if batch:
+            predict()
         for file, result in waiting:
             yield file, _finished(result)
 
 
-def _finished(result: Future[Any] | ValueError) -> Any:
+def _finished(result: Any) -> Any:
+    """Wait for what `use` returns; an error is a result, too."""
     if isinstance(result, ValueError):
         return result
     try:
         return result.result()
     except ValueError as error:
         return error
-
-
-def class_shares(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Return the part of an image that each class has, counted in strips.
-
-    Args:
-        labels: (H, W) class indices.
-        classes: Number of classes.
-
-    Returns:
-        (classes,) float64; their sum is 1.
-
-    Example:
-        >>> class_shares(np.array([[0, 1], [1, 1]], np.uint8), 3)
-        array([0.25, 0.75, 0.  ])
-    """
-    rows = max(_COUNTED // labels.shape[1], 1)
-    strips = (labels[top : top + rows] for top in range(0, len(labels), rows))
-    counts = [np.bincount(strip.ravel(), minlength=classes) for strip in strips]
-    return np.sum(counts, axis=0) / labels.size

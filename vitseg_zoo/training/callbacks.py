@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,28 @@ class FiniteLoss(Callback):
             f"the loss is {losses[wrong]} in {where}: give a lower --lr, --gradient-clip-val 1 or "
             "--precision 32-true, and look at these images and masks."
         )
+
+
+class ParameterStrides(Callback):
+    """Gives gradients the strides of their parameters, where several processes exchange them.
+
+    Dimensions of size 1, as those of a 1 x 1 convolution, have no meaningful stride, and kernels write any.
+    DistributedDataParallel warns of each difference, though memory is laid out alike.
+    """
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            for parameter in module.parameters():
+                if parameter.requires_grad and 1 in parameter.shape:
+                    parameter.register_hook(partial(_restride, parameter.stride()))
+
+
+def _restride(stride: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
+    """Change strides of dimensions of size 1."""
+    pairs = zip(gradient.shape, gradient.stride(), stride, strict=True)
+    if gradient.stride() != stride and all(size == 1 or a == b for size, a, b in pairs):
+        return gradient.as_strided(gradient.shape, stride)
+    return gradient
 
 
 class EpochLog(Callback):
@@ -181,16 +204,14 @@ class PredictionGallery(Callback):
         """Write predictions.png and training.gif from the module as it is and the epochs so far."""
         palette = self._palette(module)
         images = pictures.from_tensors(self.images)
-        pictures.save_png(
-            pictures.comparison(
-                images,
-                pictures.color(self.masks.numpy(), palette),
-                {"prediction": pictures.color(self._predict(module), palette)},
-            ),
-            self.folder / "predictions.png",
-        )
-        epochs = sorted((self.folder / "epochs").glob("*.png"))
+        truth = pictures.color(self.masks.numpy(), palette)
+        predictions = {"prediction": pictures.color(self._predict(module), palette)}
+        pictures.save_png(pictures.comparison(images, truth, predictions), self.folder / "predictions.png")
+        epochs = sorted((self.folder / "epochs").glob("[0-9]*.png"))
         if epochs:
+            # What a comparison shows above them.
+            for name, tiles in (("image", images), ("truth", truth)):
+                pictures.save_png(pictures.frame(tiles, name), self.folder / "epochs" / f"{name}.png")
             frames = [Image.open(path, formats=["PNG"]).convert("RGB") for path in epochs]
             pictures.save_gif(frames, self.folder / "training.gif")
 
@@ -207,19 +228,3 @@ def _top_label(present: torch.Tensor) -> torch.Tensor:
     """Make one label (N, H, W) of several (N, classes, H, W): 1 + the last class that is there, or 0."""
     numbers = torch.arange(1, present.shape[1] + 1, device=present.device).view(1, -1, 1, 1)
     return (present * numbers).amax(1)
-
-
-class EpochPredictions(Callback):
-    """Keeps what each epoch predicts for the same images.
-
-    Args:
-        images: (N, C, H, W) in [0, 1].
-    """
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.images = images
-        self.labels: list[np.ndarray] = []  # (N, H, W) for each epoch
-
-    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        logits = module(self.images.to(module.device))
-        self.labels.append(logits.argmax(1).to("cpu", torch.uint8).numpy())

@@ -31,13 +31,19 @@ from vitseg_zoo.data.origin import origin_of
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.terminal import say
-from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
+from vitseg_zoo.training.callbacks import (
+    EpochLog,
+    FiniteLoss,
+    ParameterStrides,
+    PredictionGallery,
+    TrainingStopped,
+)
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from vitseg_zoo.training.config import RunConfig, option
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import weight_averaging
 from vitseg_zoo.training.module import SegmentationModule
-from vitseg_zoo.training.pictures import save_curves
+from vitseg_zoo.training.pictures import read_metrics, save_curves
 from vitseg_zoo.training.precision import choose_precision
 from vitseg_zoo.training.results import command, save_results, summary, training_seconds, versions
 
@@ -136,7 +142,13 @@ def fit(
     resumed = config.resume and last.exists()
     if not resumed:
         metrics.unlink(missing_ok=True)  # of a first epoch that was not finished
+    for path in config.out.glob("hpc_ckpt_*.ckpt"):
+        # Of Lightning's requeue by SLURM, from within an epoch: last.ckpt repeats an uninterrupted training.
+        path.unlink(missing_ok=True)
     precision = _check_checkpoint(last, config) if resumed else config.precision
+    several = config.num_nodes > 1 or config.devices not in ("auto", "1") or "WORLD_SIZE" in os.environ
+    if precision == "auto" and several and not torch.cuda.is_available():
+        precision = "32-true"  # each process would measure for itself, and they must agree
     if precision == "auto":
         size = getattr(config, "crop_size", config.image_size)
         precision = choose_precision(module.model, (size, size), min(data.batch_size, 8), channels)
@@ -173,6 +185,7 @@ def fit(
             # The gallery before averaged weights, whose picture it shows at the end.
             "callbacks": [
                 FiniteLoss(data.batch_names),
+                ParameterStrides(),
                 EpochLog(metrics),
                 PredictionGallery(data.datasets["val"], config.out),
                 *savers,
@@ -190,11 +203,12 @@ def fit(
     )
     parameters = sum(parameter.numel() for parameter in module.parameters())
     counts = [f"{len(dataset)} {split}" for split, dataset in data.datasets.items() if dataset is not None]
-    say(
-        f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
-        f"precision {precision}, {', '.join(counts)} images",
-        flush=True,
-    )
+    if trainer.is_global_zero:
+        say(
+            f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
+            f"precision {precision}, {', '.join(counts)} images",
+            flush=True,
+        )
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     if config.find_lr:
@@ -216,7 +230,7 @@ def fit(
         }
     if not trainer.is_global_zero:  # it measured its part
         return {}
-    save_curves({"": metrics}, config.out / "curves.png")
+    save_curves(read_metrics(metrics), config.out / "curves.png")
     # The images that `score` looked at, which it names, or those of the epochs' scores.
     measured = getattr(score, "pairs", getattr(data.datasets["test"] or data.datasets["val"], "source", None))
     results = {

@@ -103,70 +103,27 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
     return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
 
 
-def save_curves(runs: Mapping[str, Path], path: Path) -> None:
-    """Plot loss, pixel accuracy and mIoU over epochs.
+def save_curves(metrics: Mapping[str, list[float]], path: Path) -> None:
+    """Plot loss, pixel accuracy and mIoU over epochs: training dashed, validation solid.
 
     Args:
-        runs: name of a run -> its metrics.csv. Each run has one color; training is dashed, validation solid.
+        metrics: What `read_metrics` gives.
         path: PNG to write.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = {"loss": "cross-entropy", "pixel_accuracy": "pixel accuracy", "miou": "mIoU"}
+    panels = {"loss": "loss", "pixel_accuracy": "pixel accuracy", "miou": "mIoU"}
     for axes, (metric, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for index, (name, source) in enumerate(runs.items()):
-            metrics = read_metrics(source)
-            epochs = [epoch + 1 for epoch in metrics.get("epoch", [])]
-            for stage, style in {"train": "--", "val": "-"}.items():
-                values = metrics.get(f"{stage}_{metric}", [])
-                points = [pair for pair in zip(epochs, values, strict=False) if math.isfinite(pair[1])]
-                if points:
-                    label = " ".join(filter(None, [name, {"train": "train", "val": "validation"}[stage]]))
-                    axes.plot(
-                        *zip(*points, strict=True),
-                        style,
-                        color=f"C{index}",
-                        label=label,
-                        marker="." if len(points) < 3 else "",
-                    )
+        epochs = [epoch + 1 for epoch in metrics.get("epoch", [])]
+        for stage, style, label in (("train", "--", "train"), ("val", "-", "validation")):
+            values = metrics.get(f"{stage}_{metric}", [])
+            points = [pair for pair in zip(epochs, values, strict=False) if math.isfinite(pair[1])]
+            if points:
+                marker = "." if len(points) < 3 else ""
+                axes.plot(*zip(*points, strict=True), style, color="C0", label=label, marker=marker)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
-
-
-def save_history(
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    history: Mapping[str, list[np.ndarray]],
-    palette: Sequence[Sequence[int]],
-    folder: Path,
-) -> None:
-    """Write predictions.png, of the last epoch, and training.gif, of all.
-
-    Args:
-        images: (N, 3, H, W) in [0, 1].
-        masks: (N, H, W) class indices.
-        history: name of a model -> labels (N, H, W) for each epoch.
-        palette: one RGB color (0 to 255) for each class.
-        folder: where to write.
-    """
-    tiles = from_tensors(images)
-    truth = color(masks.numpy(), palette)
-    epochs = [
-        comparison(tiles, truth, {name: color(labels[epoch], palette) for name, labels in history.items()})
-        for epoch in range(min(map(len, history.values())))
-    ]
-    save_png(epochs[-1], folder / "predictions.png")
-    frames = [_captioned(picture, f"epoch {number}") for number, picture in enumerate(epochs, start=1)]
-    save_gif(frames, folder / "training.gif", milliseconds=600)
-
-
-def _captioned(picture: Image.Image, caption: str) -> Image.Image:
-    canvas = Image.new("RGB", (picture.width, picture.height + 28), "white")
-    canvas.paste(picture)
-    font = ImageFont.load_default(size=16)
-    ImageDraw.Draw(canvas).text((12, picture.height + 14), caption, fill="black", font=font, anchor="lm")
-    return canvas

@@ -1,0 +1,272 @@
+"""Images larger than memory, and images with a georeference: read and written by window (extra `geo`).
+
+What comes out is a cloud-optimized GeoTIFF with the image's georeference, overviews and its places without
+data, or a PNG. While it is made it is a plain TIFF beside it, of which a run that was interrupted keeps the
+rows that are done.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitseg_zoo.data.images import as_image, read_pixels, to_picture
+from vitseg_zoo.files import atomic_path
+from vitseg_zoo.inference.outputs import OVERLAY_SIDE, Palette, count_classes
+from vitseg_zoo.inference.predictor import Predictor
+
+# Label of places without data.
+NODATA = 255
+
+# Pixels from which on an image in tiles is read by window: 128 MB of RGB are at most held otherwise.
+LARGE = 2**25
+
+# By a file's first bytes; GDAL knows more formats, some of which open other files or the network.
+_DRIVERS = {b"II": "GTiff", b"MM": "GTiff", b"\x89P": "PNG", b"\xff\xd8": "JPEG"}
+_CACHE_MB = 64  # of GDAL, for the whole process; its own choice is a twentieth of the machine's memory
+
+
+@contextmanager
+def open_windows(path: str | Path) -> Iterator[Any]:
+    """Open an image to read windows of it: a TIFF, PNG or JPEG, whatever its name says.
+
+    Yields:
+        A `rasterio.DatasetReader`.
+
+    Raises:
+        ModuleNotFoundError: If rasterio is missing.
+        ValueError: If it is none of these, or damaged.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+
+    options = dict(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO", GDAL_CACHEMAX=_CACHE_MB)
+    with warnings.catch_warnings(), rasterio.Env(**options):
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            with open(path, "rb") as file:
+                driver = _DRIVERS.get(file.read(2))
+            if driver is None:
+                raise ValueError(f"{path} is no TIFF, PNG or JPEG.")
+            with rasterio.open(Path(path).absolute(), driver=driver) as raster:
+                yield raster
+        except (OSError, RasterioIOError) as error:
+            raise ValueError(f"{path} cannot be read as an image: {error}.") from error
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Say whether a file is a TIFF that knows where on Earth it lies; False without rasterio."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with open_windows(path) as raster:
+            return raster.driver == "GTiff" and (raster.crs is not None or bool(raster.gcps[0]))
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def is_windowed(path: Path, predictor: Predictor) -> bool:
+    """Say whether an image is predicted by window: in tiles, and large or with a georeference."""
+    if predictor.fit != "tiles":
+        return False
+    try:
+        with open_windows(path) as raster:
+            is_turned = raster.tags().get("EXIF_Orientation", "1") != "1"
+            return not is_turned and (raster.width * raster.height > LARGE or raster.crs is not None)
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def predict_raster(
+    predictor: Predictor, path: Path, out: Path, palette: Palette, about: str = ""
+) -> np.ndarray:
+    """Predict an image in tiles, from file to file, with memory for one row of tiles.
+
+    Interrupted, the rows that are done stay beside `out`, and the next call goes on from there.
+
+    Args:
+        predictor: With `fit="tiles"`, of at most 255 classes.
+        path: TIFF, PNG or JPEG of any size.
+        out: Where labels go: `.tif` or `.png`. It is there when all of it is done.
+        palette: One RGB color a class.
+        about: What the model is called; rows of another one are not taken over.
+
+    Returns:
+        (classes,) pixels of each class.
+
+    Raises:
+        ValueError: If the image cannot be read.
+    """
+    import rasterio
+    from rasterio.windows import Window
+
+    partial, progress = (out.with_name(f".{out.stem}.partial{end}") for end in (".tif", ".json"))
+    with open_windows(path) as source:
+        height, width = source.height, source.width
+        colors = _colors(source)
+        has_gaps = not all("all_valid" in [flag.name for flag in flags] for flags in source.mask_flag_enums)
+
+        def read(top: int, bottom: int) -> np.ndarray:
+            pixels = np.moveaxis(source.read(window=Window(0, top, width, bottom - top)), 0, -1)
+            if colors is not None:
+                pixels = colors[pixels[..., 0]]
+            return as_image(pixels, predictor.channels)
+
+        stat = path.stat()
+        task = [str(path.name), stat.st_size, stat.st_mtime_ns, about, predictor.describe(), *predictor.tta]
+        row, counts = 0, np.zeros(len(palette), np.int64)
+        with suppress(OSError, ValueError, KeyError):
+            state = json.loads(progress.read_text())
+            if state["task"] == task and partial.is_file():
+                row, counts = int(state["rows"]), np.array(state["counts"], np.int64)
+        if not row:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _create(partial, source, palette)
+        for labels in predictor.label_rows(read, (height, width), row):
+            window = Window(0, row, width, len(labels))
+            if has_gaps:
+                labels[source.dataset_mask(window=window) == 0] = NODATA
+            with rasterio.open(partial, "r+") as target:  # closed again: what is in it then stays
+                target.write(labels, 1, window=window)
+            row += len(labels)
+            counts += count_classes(labels, len(palette))
+            with atomic_path(progress) as file:
+                file.write_text(json.dumps({"task": task, "rows": row, "counts": counts.tolist()}))
+        _finish(partial, out)
+    progress.unlink(missing_ok=True)
+    return counts
+
+
+def write_raster(labels: np.ndarray, path: Path, out: Path, palette: Palette) -> None:
+    """Write labels of a whole image as a GeoTIFF with the image's georeference; `labels` get its `NODATA`.
+
+    Args:
+        labels: (H, W) uint8.
+        path: The image.
+        out: `.tif`.
+        palette: One RGB color a class.
+    """
+    import rasterio
+
+    partial = out.with_name(f".{out.stem}.partial.tif")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open_windows(path) as source:
+        labels[source.dataset_mask() == 0] = NODATA
+        _create(partial, source, palette)
+        with rasterio.open(partial, "r+") as target:
+            target.write(labels, 1)
+        _finish(partial, out)
+
+
+def _create(partial: Path, source: Any, palette: Palette) -> None:
+    import rasterio
+
+    points, points_crs = source.gcps
+    place = dict(gcps=points, crs=points_crs) if points else dict(transform=source.transform, crs=source.crs)
+    partial.unlink(missing_ok=True)
+    with rasterio.open(
+        partial,
+        "w",
+        driver="GTiff",
+        height=source.height,
+        width=source.width,
+        count=1,
+        dtype="uint8",
+        nodata=NODATA,
+        BIGTIFF="IF_SAFER",
+        **place,
+    ) as target:
+        colors = {index: (*color, 255) for index, color in enumerate(palette)}
+        target.write_colormap(1, {NODATA: (0, 0, 0, 0)} | colors)
+
+
+def _finish(partial: Path, out: Path) -> None:
+    import rasterio.shutil
+
+    options = dict(driver="PNG")
+    if out.suffix == ".tif":
+        options = dict(driver="COG", compress="DEFLATE", overview_resampling="nearest", bigtiff="IF_SAFER")
+    with atomic_path(out) as whole:
+        rasterio.shutil.copy(partial, whole, **options)
+    partial.unlink()
+
+
+def _colors(source: Any) -> np.ndarray | None:
+    """Return the palette (256, 3) of an image whose pixels are numbers of one."""
+    if source.count > 1 or source.colorinterp[0].name != "palette":
+        return None
+    colors = source.colormap(1)
+    return np.array([colors.get(index, (0, 0, 0))[:3] for index in range(256)], np.uint8)
+
+
+def reduced_raster(path: Path, are_labels: bool = False) -> np.ndarray:
+    """Read an image no longer than `OVERLAY_SIDE` on any side, from its overviews if it has some.
+
+    Args:
+        path: An image or, if `are_labels`, a mask.
+        are_labels: Give the numbers as they are.
+
+    Returns:
+        (H, W, 3) uint8 to look at, or labels (H, W).
+    """
+    with open_windows(path) as raster:
+        scale = min(OVERLAY_SIDE / max(raster.width, raster.height), 1)
+        size = (max(round(raster.height * scale), 1), max(round(raster.width * scale), 1))
+        colors = _colors(raster)
+        if are_labels or colors is not None:
+            numbers = raster.read(1, out_shape=size)
+            return numbers if are_labels or colors is None else colors[numbers]
+        bands = raster.read(list(range(1, min(raster.count, 3) + 1)), out_shape=(min(raster.count, 3), *size))
+        return to_picture(np.moveaxis(bands, 0, -1))
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Read the labels of a mask that was written, (H, W) uint8."""
+    if path.suffix == ".png":
+        with suppress(ValueError):  # of too many pixels
+            return read_pixels(path)[0]
+    with open_windows(path) as raster:
+        return raster.read(1)
+
+
+def pixel_area(path: Path) -> float | None:
+    """Say how many square meters a pixel has, by a projected georeference; None if that is not known."""
+    if not is_georeferenced(path):
+        return None
+    with open_windows(path) as raster:
+        if raster.crs is None or not raster.crs.is_projected:
+            return None
+        return abs(raster.transform.determinant) * raster.crs.linear_units_factor[1] ** 2
+
+
+def write_geojson(mask: Path, out: Path, names: Sequence[str], skip: int | None = None) -> None:
+    """Write the regions of a mask as GeoJSON polygons.
+
+    Args:
+        mask: A mask that was written. With a georeference coordinates are longitude and latitude (RFC 7946);
+            else they are x and y in pixels, y downwards.
+        out: The file.
+        names: One a class, the property `class`.
+        skip: A class to leave out, as the background.
+    """
+    import rasterio
+    from rasterio.features import shapes
+    from rasterio.warp import transform_geom
+
+    with open_windows(mask) as raster, atomic_path(out) as whole, open(whole, "w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        separator = "\n"
+        for geometry, value in shapes(rasterio.band(raster, 1), transform=raster.transform):
+            label = int(value)
+            if label == skip or label >= len(names):
+                continue
+            if raster.crs is not None:
+                geometry = transform_geom(raster.crs, "EPSG:4326", geometry, precision=7)
+            feature = {"type": "Feature", "properties": {"class": names[label]}, "geometry": geometry}
+            file.write(separator + json.dumps(feature))
+            separator = ",\n"
+        file.write("\n]}\n")
