@@ -169,8 +169,9 @@ class Comparison:
                 row.append(_duration(mean(known)) if known else "-")
             rows.append(row)
         note = (
-            f"Of one image, from pixels to labels at its own size, on {hardware}: latency is the median "
-            "of runs in turn with the other models, memory that of all tensors but the weights."
+            f"Of one image, from pixels to labels at its own size, on {hardware}. Latency is the median of "
+            f"several runs{', in turn with the other models' * (len(self.models) > 1)}, memory that of all "
+            "tensors but the weights."
         )
         if trained:
             head.append("training")
