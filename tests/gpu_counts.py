@@ -7,6 +7,7 @@ They say how much work there is, not how long it takes. `python tests/gpu_counts
 
 import csv
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ _KERNELS = {
     "_scaled_dot_product_flash_attention_backward": 3,
     "_scaled_dot_product_efficient_attention_backward": 2,
 }
+# Which read as much as they write, whatever they are given.
+_GATHERS = ("index_select", "index", "embedding")
 # What the host has to wait for.
 _WAITS = ["nonzero", "_local_scalar_dense", "masked_select", "equal", "is_nonzero", "unique_dim", "_unique2"]
 
@@ -72,7 +75,8 @@ class GpuCounts(TorchDispatchMode):
         if name in _FREE or func.is_view or all(t.device.type == "cpu" for t in outputs):
             return out
         self.counts["kernels"] += _KERNELS.get(name, 1)
-        self.counts["bytes"] += sum(_bytes(t) for t in (*inputs, *outputs))
+        reads = outputs if name in _GATHERS else inputs
+        self.counts["bytes"] += sum(_bytes(t) for t in (*reads, *outputs))
         if name in ("clone", "copy_", "_to_copy") and inputs[-1].dtype == outputs[0].dtype:
             self.counts["layout_copies"] += 1
         if name == "native_layer_norm" and not args[0].is_contiguous():
@@ -105,6 +109,29 @@ class GpuCounts(TorchDispatchMode):
             for t in (out if backward else (out,))
         ]
         return tuple(outputs) if backward else outputs[0]
+
+
+class PeakMemory(TorchDispatchMode):
+    """Adds up in `peak` the most bytes that tensors made inside a `with` block have at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._held: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in _tensors(out) if t.device.type == "cuda"):
+            if storage._cdata not in self._held:
+                self._held.add(storage._cdata)
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        return out
+
+    def _free(self, key: int, size: int) -> None:
+        self._held.remove(key)
+        self._now -= size
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -28,8 +28,8 @@ from vitseg_zoo.ops.segformer_head import HeadRows
 # Logits that are held at once, in elements: 8 MB in fp32, small enough to stay in a processor's cache.
 _STRIP_ELEMENTS = 2**21
 
-# The same where it is not: on a GPU few large kernels are faster; 32 MB in fp32.
-_CHUNK_ELEMENTS = 2**23
+# The same where it is not: on a GPU few large kernels are faster; 64 MB in fp32.
+_CHUNK_ELEMENTS = 2**24
 
 # Rows of a head's input that are classified at once, before they are upsampled.
 _LOW_ROWS = 16
@@ -109,12 +109,11 @@ def predict_labels(
     rows = decoder.rows(features) if fused and runs_eagerly_on_cpu(image) else None
     x = decoder(features) if rows is None else None
     if upsample is None:
-        is_patches = isinstance(head, PatchHead)
-        strips = _patch_strips(layers, x) if is_patches else _convolved_strips(layers[0], x)
-        if size is not None:
-            logits = torch.cat(list(strips), dim=2)[:, :, :height, :width]
+        if size not in (None, (height, width)):
+            logits = nn.Sequential(*layers)(x)[:, :, :height, :width]
             return _labels_of(logits, nn.Identity(), (height, width), size, dtype)
-        labels = [_largest(strip).to(dtype) for strip in strips]
+        strips = _patch_labels(layers, x) if isinstance(head, PatchHead) else _convolved_labels(layers[0], x)
+        labels = [strip.to(dtype) for strip in strips]
     else:
         rows = rows or _MapRows(x)
         conv = layers[0] if len(layers) == 2 else nn.Identity()
@@ -256,12 +255,14 @@ def _rows(x: torch.Tensor, classes: int, width: int) -> int:
     return max(1, elements // (classes * width * len(x)))
 
 
-def _patch_strips(layers: list[nn.Module], tokens: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Return logits of rows of patches; `tokens` is (B, h, w, D)."""
-    height, width = tokens.shape[1:3]
-    rows = _rows(tokens, layers[0].out_features, width)
-    for start in range(0, height, rows):
-        yield nn.Sequential(*layers)(tokens[:, start : start + rows])
+def _patch_labels(layers: list[nn.Module], tokens: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Give labels of rows of patches, from tokens (B, h, w, D), before the patches are put together."""
+    linear, side = layers[0], layers[-1].upscale_factor
+    rows = _rows(tokens, linear.out_features, tokens.shape[2])
+    for start in range(0, tokens.shape[1], rows):
+        logits = linear(tokens[:, start : start + rows]).unflatten(3, (-1, side, side))  # (B, h, w, K, y, x)
+        labels = _largest(logits.flatten(0, 2)).unflatten(0, logits.shape[:3])
+        yield labels.transpose(2, 3).flatten(1, 2).flatten(2, 3)
 
 
 def _convolve_rows(layer: nn.Module, rows: "_MapRows | HeadRows", start: int, stop: int) -> torch.Tensor:
@@ -271,12 +272,12 @@ def _convolve_rows(layer: nn.Module, rows: "_MapRows | HeadRows", start: int, st
     return layer(rows(first, last))[:, :, start - first : stop - first]
 
 
-def _convolved_strips(conv: nn.Conv2d, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Return logits of a head that is a convolution at the image's size; `x` is (B, C, H, W)."""
+def _convolved_labels(conv: nn.Conv2d, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Give labels, in strips, of a head that is a convolution at the image's size; `x` is (B, C, H, W)."""
     height, width = x.shape[2:]
     rows = _rows(x, conv.out_channels, width)
     for start in range(0, height, rows):
-        yield _convolve_rows(conv, _MapRows(x), start, min(start + rows, height))
+        yield _largest(_convolve_rows(conv, _MapRows(x), start, min(start + rows, height)))
 
 
 def _upsampled_labels(
@@ -288,34 +289,29 @@ def _upsampled_labels(
 ) -> torch.Tensor:
     """Give labels (B, H, W) of what `conv` makes of `source`, upsampled to a size."""
     if isinstance(source, _MapRows) and not runs_eagerly_on_cpu(source.x):
-        return _labels_in_chunks(conv(source.x), size, align_corners).to(dtype)
+        chunks = _labels_in_chunks(conv(source.x), size, align_corners)
+        return torch.cat([chunk.to(dtype) for chunk in chunks], dim=1)
     return torch.cat(list(_labels_in_strips(conv, source, size, align_corners, dtype)), dim=1)
 
 
-def _labels_in_chunks(low: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
-    """Give labels of (B, K, h, w) logits upsampled to a size, some classes at a time: the plain form.
+def _labels_in_chunks(low: torch.Tensor, size: Sequence[int], align_corners: bool) -> Iterator[torch.Tensor]:
+    """Give labels in chunks (B, rows, W) of (B, K, h, w) logits upsampled to a size: the plain form.
 
     Nothing depends on data, so that a GPU need not wait and graphs can be recorded.
     """
-    classes = low.shape[1]
-    count = max(1, _CHUNK_ELEMENTS // (len(low) * size[0] * size[1]))
-    best = labels = None
-    for first in range(0, classes, count):
-        logits = F.interpolate(
-            low[:, first : first + count], size=tuple(size), mode="bilinear", align_corners=align_corners
+    height, width = size
+    dtype = torch.promote_types(low.dtype, torch.float32)  # sums are wide, as under autocast
+    above, weights = _positions(low.shape[2], height, align_corners, low.device)
+    weights = weights.to(dtype)
+    below = (above + 1).clamp(max=low.shape[2] - 1)
+    rows = _rows(low, low.shape[1], width)
+    for top in range(0, height, rows):
+        chunk = slice(top, min(top + rows, height))
+        around = (low.index_select(2, index[chunk]).to(dtype) for index in (above, below))
+        strip = torch.lerp(*around, weights[chunk, None])
+        yield _largest(
+            F.interpolate(strip, (strip.shape[2], width), mode="bilinear", align_corners=align_corners)
         )
-        if classes == 1:
-            return _largest(logits)
-        value, label = logits.max(1)
-        del logits
-        if best is None:
-            best, labels = value, label
-            continue
-        # As in arg-max the first of equals wins, and NaN wins over all.
-        wins = torch.gt(best == best, value <= best)
-        labels = torch.where(wins, label.add_(first), labels)
-        best = torch.maximum(best, value)
-    return labels
 
 
 def _labels_in_strips(
@@ -386,9 +382,11 @@ def _labels_in_strips(
             start = end
 
 
-def _positions(source: int, size: int, align_corners: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _positions(
+    source: int, size: int, align_corners: bool, device: torch.device | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Say between which logits the pixels of a side lie: the first of two, and the second one's weight."""
-    position = torch.arange(size, dtype=torch.float32)
+    position = torch.arange(size, dtype=torch.float32, device=device)
     if align_corners:
         position = position * ((source - 1) / max(size - 1, 1))
     else:

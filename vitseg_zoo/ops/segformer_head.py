@@ -178,8 +178,16 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int]
     finer = x.shape[2] * x.shape[3] > size[0] * size[1]
     if finer:  # resampled first, which leaves less to project
         x = resample(x, size)
-    x = F.conv2d(x, weight[:, :, None, None], bias)
-    return x if finer else resample(x, size)
+    learns = torch.is_grad_enabled()
+    if x.is_contiguous(memory_format=torch.channels_last) and not learns:  # on a GPU one kernel with the bias
+        x = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+    else:
+        x = F.conv2d(x, weight[:, :, None, None], bias)
+    if finer:
+        return x
+    # Autocast resamples in full precision, for the many sums of a gradient: without one, maps stay narrow.
+    with torch.autocast(x.device.type, enabled=learns and torch.is_autocast_enabled(x.device.type)):
+        return resample(x, size)
 
 
 class HeadRows:
