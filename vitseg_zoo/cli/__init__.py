@@ -32,6 +32,7 @@ COMMANDS = {
     "use": {
         "evaluate": "measure a model on images with masks: scores, errors, confidence",
         "predict": "write masks and overlays of images, at their own size",
+        "demo": "serve a page on which an image is dropped and segmented",
         "export": "write a model for ONNX Runtime, OpenVINO or torch.export, compared with PyTorch",
     },
     "weights": {
