@@ -1,14 +1,15 @@
-"""SegFormer, ViT-seg and a U-Net in PyTorch, compiled, in ONNX Runtime and in OpenVINO, beside the peers' exports.
+"""SegFormer, ViT-seg, a U-Net in PyTorch, compiled, in ONNX Runtime and OpenVINO, beside peers' exports.
 
     python recipes/benchmarks/engines.py [--threads 2] [--rounds 15] [--size 512] [--models B0 B2 ...]
 
-One image, 150 classes, random weights, logits in fp32 at the image's size; Hugging Face's logits of a quarter are enlarged,
-in the file too. All engines of a model and of its peers take turns in one process, and medians are printed. Files are made by
-`vitseg_zoo.inference.export.export_model`, for one size, and compared with PyTorch there.
+One image, 150 classes, random weights, logits in fp32 at the image's size; Hugging Face's logits of a quarter
+are enlarged, in the file too. All engines of a model and of its peers take turns in one process, and medians are
+printed. Files are made by `vitseg_zoo.inference.export.export_model`, for one size, and compared there.
 """
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -101,7 +102,7 @@ def main() -> None:
         f"{describe_device('cpu')}, ONNX Runtime {onnxruntime.__version__}, OpenVINO "
         f"{openvino.__version__}; {args.size} x {args.size}, medians of {args.rounds} in turn, ms\n"
     )
-    print("| model | whose | PyTorch | torch.compile | ONNX Runtime | OpenVINO | best of the peers / best of ours |")
+    print("| model | whose | PyTorch | torch.compile | ONNX Runtime | OpenVINO | peers' best / our best |")
     print("|---|---|---:|---:|---:|---:|---:|", flush=True)
     image = np.random.default_rng(0).random((1, 3, args.size, args.size), np.float32)
     for name in args.models:
@@ -121,7 +122,7 @@ def main() -> None:
             cells = [f"{ms:.0f}" for (who, _), ms in medians.items() if who == whose]
             said = f"{min(peers) / best['ours']:.2f}" if whose == "ours" and peers else ""
             print(f"| {name} | {whose} | {' | '.join(cells)} | {said} |", flush=True)
-        print(f"{name}: {time.monotonic() - start:.0f} s", file=__import__("sys").stderr)
+        print(f"{name}: {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":
