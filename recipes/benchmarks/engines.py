@@ -3,7 +3,7 @@
     python recipes/benchmarks/engines.py [--threads 2] [--rounds 15] [--size 512] [--models B0 B2 ...]
 
 One image, 150 classes, random weights, logits in fp32 at the image's size; Hugging Face's logits of a quarter
-are enlarged, in the file too. All engines of a model and of its peers take turns in one process, and medians are
+are enlarged, in the file too. All engines of a model and of its peers take turns in one process; medians are
 printed. Files are made by `vitseg_zoo.inference.export.export_model`, for one size, and compared there.
 """
 
@@ -68,9 +68,7 @@ def engines(model: nn.Module, image: np.ndarray, folder: Path, threads: int) -> 
     export_model(model, folder / "model.xml", size=size, batch=1)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        folder / "model.onnx", options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     request = openvino.Core().compile_model(folder / "model.xml", "CPU", hints).create_infer_request()
     pixels = torch.from_numpy(image)
