@@ -1,5 +1,6 @@
 """What a prediction costs: multiply-adds, memory and time."""
 
+import gc
 import os
 import platform
 import statistics
@@ -48,6 +49,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
         1000
     """
     function()
+    gc.collect()  # what is freed meanwhile would count against what is made
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

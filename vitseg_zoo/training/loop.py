@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch import nn
 
 from vitseg_zoo.cost import describe_device
@@ -201,6 +202,8 @@ def fit(
             **trainer_options,
         }
     )
+    # With max_steps Lightning resumes in the middle of an epoch, but checkpoints are those of an epoch's end.
+    trainer.fit_loop._iteration_based_training = lambda: False
     parameters = sum(parameter.numel() for parameter in module.parameters())
     counts = [f"{len(dataset)} {split}" for split, dataset in data.datasets.items() if dataset is not None]
     if trainer.is_global_zero:
@@ -278,13 +281,13 @@ def _train(
     except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to Ctrl-C
         say(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise KeyboardInterrupt from None
-    except torch.OutOfMemoryError as error:
-        raise TrainingStopped(out_of_memory(config, data.batch_size)) from error
-    except OSError as error:  # a full disk
-        raise TrainingStopped(f"The training cannot go on ({error}). {kept()}.") from error
     except TrainingStopped:
         raise
+    except OSError as error:  # a full disk
+        raise TrainingStopped(f"The training cannot go on ({error}). {kept()}.") from error
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or is_oom_error(error):  # of a GPU, or of a CPU
+            raise TrainingStopped(out_of_memory(config, data.batch_size)) from error
         error.inside_training = True  # type: ignore[attr-defined]  # keeps its trace
         raise
 
