@@ -1,8 +1,7 @@
 """Trains a segmentation model on your own images and masks, to a recipe that makes the most of few images.
 
     vitseg train DIR --out runs/mine                 # this file as it is
-    vitseg recipe own_data                           # a copy of it, here, to edit
-    python own_data.py --data DIR --out runs/mine
+    vitseg recipe own_data                           # a copy of it, to edit: python own_data.py --help
     vitseg predict photo.jpg --weights runs/mine/model.safetensors --out masks
 
 DIR has any layout that `vitseg check DIR` understands. What has no default is chosen by the data and the
@@ -58,8 +57,6 @@ def augmentation(size: int, color: bool = True) -> A.Compose:
 
 class OwnModule(SegmentationModule):
     """AdamW with learning rates by layer, a warm-up over 5 % of the steps, and a cosine to zero."""
-
-    layer_decay = 1.0
 
     def configure_optimizers(self) -> dict:
         groups = parameter_groups(self.model, self.hparams.learning_rate, 0.05, self.layer_decay)

@@ -1,6 +1,7 @@
 """Imports within the package show its layers, and never lead back to where they came from."""
 
 import ast
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def imports() -> dict[str, set[str]]:
 
 def test_no_module_imports_what_imports_it() -> None:
     TopologicalSorter(imports()).prepare()  # raises CycleError, with the circle
+
+
+def test_ops_know_torch_only() -> None:
+    for path in (PACKAGE / "ops").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            roots = {name.partition(".")[0] for name in names}
+            assert roots <= {"torch", "vitseg_zoo", *sys.stdlib_module_names}, f"{path.name}: {roots}"
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)

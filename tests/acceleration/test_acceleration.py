@@ -6,6 +6,7 @@ import re
 import sys
 import types
 import warnings
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 import vitseg_zoo
+from vitseg_zoo.acceleration import smp_segformer, timm_pvt_v2, transformers_segformer
+from vitseg_zoo.decoders import segformer
 
 transformers = pytest.importorskip("transformers")
 
@@ -65,8 +68,20 @@ def tensor(output: torch.Tensor | dict) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output["logits"]
 
 
+@pytest.fixture
+def fast_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    calls: Counter[str] = Counter()
+    for module in (smp_segformer, timm_pvt_v2, transformers_segformer, segformer):
+        for name in {"mix_attention", "mix_ffn", "fused_head"} & vars(module).keys():
+            fast = getattr(module, name)
+            monkeypatch.setattr(module, name, lambda *a, n=name, f=fast, **k: calls.update([n]) or f(*a, **k))
+    return calls
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_outputs_and_state_dict_stay(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_outputs_and_state_dict_stay(
+    name: str, caplog: pytest.LogCaptureFixture, fast_calls: Counter[str]
+) -> None:
     model = randomized(MODELS[name]())
     with caplog.at_level("INFO", "vitseg_zoo"):
         fast = vitseg_zoo.accelerate(copy.deepcopy(model))
@@ -77,6 +92,10 @@ def test_outputs_and_state_dict_stay(name: str, caplog: pytest.LogCaptureFixture
     image = image_for(model)
     with torch.no_grad():
         expected, actual = model(image), fast(image)
+    blocks = sum(type(module).__name__ in ("FastBlock", "FastSegformerLayer") for module in fast.modules())
+    blocks //= 2 if name == "smp.Segformer depth 3" else 1  # SMP keeps the stages that it leaves out
+    heads = sum(type(module).__name__.startswith("FastSegformerDecode") for module in fast.modules())
+    assert fast_calls == Counter(mix_attention=blocks, mix_ffn=blocks, fused_head=heads)
     assert type(actual) is type(expected)
     torch.testing.assert_close(tensor(actual), tensor(expected), atol=1e-4, rtol=1e-4)
     before, after = model.state_dict(), fast.state_dict()

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vitseg_zoo.decoders import segformer
 from vitseg_zoo.encoders.mix_checkpoints import convert_to_smp
 
 # Encoder, number of its levels, image size. With 32 x 32 the last level is a single pixel.
@@ -87,7 +88,11 @@ def assert_same_outputs(own: nn.Module, x: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("encoder", "depth", "size"), CASES)
-def test_outputs_statistics_and_gradients(encoder: str, depth: int, size: tuple[int, int]) -> None:
+def test_outputs_statistics_and_gradients(
+    encoder: str, depth: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused_head, calls = segformer.fused_head, []
+    monkeypatch.setattr(segformer, "fused_head", lambda **parts: calls.append(1) or fused_head(**parts))
     peer, own = pair(encoder, depth)
     x = image(own, *size)
     with torch.no_grad():
@@ -106,6 +111,7 @@ def test_outputs_statistics_and_gradients(encoder: str, depth: int, size: tuple[
     assert_same_gradients(own, peer)
     with torch.no_grad():
         assert_close(own.eval()(x), peer.eval()(x))
+    assert len(calls) == 5  # the fast form each time
 
 
 @pytest.mark.parametrize(("encoder", "size"), [("resnet18", (33, 47)), ("vz-mit_b0", (70, 41))])

@@ -64,7 +64,7 @@ def test_a_missing_extra_is_named_where_a_subprocess_imports_it(tmp_path, capsys
             sys.modules["onnxscript"] = None  # spawned processes run this, too
 
             import vitseg_zoo.cli
-            from vitseg_zoo.cli.bench import _in_a_new_process
+            from vitseg_zoo.cli.bench_segformer import _in_a_new_process
 
             if __name__ == "__main__":
                 info = vitseg_zoo.cli.load_command("info")

@@ -204,6 +204,9 @@ def test_a_plan_names_models_folders_and_what_is_wrong(tmp_path: Path):
     assert [(t.name, t.config.seed) for t in planned[:2]] == [("unet:resnet34", 0), ("segnet", 0)]
     assert [t.config.encoder_name for t in planned] == ["resnet34", "segnet"] * 2
     assert planned[3].config.out == tmp_path / "segnet-seed-1" and planned[0].config.epochs == 3
+    (tmp_path / "mine.py").write_text("from vitseg_zoo.recipes.oxford_pets import Config, main")
+    (mine,) = plan(str(tmp_path / "mine.py"), "segnet", "3", tmp_path)
+    assert mine.config.encoder_name == "segnet" and mine.config.seed == 3
     assert {t.config.devices for t in planned} == {"1"} and not any(t.is_finished for t in planned)
     assert time_left(planned, planned) is None
     (tmp_path / "segnet-seed-0").mkdir()

@@ -4,9 +4,11 @@ VITSEG_ZOO_EXAMPLES sets how many folders are drawn (30).
 """
 
 import io
+import json
 import os
 import tempfile
 from pathlib import Path
+from xml.sax import saxutils
 
 import numpy as np
 from hypothesis import HealthCheck, event, given, settings
@@ -86,6 +88,105 @@ def _contents(draw: st.DrawFn, size: tuple[int, int] | None = None, valid: bool 
     return bytes(content)
 
 
+_numbers = st.one_of(
+    st.integers(-3, 70), st.floats(-9, 99), st.sampled_from([1e300, float("nan"), 2**70, None, "x"])
+)
+_labels = st.sampled_from(["cat", "dog", "background", "__ignore__", "", "<b>", "void"])
+
+
+def _cvat_shape(tag: str, label: str, numbers: list) -> str:
+    points = ";".join(f"{x},{y}" for x, y in zip(numbers[::2], numbers[1::2], strict=False))
+    x, y, *_ = [*numbers, 0, 0]
+    values = {"label": label, "points": points, "z_order": x, "rle": f"3, 5, {y}", "left": x, "top": y}
+    values |= {
+        "width": 4,
+        "height": 3,
+        "xtl": 1,
+        "ytl": 1,
+        "xbr": x,
+        "ybr": y,
+        "cx": 4,
+        "cy": 4,
+        "rx": x,
+        "ry": 2,
+    }
+    attributes = " ".join(f"{key}={saxutils.quoteattr(str(value))}" for key, value in values.items())
+    return f"<{tag} {attributes}/>"
+
+
+@st.composite
+def _others(draw: st.DrawFn) -> dict[str, bytes]:
+    """Images with outlines of any format, tables of pairs, or masks of one class each; right or wrong."""
+    size = draw(_sizes)
+    image = _contents(size, valid=draw(st.integers(0, 4)) > 0)
+    names = draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=4, unique=True))
+    tree = {f"images/{name}.png": draw(image) for name in names}
+    kind = draw(
+        st.sampled_from(["labelme", "yolo", "cvat", "coco", "table", "class folders", "class endings"])
+    )
+    shapes = draw(st.lists(st.tuples(_labels, st.lists(_numbers, max_size=8)), max_size=3))
+    height, width = size if draw(st.integers(0, 5)) else draw(st.tuples(_numbers, _numbers))
+    if kind in ("labelme", "yolo"):
+        types = st.sampled_from(["polygon", "rectangle", "circle", "mask", "line", "cube", None])
+        for name in names:
+            if kind == "labelme":
+                content = json.dumps(
+                    {
+                        "shapes": [
+                            {
+                                "label": label,
+                                "shape_type": draw(types),
+                                "points": list(zip(numbers[::2], numbers[1::2], strict=False)),
+                                "mask": "AAAA",
+                            }
+                            for label, numbers in shapes
+                        ],
+                        "imageHeight": height,
+                        "imageWidth": width,
+                    }
+                )
+                tree[f"{draw(st.sampled_from(['images', 'json']))}/{name}.json"] = content.encode()
+            else:
+                lines = (f"{draw(st.integers(0, 3))} {' '.join(map(str, n))}" for _, n in shapes)
+                tree[f"labels/{name}.txt"] = "\n".join(lines).encode()
+    elif kind == "cvat":
+        tags = st.sampled_from(["polygon", "box", "ellipse", "mask", "polyline", "tag"])
+        inside = "".join(_cvat_shape(draw(tags), label, numbers) for label, numbers in shapes)
+        text = "".join(
+            f"<image name='{n}.png' width='{width}' height='{height}'>{inside}</image>" for n in names
+        )
+        tree["annotations.xml"] = f"<annotations>{text}</annotations>".encode()
+    elif kind == "coco":
+        content = {
+            "images": [
+                {"id": i, "file_name": f"{name}.png", "height": height, "width": width}
+                for i, name in enumerate(names)
+            ],
+            "categories": [{"id": i, "name": label} for i, (label, _) in enumerate(shapes)],
+            "annotations": [
+                {
+                    "image_id": 0,
+                    "category_id": i,
+                    "segmentation": draw(st.sampled_from([[numbers], {"size": [8, 8], "counts": numbers}])),
+                }
+                for i, (_, numbers) in enumerate(shapes)
+            ],
+        }
+        tree["annotations.json"] = json.dumps(content).encode()
+    elif kind == "table":
+        rows = [f"images/{name}.png,masks/{name}.png,{draw(_splits)}" for name in names]
+        tree |= {f"masks/{name}.png": draw(image) for name in names}
+        tree["pairs.csv"] = "\n".join(["image,mask,split", *rows]).encode()
+    else:
+        form = "masks/{c}/{n}.png" if kind == "class folders" else "masks/{n}_{c}.png"
+        for label in ("cat", "dog"):
+            tree |= {form.format(n=name, c=label): draw(image) for name in names if draw(st.integers(0, 4))}
+    return tree
+
+
+_splits = st.sampled_from(["train", "val", "", "Test", "x"])
+
+
 @st.composite
 def _trees(draw: st.DrawFn) -> dict[str, bytes]:
     tree = draw(st.dictionaries(_names, _contents(), max_size=6))
@@ -94,6 +195,8 @@ def _trees(draw: st.DrawFn) -> dict[str, bytes]:
         for name in draw(st.lists(st.sampled_from("abcd"), max_size=4, unique=True)):
             split = draw(st.sampled_from(["", "train/", "val/"]))
             tree |= {f"{split}images/{name}.png": draw(image), f"{split}masks/{name}.png": draw(image)}
+    if draw(st.booleans()):
+        tree |= draw(_others())
     if draw(st.integers(0, 3)) == 0:
         tree[draw(st.sampled_from(["classes.txt", "class_dict.csv", "train.txt", "classes.json"]))] = draw(
             _contents()

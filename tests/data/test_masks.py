@@ -162,3 +162,21 @@ def test_fractions_and_arrays_that_lie_about_their_size(tmp_path: Path):
     np.save(tmp_path / "o.npy", np.array([[{}]]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"o\.npy cannot be read as a mask"):
         read_mask(tmp_path / "o.npy")
+
+
+def test_levels_of_smoothed_edges_are_no_classes():
+    """A mask that was enlarged twofold has its edges at a quarter and three quarters."""
+    blocks = np.kron(np.random.default_rng(0).integers(0, 2, (12, 12)), np.ones((16, 16), int))
+    small = Image.fromarray((blocks * 255).astype(np.uint8))
+    smooth = np.asarray(small.resize((384, 384), Image.Resampling.BICUBIC))
+    found = propose(count_values(smooth), {})
+    assert found.class_names == ("background", "foreground") and found.encoding.snap
+    assert set(found.encoding.values) == {0, 255}
+    # A rare class of a level of its own stays one.
+    three = {0: 9000, 128: 300, 255: 700}
+    assert len(propose(three, {}).class_names) == 3
+
+
+def test_many_values_are_questioned():
+    notes = propose(dict.fromkeys(range(240), 10), {}).notes
+    assert any("are these masks, or photographs" in note for note in notes)

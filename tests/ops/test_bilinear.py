@@ -21,6 +21,7 @@ def test_gradient_is_that_of_interpolate(
     expected = F.interpolate(x, size=size, mode="bilinear", align_corners=align_corners)
     (gradient,) = torch.autograd.grad((expected * weights).sum(), x)
     output = resample(x, size, align_corners)
+    assert "Resample" in type(output.grad_fn).__name__
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
     (actual,) = torch.autograd.grad((output * weights).sum(), x)
     torch.testing.assert_close(actual, gradient, rtol=0, atol=1e-12)

@@ -8,6 +8,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitseg_zoo.encoders.mix_block import MixFFN
+from vitseg_zoo.ops import linear as linear_module
+from vitseg_zoo.ops.dispatch import HAS_BF16, HAS_ONEDNN
 from vitseg_zoo.ops.drop_path import with_drop_path
 from vitseg_zoo.ops.linear import linear
 
@@ -24,15 +26,25 @@ def pair(channels: int = 24, bias: bool = True) -> tuple[OnMaps, nn.Linear]:
     return OnMaps(copy.deepcopy(reference)), reference
 
 
+@pytest.fixture
+def onednn_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
+    onednn = linear_module._onednn_linear
+    monkeypatch.setattr(linear_module, "_onednn_linear", lambda *args: calls.append(1) or onednn(*args))
+    return calls
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_equals_linear(dtype: torch.dtype, bias: bool) -> None:
+def test_equals_linear(dtype: torch.dtype, bias: bool, onednn_calls: list[int]) -> None:
     layer, reference = (module.to(dtype) for module in pair(bias=bias))
     x = torch.randn(2, 5, 6, 24, dtype=dtype)
     x = torch.cat([x, x], dim=1)[:, ::2]  # not contiguous
     with torch.no_grad():
         output = layer(x)
         assert output.dtype is dtype
+        is_fast = HAS_ONEDNN if dtype is torch.float32 else HAS_BF16 and dtype is torch.bfloat16
+        assert len(onednn_calls) == is_fast
         tolerance = {"rtol": 1e-2, "atol": 1e-2} if dtype is torch.bfloat16 else {}
         torch.testing.assert_close(output, reference(x), **tolerance)
         assert layer(x[:0]).shape == (0, 5, 6, 40)
@@ -42,11 +54,12 @@ def test_equals_linear(dtype: torch.dtype, bias: bool) -> None:
 
 @pytest.mark.parametrize("channels", [24, 1024])  # gradients of the input by oneDNN, by MKL
 @pytest.mark.parametrize("images", [2, 0])
-def test_gradients_equal_those_of_linear(channels: int, images: int) -> None:
+def test_gradients_equal_those_of_linear(channels: int, images: int, onednn_calls: list[int]) -> None:
     layers, x = pair(channels), torch.randn(images, 5, 6, channels, requires_grad=True)
     weight = torch.randn(images, 6, 5, 40).transpose(1, 2)  # not contiguous
     results = [torch.autograd.grad(layer(x), [x, *layer.parameters()], weight) for layer in layers]
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    assert len(onednn_calls) == (1 + (channels == 24) if HAS_ONEDNN else 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitseg_zoo.cli.bench import _CPU_ATTENTION
+from vitseg_zoo.benchmark import CPU_ATTENTION
 from vitseg_zoo.encoders import mix_block
 from vitseg_zoo.encoders.mix_block import Block
 from vitseg_zoo.ops.dispatch import plain_forms
@@ -168,7 +168,7 @@ def test_operations_are_counted_as_without_the_fast_form() -> None:
     half, x = Half(), torch.randn(1, 8, 8, 8)
     counts = []
     for function in (half, half.plain):
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
             function(x)
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1]

@@ -12,6 +12,9 @@ from vitseg_zoo import load_model
 from vitseg_zoo.data.ade20k import Ade20k
 from vitseg_zoo.data.camvid import CamVid
 from vitseg_zoo.data.cityscapes import Cityscapes
+from vitseg_zoo.training.callbacks import TrainingStopped
+from vitseg_zoo.training.config import RunConfig
+from vitseg_zoo.training.module import SegmentationModule
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -85,14 +88,16 @@ TINY_MIT = {"encoder_name": "vz-mit_b0", "encoder_weights": None}
 RUNS = {
     "ade20k": (_ade20k, {**TINY_MIT, "max_steps": 2, "image_size": 64, "crop_size": 64}),
     "cityscapes": (_cityscapes, {**TINY_MIT, "max_steps": 2, "image_size": 64, "crop_size": 64}),
-    "camvid": (_camvid, {**TINY_MIT, "epochs": 1, "image_size": 64, "crop_size": 64}),
-    "clothing": (_folders, {**TINY_MIT, "epochs": 1, "image_size": 64}),
+    "camvid": (_camvid, {**TINY_MIT, "epochs": 2, "image_size": 64, "crop_size": 64}),
+    "clothing": (_folders, {**TINY_MIT, "epochs": 2, "image_size": 64}),
     "finetune_vit": (
         _folders,
         {
             "encoder_name": "vz-vitseg_tiny_patch16_128",
             "encoder_weights": None,
-            "epochs": 1,
+            "lora": 2,
+            "lr": 0.1,
+            "epochs": 2,
             "image_size": 64,
             "crop_size": 64,
         },
@@ -103,7 +108,7 @@ RUNS = {
             "arch": "fusedsegformer",
             "encoder_name": "vz-mit_b0",
             "modern": True,
-            "epochs": 1,
+            "epochs": 2,
             "image_size": 64,
         },
     ),
@@ -111,26 +116,52 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_recipe_trains_and_leaves_a_model(name: str, tmp_path: Path):
+def test_recipe_stopped_and_resumed_leaves_the_model_of_an_uninterrupted_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     write, options = RUNS[name]
     recipe = importlib.import_module(f"vitseg_zoo.recipes.{name}")
-    config = recipe.Config(data=write(tmp_path / "data"), out=tmp_path / "out", **{**SMALL, **options})
-    results = recipe.main(config)
+    data, start = write(tmp_path / "data"), SegmentationModule.on_train_batch_start
+
+    def run(out: str, **more: bool) -> tuple[RunConfig, dict]:
+        config = recipe.Config(data=data, out=tmp_path / out, **{**SMALL, **options}, **more)
+        return config, recipe.main(config)
+
+    def stop_in_the_second_epoch(self, batch, batch_index) -> None:
+        if self.current_epoch:
+            raise InterruptedError("killed")
+        start(self, batch, batch_index)
+
+    monkeypatch.setattr(SegmentationModule, "on_train_batch_start", stop_in_the_second_epoch)
+    with pytest.raises(TrainingStopped, match="killed"):
+        run("out")
+    monkeypatch.setattr(SegmentationModule, "on_train_batch_start", start)
+    torch.manual_seed(1)  # another process has other random numbers
+    config, results = run("out", resume=True)
+    _, whole = run("whole")
+    assert whole["test_last"] == pytest.approx(results["test_last"], abs=0, nan_ok=True)
+    one, other = (
+        torch.load(tmp_path / out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for out in ("whole", "out")
+    )
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
     assert 0 <= results["test_last"]["miou"] <= 1 and results["precision"] == "32-true"
     if name == "oxford_pets":
         assert config.ema == 0.998 and results["test_best"]
         return
-    _, metadata = load_model(tmp_path / "out" / "model.safetensors")
+    model, metadata = load_model(tmp_path / "out" / "model.safetensors")
+    if name == "finetune_vit":
+        _assert_lora_is_merged(model, one)
     assert f"mIoU {100 * results['test_last']['miou']:.1f} %" in metadata["metric"]
     expected = {"ade20k": "shorter_side", "cityscapes": "tiles", "finetune_vit": "shorter_side"}
     assert metadata.get("fit") == expected.get(name)
     assert len(metadata["class_names"]) == {"ade20k": 150, "cityscapes": 19, "camvid": 11}.get(name, 3)
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.py")), ids=lambda path: path.stem)
-def test_recipes_are_short_enough_to_be_read(path: Path):
-    longer = {"compare_heads": 140, "plain_loop": 116}
-    assert len(path.read_text().splitlines()) <= longer.get(path.stem, 110)
+@pytest.mark.parametrize("name", [*RUNS, "own_data"])
+def test_recipes_are_short_enough_to_be_read(name: str):
+    assert len((RECIPES / f"{name}.py").read_text().splitlines()) <= 110
 
 
 def test_labels_become_the_classes_of_the_benchmarks(tmp_path: Path):
@@ -151,22 +182,12 @@ def test_camvid_as_segnet_has_it(data_root: Path):
     assert image.shape == (360, 480, 3) and set(np.unique(mask)) <= set(range(12))
 
 
-def test_lora_trains_little_and_is_merged_into_the_saved_model(tmp_path: Path):
-    from vitseg_zoo.recipes import finetune_vit
-
-    _, options = RUNS["finetune_vit"]
-    torch.manual_seed(0)
-    config = finetune_vit.Config(
-        data=_folders(tmp_path / "data"), out=tmp_path / "out", lora=2, lr=0.1, **{**SMALL, **options}
-    )
-    finetune_vit.main(config)
-    checkpoint = torch.load(tmp_path / "out" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+def _assert_lora_is_merged(model: torch.nn.Module, checkpoint: dict[str, torch.Tensor]) -> None:
     key = "model.encoder.model.blocks.3.mlp.fc1"
     base, a, b = (
         checkpoint[f"{key}.{part}.weight"] for part in ("base_layer", "lora_A.default", "lora_B.default")
     )
     assert b.abs().max() > 0  # starts at zero
-    model, _ = load_model(tmp_path / "out" / "model.safetensors")  # a file without a trace of LoRA
-    merged = model.encoder.model.blocks[3].mlp.fc1.weight
+    merged = model.encoder.model.blocks[3].mlp.fc1.weight  # of a file without a trace of LoRA
     torch.testing.assert_close(merged, base + 2 * b @ a, rtol=1e-2, atol=1e-3)  # saved in half precision
     assert not torch.allclose(merged, base, rtol=1e-2, atol=1e-3)

@@ -1,6 +1,8 @@
 """What every recipe can be told: each option does what it says, in a training of six tiny images."""
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +132,7 @@ def test_out_of_memory_says_what_to_try(tmp_path: Path, monkeypatch: pytest.Monk
     assert "--batch-size" not in out_of_memory(config, 1)
 
     def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        torch.empty(2**60)  # PyTorch's own error of a CPU
 
     monkeypatch.setattr(SegmentationModule, "training_step", full)
     with pytest.raises(TrainingStopped, match="not enough memory for 2 images at a time: try --batch-size 1"):
@@ -176,6 +178,37 @@ def test_a_stopped_and_resumed_training_equals_an_uninterrupted_one(
     metrics = [read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts")]
     for name in metrics[0].keys() - {"seconds"}:
         np.testing.assert_array_equal(metrics[0][name], metrics[1][name], err_msg=name)
+
+
+def test_a_job_that_slurm_requeues_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Lightning asks SLURM for the requeue at SIGUSR1; SLURM then ends the job and runs its command again."""
+    tool = tmp_path / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    job = {"JOB_ID": "7", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+
+    class Slurm(Callback):
+        def on_train_batch_end(self, trainer, *_) -> None:
+            if trainer.global_step == 4:  # in the second epoch of three steps
+                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        _fit(tmp_path / "job", run={"epochs": 3}, callbacks=[Slurm()])
+    assert stopped.value.code == 143 and (tmp_path / "asked").read_text() == "requeue 7\n"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    _fit(tmp_path / "job", run={"epochs": 3})
+    for name in job:
+        monkeypatch.delenv(f"SLURM_{name}")
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    _fit(tmp_path / "whole", run={"epochs": 3})
+    job, whole = (_checkpoint(tmp_path / name)["state_dict"] for name in ("job", "whole"))
+    _assert_equal(whole, job, "state_dict")
+    assert not list((tmp_path / "job").glob("hpc_*"))
 
 
 def _assert_equal(one, other, where: str) -> None:

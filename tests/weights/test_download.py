@@ -155,7 +155,8 @@ def test_next_process_resumes(hub, environment, ranges):
     hub.files[FILE].refusal = None
     hub.requests.clear()
     assert Path(fetch(environment)).read_bytes() == big
-    (request,) = [headers for method, _, headers in hub.requests if method == "GET"]
+    # huggingface_hub before 1.0 asks once more where a server sends all of it.
+    request, *_ = [headers for method, _, headers in hub.requests if method == "GET"]
     assert {key.lower(): value for key, value in request.items()}["range"] == f"bytes={10 * 2**20}-"
 
 

@@ -3,17 +3,18 @@
 from types import NoneType
 
 import torch
-from timm.layers import DropPath
+from timm.layers import DropPath, LayerNorm
 from timm.models import checkpoint, pvt_v2
 from torch import nn
 
 from vitseg_zoo.ops.dispatch import reason_to_call
 from vitseg_zoo.ops.linear import conv_nhwc, linear
-from vitseg_zoo.ops.mix_attention import LAYER_NORMS, mix_attention
+from vitseg_zoo.ops.mix_attention import mix_attention
 from vitseg_zoo.ops.mix_ffn import is_mix_conv, mix_ffn
 from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 _DROP_PATHS = (DropPath, nn.Identity)
+_LAYER_NORMS = (nn.LayerNorm, LayerNorm)  # timm's calls PyTorch's
 
 
 class FastBlock(NotScriptable, pvt_v2.Block):
@@ -53,7 +54,7 @@ class FastBlock(NotScriptable, pvt_v2.Block):
         attn, mlp = self.attn, self.mlp
         reason = reason_to_call((attn, pvt_v2.Attention), (mlp, pvt_v2.MlpWithDepthwiseConv))
         reason = reason or reason_to_call(
-            (self.norm1, LAYER_NORMS),
+            (self.norm1, _LAYER_NORMS),
             (attn.q, nn.Linear),
             (attn.kv, nn.Linear),
             (attn.attn_drop, nn.Dropout),
@@ -61,10 +62,10 @@ class FastBlock(NotScriptable, pvt_v2.Block):
             (attn.proj_drop, nn.Dropout),
             (attn.pool, (nn.AdaptiveAvgPool2d, NoneType)),
             (attn.sr, (nn.Conv2d, NoneType)),
-            (attn.norm, (*LAYER_NORMS, NoneType)),
+            (attn.norm, (*_LAYER_NORMS, NoneType)),
             (attn.act, (nn.GELU, NoneType)),
             (self.drop_path1, _DROP_PATHS),
-            (self.norm2, LAYER_NORMS),
+            (self.norm2, _LAYER_NORMS),
             (mlp.fc1, nn.Linear),
             (mlp.relu, (nn.Identity, nn.ReLU)),
             (mlp.dwconv, nn.Conv2d),

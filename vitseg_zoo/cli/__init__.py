@@ -19,7 +19,7 @@ COMMANDS = {
         "list": "list models, encoders and architectures of the zoo",
         "info": "show all that is known of a model or an encoder",
         "trace": "show how a tensor's shape changes step by step through a model",
-        "bench": "measure SegFormer here against SMP and Hugging Face",
+        "bench": "measure models that take turns: time, throughput, memory, operations",
     },
     "train": {
         "augment": "show what a training will see of an image, by a preset of augmentations",
@@ -32,6 +32,7 @@ COMMANDS = {
     "use": {
         "evaluate": "measure a model on images with masks: scores, errors, confidence",
         "predict": "write masks and overlays of images, at their own size",
+        "demo": "serve a page on which an image is dropped and segmented",
         "export": "write a model for ONNX Runtime, OpenVINO or torch.export, compared with PyTorch",
     },
     "weights": {

@@ -1,237 +1,178 @@
-"""`vitseg bench`: SegFormer of this package against SMP's and Hugging Face's, as ratios.
-
-Both models of a pair have the same weights and run in one process. Their runs alternate and medians are
-compared, so that a busy machine slows both; the ratios are what to look at, the milliseconds only say what
-they are ratios of. Each pair has a process of its own: memory that one leaves to the allocator would make
-the next one faster. Memory is measured in a process for each model and task.
-
-The limit is the time that the machine would need if all operations of convolutions, matrix products and
-attention went at the rate of a large matrix product, and input and output at the rate of copying.
-"""
+"""`vitseg bench MODEL...`: models of the zoo, SMP, timm and Hugging Face that take turns on any device."""
 
 import argparse
-import copy
-import multiprocessing
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from vitseg_zoo.ops.linear import HAS_BF16
+from vitseg_zoo.benchmark import HEADER, PRECISIONS, Cost, describe_device, measure, use_tf32
+from vitseg_zoo.files import atomic_path
 from vitseg_zoo.terminal import say
-
-# Depths and channels are those of the paper; the head has 256 channels for B0 and B1, 768 for the others.
-_HEAD_CHANNELS = {"b0": 256, "b1": 256}
-_HUGGING_FACE_DEPTHS = {
-    "b0": [2, 2, 2, 2],
-    "b1": [2, 2, 2, 2],
-    "b2": [3, 4, 6, 3],
-    "b3": [3, 4, 18, 3],
-    "b4": [3, 8, 27, 3],
-    "b5": [3, 6, 40, 3],
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--models", nargs="+", default=["b0", "b2"], choices=sorted(_HUGGING_FACE_DEPTHS))
-    parser.add_argument("--rounds", type=int, default=7, help="runs of each model in a pair (default 7)")
-    parser.add_argument("--quick", action="store_true", help="512 x 512 only, without training and memory")
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a model of `vitseg list`, ARCHITECTURE or ARCHITECTURE:ENCODER of SMP (unet:resnet34), a model "
+        "of timm, a folder or repository of Hugging Face (owner/name); or segformer alone: SegFormer here "
+        "against SMP's and Hugging Face's on a CPU, the table of docs/speed.md",
+    )
+    add("--device", default="auto", help="cuda, mps or cpu [the first that there is]")
+    add(
+        "--size", type=int, nargs="+", default=[512], metavar="PIXELS", help="side, or height and width [512]"
+    )
+    add("--batch-size", type=int, nargs="+", default=[1], metavar="N", help="images in a run [1]")
+    add("--classes", type=int, default=21, help="[%(default)s]")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="tf32 is fp32 with products in TF32; bf16 and fp16 are autocast [%(default)s, TF32 off]",
+    )
+    add(
+        "--compile",
+        nargs="?",
+        const="default",
+        metavar="MODE",
+        help="torch.compile, in a mode such as reduce-overhead",
+    )
+    add("--channels-last", action="store_true", help="weights and images in this memory format")
+    add("--train", action="store_true", help="a step: forward, cross-entropy, backward and AdamW")
+    add("--rounds", type=int, help="runs of each model that count [10; 50 on a GPU; 7 for segformer]")
+    add("--out", type=Path, metavar="DIR", help="write results.json and throughput.png there")
+    add(
+        "--variants",
+        nargs="+",
+        default=["b0", "b2"],
+        metavar="B",
+        help="of segformer: b0 to b5 [b0 b2]",
+    )
+    add("--quick", action="store_true", help="of segformer: 512 x 512 only, without training and memory")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print the table."""
-    import transformers  # noqa: F401  if it is missing, say so now, not after minutes
+    """Measure, and print the table."""
+    if args.models == ["segformer"]:
+        from vitseg_zoo.cli import bench_segformer
 
-    torch.set_num_threads(2)
-    say(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {args.rounds} runs")
+        return bench_segformer.run(args.variants, args.rounds or 7, args.quick)
+    if len(args.size) > 2 or min(*args.size, *args.batch_size, args.classes, args.rounds or 1) < 1:
+        raise ValueError("--size takes one or two positive numbers; --batch-size, --classes, --rounds too.")
+    device = args.device
+    if device == "auto":
+        mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device here: measure with --device cpu.")
+    size = (args.size[0], args.size[-1])
+    rounds = args.rounds or (50 if torch.device(device).type == "cuda" else 10)
+    models = {name: build_model(name, args.classes, size) for name in args.models}
+    use_tf32(args.precision == "tf32")
+    what = "training step" if args.train else "inference"
+    options = [args.precision, f"torch.compile ({args.compile})" if args.compile else "eager"]
+    options += ["channels-last"] if args.channels_last else []
+    said = (
+        f"{what}, {size[0]} x {size[1]}, {args.classes} classes, {', '.join(options)}, {rounds} runs in turn"
+    )
+    say(f"{describe_device(device)}; {said}")
     say()
-    say("| model | against, what | peer | here | ratio | limit |")
-    say("|---|---|---:|---:|---:|---:|", flush=True)
-    for name in args.models:
-        _in_a_new_process(_bench_smp, name, args.rounds, args.quick)
-        if not args.quick:
-            _bench_memory(name)
-        _in_a_new_process(_bench_hugging_face, name, args.rounds)
+    costs = measure(
+        models,
+        size,
+        args.batch_size,
+        device,
+        precision=args.precision,
+        compile=args.compile,
+        channels_last=args.channels_last,
+        train=args.train,
+        rounds=rounds,
+    )
+    for line in [*HEADER.splitlines(), *(cost.row() for cost in costs)]:
+        say(line)
+    if args.out is not None:
+        results = {
+            "device": describe_device(device),
+            "measured": said,
+            "costs": [asdict(cost) for cost in costs],
+        }
+        with atomic_path(args.out / "results.json") as partial:
+            partial.write_text(json.dumps(results, indent=2), encoding="utf-8")
+        plot(costs, said, args.out / "throughput.png")
+        say(f"{args.out}: results.json, throughput.png")
     return 0
 
 
-def _in_a_new_process(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function in a process of its own; what it returns or raises comes back."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
+def build_model(name: str, classes: int, size: Sequence[int]) -> nn.Module:
+    """Build a model with random weights, whichever library's it is.
 
+    Args:
+        name: As `vitseg bench` takes it.
+        classes: Classes of the output, where the name does not say them.
+        size: Height and width for which timm's models are built.
 
-def smp_pair(name: str, classes: int = 150) -> tuple[nn.Module, nn.Module]:
-    """Build `smp.Segformer` and `smp.FusedSegformer` with the same random weights."""
+    Raises:
+        ValueError: If no library has such a model.
+        OSError: If Hugging Face's configuration cannot be had.
+
+    Example:
+        >>> type(build_model("unet:resnet18", 3, (64, 64))).__name__
+        'Unet'
+    """
     import segmentation_models_pytorch as smp
+    import timm
 
-    from vitseg_zoo.architectures import FusedSegformer
+    from vitseg_zoo.models import create_model, list_models
 
-    options = {
-        "encoder_weights": None,
-        "classes": classes,
-        "decoder_segmentation_channels": _HEAD_CHANNELS.get(name, 768),
-    }
-    peer = smp.Segformer(f"mit_{name}", **options)
-    ours = FusedSegformer(f"vz-mit_{name}", **options)
-    ours.load_state_dict(peer.state_dict())
-    return peer.eval(), ours.eval()
+    architecture, _, encoder = name.partition(":")
+    if name in list_models(kind="model"):
+        return create_model(name, classes=classes)
+    if architecture.lower() in smp.MODEL_ARCHITECTURES_MAPPING:
+        named = {"encoder_name": encoder} if encoder else {}
+        return smp.MODEL_ARCHITECTURES_MAPPING[architecture.lower()](
+            encoder_weights=None, classes=classes, **named
+        )
+    if "/" in name or Path(name).is_dir():
+        from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
-
-def hugging_face_pair(name: str) -> tuple[nn.Module, nn.Module]:
-    """Build Hugging Face's SegFormer and its accelerated copy."""
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-    from vitseg_zoo.acceleration import accelerate
-
-    config = SegformerConfig(
-        depths=_HUGGING_FACE_DEPTHS[name],
-        hidden_sizes=[32, 64, 160, 256] if name == "b0" else [64, 128, 320, 512],
-        decoder_hidden_size=_HEAD_CHANNELS.get(name, 768),
-        num_labels=150,
+        config = AutoConfig.from_pretrained(name, num_labels=classes)
+        return AutoModelForSemanticSegmentation.from_config(config)
+    if timm.is_model(name):
+        sized: dict[str, Any] = {"img_size": tuple(size)}
+        try:
+            return timm.create_model(name, num_classes=classes, **sized)
+        except TypeError:  # convolutions take any size, and no such argument
+            return timm.create_model(name, num_classes=classes)
+    raise ValueError(
+        f"there is no model {name!r}: `vitseg list` shows the zoo's; SMP's architectures are "
+        f"{', '.join(smp.MODEL_ARCHITECTURES_MAPPING)}, as in unet:resnet34."
     )
-    peer = SegformerForSemanticSegmentation(config).eval()
-    return peer, accelerate(copy.deepcopy(peer))
 
 
-def alternate(peer: Callable[[], Any], ours: Callable[[], Any], rounds: int) -> tuple[float, float]:
-    """Run two functions in turn, once without counting; give their medians in seconds."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for i in range(rounds + 1):
-        for function, seconds in zip((peer, ours), times, strict=True):
-            start = time.perf_counter()
-            function()
-            if i:
-                seconds.append(time.perf_counter() - start)
-    return statistics.median(times[0]), statistics.median(times[1])
+def plot(costs: Sequence[Cost], title: str, path: Path) -> None:
+    """Draw the throughput of each model over batch sizes."""
+    from matplotlib.figure import Figure
 
-
-def _row(name: str, what: str, peer: float, ours: float, limit: float | None = None) -> None:
-    of_limit = "" if limit is None else f"{1e3 * limit:.0f} ms"
-    times = f"{1e3 * peer:.0f} ms | {1e3 * ours:.0f} ms | **{peer / ours:.1f}**"
-    say(f"| {name.upper()} | {what} | {times} | {of_limit} |", flush=True)
-
-
-def _bench_smp(name: str, rounds: int, quick: bool) -> None:
-    torch.set_num_threads(2)
-    peer, ours = smp_pair(name)
-    for size in (512,) if quick else (512, 1024, 2048):
-        _bench_size(name, peer, ours, size, rounds if size == 512 else min(rounds, 3))
-    if not quick:
-        del peer, ours
-        _bench_training(name, rounds)
-
-
-@torch.inference_mode()
-def _bench_hugging_face(name: str, rounds: int) -> None:
-    torch.set_num_threads(2)
-    image = torch.rand(1, 3, 512, 512)
-    peer, ours = hugging_face_pair(name)
-    pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
-    _row(name, "Hugging Face, logits of a quarter, 512", *pair, _limit(lambda: ours(image).logits, image))
-
-
-@torch.inference_mode()
-def _bench_size(name: str, peer: nn.Module, ours: nn.Module, size: int, rounds: int) -> None:
-    from vitseg_zoo.inference.predict_labels import predict_labels
-
-    image = torch.rand(1, 3, size, size)
-    pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
-    _row(name, f"SMP, logits, {size}", *pair, _limit(lambda: ours(image), image))
-    pair = alternate(lambda: peer(image).argmax(1), lambda: predict_labels(ours, image), rounds)
-    _row(name, f"SMP, labels, {size}", *pair, _limit(lambda: predict_labels(ours, image), image))
-    if size == 512 and HAS_BF16:  # emulated, it takes minutes
-        with torch.autocast("cpu", torch.bfloat16):
-            pair = alternate(lambda: peer(image), lambda: ours(image), rounds)
-            limit = _limit(lambda: ours(image), image)
-        _row(name, f"SMP, logits, bf16 autocast, {size}", *pair, limit)
-
-
-# PyTorch counts the operations of attention on GPUs only.
-_CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: (
-        sdpa_flop_count(q, k, v)
-    )
-}
-
-
-def _limit(function: Callable[[], torch.Tensor], image: torch.Tensor) -> float:
-    """Give this machine's limit for a function of an image, in seconds; the module says what it is."""
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
-        output = function()
-    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
-    if torch.is_autocast_enabled("cpu"):
-        a, b = a.bfloat16(), b.bfloat16()
-    multiply, copying = alternate(lambda: a @ b, lambda: output.clone(), 5)
-    limit = counter.get_total_flops() * multiply / (2 * 2048**3)
-    return limit + (image.nbytes + output.nbytes) * copying / (2 * output.nbytes)
-
-
-def _training_step(model: nn.Module, size: int = 512) -> Callable[[], torch.Tensor]:
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    image, labels = torch.rand(2, 3, size, size), torch.randint(21, (2, size, size))
-
-    def step() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(image), labels)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-def _bench_training(name: str, rounds: int) -> None:
-    peer, ours = smp_pair(name, classes=21)
-    pair = alternate(_training_step(peer), _training_step(ours), rounds)
-    with torch.no_grad():
-        image = torch.rand(2, 3, 512, 512)
-        limit = _limit(lambda: ours(image), image)
-    # The gradients of maps and of weights are as many operations again each.
-    _row(name, "SMP, training step, batch 2, 512", *pair, 3 * limit)
-
-
-def _bench_memory(name: str) -> None:
-    for task in ("training", "512", "1024", "2048"):
-        peer, ours = (_in_a_new_process(_peak_megabytes, name, task, side) for side in ("peer", "ours"))
-        what = "training step, batch 2, 512" if task == "training" else f"labels, {task}"
-        row = f"| {name.upper()} | SMP, memory, {what} | {peer:.0f} MB | {ours:.0f} MB |"
-        say(f"{row} **{peer / ours:.1f}** | |", flush=True)
-
-
-def _peak_megabytes(name: str, task: str, side: str) -> float:
-    """Measure how far a task raises this process's peak of resident memory, after one with a small image."""
-    torch.set_num_threads(2)
-    peer, ours = smp_pair(name, classes=21 if task == "training" else 150)
-    model = peer if side == "peer" else ours
-    for size in (64, 512 if task == "training" else int(task)):  # the small one loads code and kernels
-        before = _peak_resident()
-        if task == "training":
-            step = _training_step(model, size)
-            step()
-            step()
-        else:
-            _predict(model, side, torch.rand(1, 3, size, size))
-    return _peak_resident() - before
-
-
-@torch.inference_mode()
-def _predict(model: nn.Module, side: str, image: torch.Tensor) -> torch.Tensor:
-    from vitseg_zoo.inference.predict_labels import predict_labels
-
-    return model(image).argmax(1) if side == "peer" else predict_labels(model, image)
-
-
-def _peak_resident() -> float:
-    import resource
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for model in dict.fromkeys(cost.model for cost in costs):
+        points = [(cost.batch, cost.images_per_second) for cost in costs if cost.model == model]
+        points = [(batch, speed) for batch, speed in points if speed is not None]
+        axes.plot(*zip(*points, strict=True), "o-", label=model) if points else None
+    batches = sorted({cost.batch for cost in costs})
+    axes.set(xlabel="batch size", ylabel="images per second", ylim=(0, None), xscale="log")
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.minorticks_off()
+    axes.set_title(title, fontsize="small")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, dpi=150)

@@ -17,7 +17,7 @@ from vitseg_zoo.terminal import Progress, say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `vitseg compare`."""
     parser.usage = (
-        "vitseg compare RUN... [--data DIR] [--split NAME] [--out DIR]\n"
+        "vitseg compare [-h] RUN... [--data DIR] [--split NAME] [--out DIR]\n"
         "       vitseg compare --train RECIPE --models NAMES [--seeds SEEDS] [--data DIR] [--out DIR] "
         "[-- OPTIONS]"
     )
@@ -67,9 +67,10 @@ def run(args: argparse.Namespace) -> int:
             say("stopped: the same command goes on.")
             raise SystemExit(getattr(stop, "code", 130)) from None
         folders += [training.config.out for training in trainings if training not in failed]
-    if not folders:
+    if not (folders or failed):
         raise ValueError("nothing to compare: name trainings, or --train RECIPE --models NAMES.")
-    _report(read_runs(folders), args)
+    if folders:
+        _report(read_runs(folders), args)
     for training in failed:
         say(f"not trained: {training.name}, seed {training.config.seed}: {training.error}")
     return 1 if failed else 0

@@ -29,7 +29,6 @@ from vitseg_zoo.inference.rasters import (
     write_raster,
 )
 from vitseg_zoo.inference.regions import coco_annotations, coco_categories, label_studio_task
-from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.terminal import say
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
 from vitseg_zoo.weights.download_errors import without_password
@@ -136,11 +135,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         tta=args.tta,
     )
-    metadata = predictor.metadata
-    names = metadata.get("class_names") or [f"class {index}" for index in range(predictor.classes or 1)]
-    palette = metadata.get("palette") or distinct_colors(len(names))
-    if len(names) == 1:  # 0 is its absence
-        names, palette = ["background", *names], [(0, 0, 0), *palette]
+    names, palette = predictor.class_names, predictor.palette
     if len(names) > 255:
         raise ValueError(f"a mask holds 255 classes, but the model has {len(names)}.")
     about = without_password(str(args.checkpoint or args.weights))

@@ -17,6 +17,7 @@ from vitseg_zoo.files import atomic_path
 from vitseg_zoo.inference.predictor import Predictor
 
 SIDE = 256  # pixels of the longer side of what is kept to be shown
+_DAMAGED = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -203,21 +204,15 @@ def read_evaluation(path: Path, about: Mapping[str, Any]) -> Evaluation | None:
             if str(file["about"]) != json.dumps(about, sort_keys=True):
                 return None
             sizes = file["sizes"]
-            ends = np.cumsum(sizes.prod(1))[:-1]
-            parts = [
-                part.reshape(size) for part, size in zip(np.split(file["labels"], ends), sizes, strict=True)
-            ]
+            parts = np.split(file["labels"], np.cumsum(sizes.prod(1))[:-1])
+            labels = tuple(part.reshape(size) for part, size in zip(parts, sizes, strict=True))
             names, class_names = (tuple(map(str, file[key])) for key in ("names", "class_names"))
-            return Evaluation(names, class_names, Counts(*file["counts"]), file["confusion"], tuple(parts))
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ):  # none, or damaged: it is measured again
+            counts, confusion = file["counts"], file["confusion"]
+    except _DAMAGED:  # or none: it is measured again
         return None
+    if counts.shape != (len(Counts._fields), len(names), len(class_names)) or len(labels) != len(names):
+        return None
+    return Evaluation(names, class_names, Counts(*counts), confusion, labels)
 
 
 def write_csv(evaluations: Mapping[str, Evaluation], path: Path) -> None:

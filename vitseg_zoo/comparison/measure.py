@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def measure(
     evaluations: dict[str, list[Evaluation]] = {}
     for name, runs in groups.items():
         for run in runs:
-            evaluations.setdefault(name, []).append(_evaluation(run, pairs, say, progress, device))
+            evaluation = _evaluation(run, pairs, say, progress, device)
+            if name in evaluations:  # pictures are of the first seed
+                evaluation = replace(evaluation, labels=())
+            evaluations.setdefault(name, []).append(evaluation)
     say("measuring what they cost")
     predictors = {name: Predictor(runs[0].weights, device) for name, runs in groups.items()}
     costs = measure_costs(predictors, pairs[0][0])

@@ -94,7 +94,7 @@ class Comparison:
 
     def _scores(self) -> Table:
         several = len(self.models) > 1
-        head = ["model", "mIoU", f"{LEVEL:.0%} of images"] + ["to the best"] * several
+        head = ["model", "mIoU", f"{LEVEL:.0%} interval"] + [f"to the best ({LEVEL:.0%})"] * several
         head += [_NAMES[key] for key in MEANS[1:]]
         seeds = max(len(model.evaluations) for model in self.models)
         head += ["seeds"] * (seeds > 1)
@@ -114,10 +114,11 @@ class Comparison:
         best = {at: int(np.argmax([mean(m.values(key)) for m in self.models])) for at, key in columns.items()}
         note = (
             f"Percent, from sums over all pixels of {self.images} images at their own size. "
-            f"The range is that of {LEVEL:.0%} of {DRAWS} resamplings of these images"
+            f"An interval holds {LEVEL:.0%} of {DRAWS} resamplings of these images"
         )
         note += (
-            ", the same for all models: a difference whose range holds 0 may be the images' alone. " * several
+            ", the same for all models: a difference whose interval holds 0 may be the images' alone. "
+            * several
         )
         note += "" if several else ". "
         note += "± is the standard deviation over seeds." if seeds > 1 else ""
@@ -169,8 +170,9 @@ class Comparison:
                 row.append(_duration(mean(known)) if known else "-")
             rows.append(row)
         note = (
-            f"Of one image, from pixels to labels at its own size, on {hardware}: latency is the median "
-            "of runs in turn with the other models, memory that of all tensors but the weights."
+            f"Of one image, from pixels to labels at its own size, on {hardware}. Latency is the median of "
+            f"several runs{', in turn with the other models' * (len(self.models) > 1)}, memory that of all "
+            "tensors but the weights."
         )
         if trained:
             head.append("training")

@@ -64,7 +64,8 @@ class Run:
     @property
     def seed(self) -> int:
         """Of its randomness."""
-        return self.results.get("config", {}).get("seed", 0)
+        seed = self.results.get("config", {}).get("seed", 0)
+        return seed if isinstance(seed, int) else 0
 
     def metrics(self) -> dict[str, list[float]]:
         """Read metrics.csv: name of a column -> a value for each epoch."""

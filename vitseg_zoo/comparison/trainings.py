@@ -1,5 +1,6 @@
 """The trainings of a comparison: which there should be, which are done, and the others, one by one."""
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -136,7 +137,8 @@ def load_recipe(name: str) -> ModuleType:
         ValueError: If there is none, or it has no `Config` and `main`.
     """
     if name.endswith(".py"):
-        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        # A name that no other module has.
+        spec = importlib.util.spec_from_file_location(f"recipe_{Path(name).stem}", name)
         if spec is None or spec.loader is None or not Path(name).is_file():
             raise ValueError(f"there is no recipe {name}.")
         module = importlib.util.module_from_spec(spec)
@@ -190,6 +192,7 @@ def train_all(trainings: Sequence[Training], say: Callable[[str], None]) -> list
             training.error = " ".join(text.partition(", supported encoders")[0].split())
             say(f"failed: {training.error}")
             failed.append(training)
+        gc.collect()  # a Trainer and its module hold each other, and the GPU's memory
     return failed
 
 
@@ -234,7 +237,7 @@ def time_left(missing: Sequence[Training], known: Sequence[Training]) -> float |
 def _program(training: Training) -> Iterator[None]:
     """Let results.json say with which command the recipe does the same by itself."""
     argv = sys.argv
-    sys.argv = [f"{training.recipe.__name__.rpartition('.')[2]}.py", *training.words]
+    sys.argv = [Path(str(training.recipe.__file__)).name, *training.words]
     try:
         yield
     finally:

@@ -123,7 +123,10 @@ def check(path: str | Path, progress: Callable[[int, int], None] | None = None) 
         if all(not record.values for record in records):
             raise ValueError(f"no mask of {path} can be read: {records[0].errors[-1]}")
         description, notes, _ = describe(root, parts, files, records)
-        findings += [Finding("warning" if "pixels (" in n else "note", f"{n}.", "") for n in notes.notes]
+        findings += [
+            Finding("warning" if "pixels (" in n or "are these" in n else "note", f"{n}.", "")
+            for n in notes.notes
+        ]
     report = Report(description, records)
     findings += _files_alone(matched)
     findings += _count_classes(report)

@@ -18,6 +18,7 @@ from vitseg_zoo.data.images import read_pixels
 from vitseg_zoo.palette import distinct_colors
 
 IGNORE_INDEX = 255
+_MANY = 100  # classes that are hardly meant, where no file names them
 # Names under which data sets keep pixels without a label.
 _VOID = {
     "void",
@@ -266,6 +267,10 @@ def _propose_gray(
                 "Better: export the masks as PNG, without smoothing"
             )
             values = sorted(peaks)
+    if not names and len(values) > _MANY:
+        notes.append(
+            f"masks have {len(values)} values: are these masks, or photographs, depth maps or object numbers"
+        )
     if _are_numbers(values, names):
         void = IGNORE_INDEX in values and IGNORE_INDEX not in range(len(names or ()))
         count = len(names) if names else max(value for value in values if value != 255 or not void) + 1
@@ -395,8 +400,23 @@ def _peaks(counts: Mapping[int, int], levels: int, limit: int | None) -> list[in
             break
         if not near(value, 40):
             peaks.append(value)
+    if levels == 256:
+        peaks = [value for value in peaks if not _is_edge(value, peaks, counts, total)]
     covered = sum(count for value, count in counts.items() if near(value, 20))
     return peaks if len(peaks) > 1 and covered > 0.85 * total and len(counts) > 2 * len(peaks) else []
+
+
+def _is_edge(value: int, peaks: Sequence[int], counts: Mapping[int, int], total: int) -> bool:
+    """Say whether a level comes from smoothed edges: rare, as is its mirror image about the middle."""
+    mirrored = min(peaks) + max(peaks) - value
+    twin = next((p for p in peaks if p != value and abs(p - mirrored) <= 3), None)
+    rare = counts[value] < 0.05 * total
+    return bool(
+        rare
+        and min(peaks) < value < max(peaks)
+        and twin is not None
+        and 0.5 < counts[twin] / counts[value] < 2
+    )
 
 
 def _without_void(

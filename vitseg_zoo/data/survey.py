@@ -20,7 +20,7 @@ from vitseg_zoo.data.annotations import draw_pair, is_annotation
 from vitseg_zoo.data.class_files import Color
 from vitseg_zoo.data.images import open_image, read_pixels, read_size, to_unit
 from vitseg_zoo.data.layouts import Pair
-from vitseg_zoo.data.masks import as_mask, count_values, read_mask
+from vitseg_zoo.data.masks import as_mask, count_values, pack, read_mask
 from vitseg_zoo.data.outlines import is_background
 
 _AT_ONCE = 8  # pairs that a thread reads in a row
@@ -187,8 +187,10 @@ def _measure_mask(record: Record, root: Path) -> None:
 
 def _count_specks(pixels: np.ndarray) -> int:
     """Count pixels whose four neighbors agree with each other and not with them; none at the border."""
-    if pixels.ndim == 3 or min(pixels.shape) < 3:
+    if min(pixels.shape[:2]) < 3:
         return 0
+    if pixels.ndim == 3:
+        pixels = pack(pixels)
     center, above, below = pixels[1:-1, 1:-1], pixels[:-2, 1:-1], pixels[2:, 1:-1]
     left, right = pixels[1:-1, :-2], pixels[1:-1, 2:]
     specks = center != above

@@ -17,10 +17,11 @@ from torch import nn
 from vitseg_zoo.ops.dense_conv import dense_conv
 from vitseg_zoo.ops.dispatch import may_bypass, runs_eagerly_on_cpu
 from vitseg_zoo.ops.linear import conv_nhwc, linear
-from vitseg_zoo.ops.mix_attention import LAYER_NORMS, attention, mix_attention
+from vitseg_zoo.ops.mix_attention import attention, mix_attention
 from vitseg_zoo.ops.mix_ffn import is_mix_conv, mix_ffn
 
 _DROP_PATHS = (DropPath, nn.Identity)
+_LAYER_NORMS = (nn.LayerNorm, LayerNorm)  # timm's calls PyTorch's
 
 
 @torch.fx.wrap  # whose graphs have no branches: there it is one step
@@ -156,7 +157,7 @@ class Block(nn.Module):
             runs_eagerly_on_cpu(x)
             and type(attn) is EfficientAttention
             and may_bypass(
-                (self.norm1, LAYER_NORMS),
+                (self.norm1, _LAYER_NORMS),
                 (attn, EfficientAttention),
                 (attn.q, nn.Linear),
                 (attn.kv, nn.Linear),
@@ -168,7 +169,7 @@ class Block(nn.Module):
             and (
                 attn.dilation == 1
                 if attn.sr_ratio == 1
-                else may_bypass((attn.sr, nn.Conv2d), (attn.norm, LAYER_NORMS))
+                else may_bypass((attn.sr, nn.Conv2d), (attn.norm, _LAYER_NORMS))
                 and min(x.shape[1:3]) >= attn.window
             )
         )
@@ -197,7 +198,7 @@ class Block(nn.Module):
             runs_eagerly_on_cpu(x)
             and type(mlp) is MixFFN
             and may_bypass(
-                (self.norm2, LAYER_NORMS),
+                (self.norm2, _LAYER_NORMS),
                 (mlp, MixFFN),
                 (mlp.fc1, nn.Linear),
                 (mlp.dwconv, nn.Conv2d),

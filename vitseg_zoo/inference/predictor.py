@@ -1,5 +1,6 @@
 """A model and its metadata, from images of any size to labels at their own size."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from segmentation_models_pytorch.base import SegmentationModel
 from segmentation_models_pytorch.base.modules import Activation
 from torch import nn
 
+from vitseg_zoo.acceleration import accelerate
 from vitseg_zoo.data.images import as_image, read_image, to_unit
 from vitseg_zoo.inference.augmentation import TTA, augmented
 from vitseg_zoo.inference.exported import is_exported, load_exported
 from vitseg_zoo.inference.predict_labels import predict_labels
 from vitseg_zoo.inference.tiles import ReadRows, blend_tiles
+from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.weights.metadata import FITS
 from vitseg_zoo.weights.saving import load_model
 
@@ -92,6 +95,9 @@ class Predictor:
             model, known = load_exported(model)
         else:
             model, known = load_model(model)
+            with warnings.catch_warnings():  # of other models there is nothing to replace
+                warnings.simplefilter("ignore")
+                accelerate(model)
         self.metadata: dict[str, Any] = known | dict(metadata or {})
         # What the metadata do not say, an SMP model knows of itself.
         config = dict(getattr(model, "config", {})) if hasattr(model, "segmentation_head") else {}
@@ -132,6 +138,23 @@ class Predictor:
             torch.tensor(self.metadata.get(key) or [default], dtype=torch.float32).view(1, -1, 1, 1)
             for key, default in (("mean", 0.0), ("std", 1.0))
         )
+
+    @property
+    def class_names(self) -> list[str]:
+        """Return the name of each label; of a model of one class, `background` and that one."""
+        names = list(
+            self.metadata.get("class_names") or [f"class {index}" for index in range(self.classes or 1)]
+        )
+        return ["background", *names] if len(names) == 1 else names
+
+    @property
+    def palette(self) -> list[tuple[int, ...]]:
+        """Return an RGB color (0 to 255) for each of `class_names`."""
+        palette = [tuple(color) for color in self.metadata.get("palette") or ()]
+        names = self.class_names
+        if len(palette) + 1 == len(names):
+            palette = [(0, 0, 0), *palette]
+        return palette or list(distinct_colors(len(names)))
 
     def describe(self) -> str:
         """Say in one line how an image comes to the model."""

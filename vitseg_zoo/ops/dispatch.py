@@ -105,7 +105,7 @@ def runs_eagerly_on_cpu(x: torch.Tensor) -> bool:
         and not _plain_only
         and _SEES_TRANSFORMS
         and type(x) in (torch.Tensor, nn.Parameter)
-        and x.device.type == "cpu"
+        and x.is_cpu
         and not (
             torch.jit.is_tracing()
             or torch._C._are_functorch_transforms_active()
@@ -145,9 +145,12 @@ def reason_to_call(*parts: Part) -> str | None:
     """
     if _plain_only:
         return "VITSEG_ZOO_PLAIN"
-    if _is_foreign(torch_module._global_forward_hooks) or _is_foreign(torch_module._global_forward_pre_hooks):
-        return "a hook on all modules"
-    if torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks:
+    if (
+        torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+        or (torch_module._global_forward_hooks and _is_foreign(torch_module._global_forward_hooks))
+        or (torch_module._global_forward_pre_hooks and _is_foreign(torch_module._global_forward_pre_hooks))
+    ):
         return "a hook on all modules"
     for part, classes in parts:
         if not (type(part) is classes or (isinstance(classes, tuple) and type(part) in classes)):

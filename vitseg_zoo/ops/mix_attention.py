@@ -16,16 +16,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from vitseg_zoo.ops.dense_conv import dense_conv, dense_conv_with
 from vitseg_zoo.ops.dispatch import Layer, runs_eagerly_on_cpu
 from vitseg_zoo.ops.drop_path import add_branch, with_drop_path
 from vitseg_zoo.ops.linear import linear
-
-# timm's calls PyTorch's.
-LAYER_NORMS = (nn.LayerNorm, LayerNorm)
 
 
 def mix_attention(

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,28 @@ class FiniteLoss(Callback):
             f"the loss is {losses[wrong]} in {where}: give a lower --lr, --gradient-clip-val 1 or "
             "--precision 32-true, and look at these images and masks."
         )
+
+
+class ParameterStrides(Callback):
+    """Gives gradients the strides of their parameters, where several processes exchange them.
+
+    Dimensions of size 1, as those of a 1 x 1 convolution, have no meaningful stride, and kernels write any.
+    DistributedDataParallel warns of each difference, though memory is laid out alike.
+    """
+
+    def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            for parameter in module.parameters():
+                if parameter.requires_grad and 1 in parameter.shape:
+                    parameter.register_hook(partial(_restride, parameter.stride()))
+
+
+def _restride(stride: tuple[int, ...], gradient: torch.Tensor) -> torch.Tensor:
+    """Change strides of dimensions of size 1."""
+    pairs = zip(gradient.shape, gradient.stride(), stride, strict=True)
+    if gradient.stride() != stride and all(size == 1 or a == b for size, a, b in pairs):
+        return gradient.as_strided(gradient.shape, stride)
+    return gradient
 
 
 class EpochLog(Callback):

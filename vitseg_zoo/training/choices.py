@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from vitseg_zoo.terminal import say
 from vitseg_zoo.training.config import RunConfig, option
@@ -148,4 +149,5 @@ def _set(config: ChosenConfig, name: str, value: Any, reason: str) -> Any:
 
 
 def _say(name: str, value: Any, reason: str) -> None:
-    say(f"chosen: {option(name)} {value} ({reason})", flush=True)
+    if rank_zero_only.rank == 0:
+        say(f"chosen: {option(name)} {value} ({reason})", flush=True)

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch import nn
 
 from vitseg_zoo.cost import describe_device
@@ -31,7 +32,13 @@ from vitseg_zoo.data.origin import origin_of
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.terminal import say
-from vitseg_zoo.training.callbacks import EpochLog, FiniteLoss, PredictionGallery, TrainingStopped
+from vitseg_zoo.training.callbacks import (
+    EpochLog,
+    FiniteLoss,
+    ParameterStrides,
+    PredictionGallery,
+    TrainingStopped,
+)
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from vitseg_zoo.training.config import RunConfig, option
 from vitseg_zoo.training.data_module import SegmentationDataModule
@@ -136,7 +143,13 @@ def fit(
     resumed = config.resume and last.exists()
     if not resumed:
         metrics.unlink(missing_ok=True)  # of a first epoch that was not finished
+    for path in config.out.glob("hpc_ckpt_*.ckpt"):
+        # Of Lightning's requeue by SLURM, from within an epoch: last.ckpt repeats an uninterrupted training.
+        path.unlink(missing_ok=True)
     precision = _check_checkpoint(last, config) if resumed else config.precision
+    several = config.num_nodes > 1 or config.devices not in ("auto", "1") or "WORLD_SIZE" in os.environ
+    if precision == "auto" and several and not torch.cuda.is_available():
+        precision = "32-true"  # each process would measure for itself, and they must agree
     if precision == "auto":
         size = getattr(config, "crop_size", config.image_size)
         precision = choose_precision(module.model, (size, size), min(data.batch_size, 8), channels)
@@ -173,6 +186,7 @@ def fit(
             # The gallery before averaged weights, whose picture it shows at the end.
             "callbacks": [
                 FiniteLoss(data.batch_names),
+                ParameterStrides(),
                 EpochLog(metrics),
                 PredictionGallery(data.datasets["val"], config.out),
                 *savers,
@@ -188,13 +202,16 @@ def fit(
             **trainer_options,
         }
     )
+    # With max_steps Lightning resumes in the middle of an epoch, but checkpoints are those of an epoch's end.
+    trainer.fit_loop._iteration_based_training = lambda: False
     parameters = sum(parameter.numel() for parameter in module.parameters())
     counts = [f"{len(dataset)} {split}" for split, dataset in data.datasets.items() if dataset is not None]
-    say(
-        f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
-        f"precision {precision}, {', '.join(counts)} images",
-        flush=True,
-    )
+    if trainer.is_global_zero:
+        say(
+            f"{module.hparams.arch} with {module.hparams.encoder_name}: {parameters:,} parameters, "
+            f"precision {precision}, {', '.join(counts)} images",
+            flush=True,
+        )
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     if config.find_lr:
@@ -264,13 +281,13 @@ def _train(
     except (KeyboardInterrupt, SystemExit):  # the latter is Lightning's answer to Ctrl-C
         say(f"stopped in epoch {trainer.current_epoch + 1}. {kept()}.", file=sys.stderr)
         raise KeyboardInterrupt from None
-    except torch.OutOfMemoryError as error:
-        raise TrainingStopped(out_of_memory(config, data.batch_size)) from error
-    except OSError as error:  # a full disk
-        raise TrainingStopped(f"The training cannot go on ({error}). {kept()}.") from error
     except TrainingStopped:
         raise
+    except OSError as error:  # a full disk
+        raise TrainingStopped(f"The training cannot go on ({error}). {kept()}.") from error
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or is_oom_error(error):  # of a GPU, or of a CPU
+            raise TrainingStopped(out_of_memory(config, data.batch_size)) from error
         error.inside_training = True  # type: ignore[attr-defined]  # keeps its trace
         raise
 

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from segmentation_models_pytorch.encoders import get_preprocessing_params
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from vitseg_zoo.losses import CrossEntropy, create_loss
 from vitseg_zoo.metrics import MultilabelMetrics, SegmentationMetrics
@@ -108,6 +109,10 @@ class SegmentationModule(LightningModule):
             if mode == "multiclass"
             else create_loss("cross_entropy", mode, ignore_index=ignore_index)
         )
+        # A mean that knows how many images each process had; Lightning's own rounds their average down.
+        self.train_loss, self.val_loss, self.test_loss = (
+            MeanMetric(nan_strategy="disable") for _ in range(3)
+        )
         # Not in a ModuleDict named by stage: "train" is a method of every module.
         measured = class_names if mode != "binary" else ["background", *class_names]
         self.train_metrics, self.val_metrics, self.test_metrics = (
@@ -172,7 +177,11 @@ class SegmentationModule(LightningModule):
         image, mask = batch
         loss, logits = self.loss_and_logits(image, mask, stage)
         getattr(self, f"{stage}_metrics").update(self.labels(logits), mask)
-        self.log(f"{stage}_loss", loss, on_step=False, on_epoch=True, batch_size=len(image), sync_dist=True)
+        mean = getattr(self, f"{stage}_loss")
+        mean.update(
+            loss.detach().expand(len(image))
+        )  # an image, a value: it has no weights without nan checks
+        self.log(f"{stage}_loss", mean, on_step=False, on_epoch=True)
         return loss
 
     def shared_epoch_end(self, stage: str) -> None:

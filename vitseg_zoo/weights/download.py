@@ -27,6 +27,7 @@ from huggingface_hub.file_download import get_hf_file_metadata, http_get, repo_f
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session
 
 from vitseg_zoo import __version__
+from vitseg_zoo.files import atomic_path
 from vitseg_zoo.weights.catalog import get_entry
 from vitseg_zoo.weights.check import check_file, find_fault, read_sha256, sha256_of
 from vitseg_zoo.weights.download_errors import explained, without_password
@@ -424,15 +425,10 @@ def _wrong_length(url: str, filename: str, partial: Path, size: int | None) -> O
 
 
 def _copy(path: Path, target: Path) -> None:
-    partial = target.with_name(f"{target.name}.{os.getpid()}.incomplete")
-    try:
+    with atomic_path(target) as partial:
         shutil.copyfile(path, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with atomic_path(path) as partial:
+        partial.write_text(text)

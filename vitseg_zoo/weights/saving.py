@@ -131,7 +131,7 @@ def push_to_hub(
     with explained_upload(repo_id), tempfile.TemporaryDirectory() as folder:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         _write_folder(model, Path(folder), repo_id, metadata)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add model"))
+        return api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add model").commit_url
 
 
 def _inner_model(model: nn.Module) -> SegmentationModel:

@@ -1,11 +1,11 @@
-"""`vitseg bench` in its smallest form."""
+"""`vitseg bench segformer` in its smallest form."""
 
 import re
 
 import pytest
 import torch
 
-from vitseg_zoo.cli import bench
+from vitseg_zoo.cli import bench_segformer as bench
 
 
 def test_pair_of_smp(capsys: pytest.CaptureFixture) -> None:
