@@ -288,6 +288,19 @@ def test_graph_has_no_breaks(name: str) -> None:
         torch.testing.assert_close(compiled(image), model(image), atol=1e-4, rtol=1e-4)
 
 
+def test_parts_that_stay_slow_are_logged_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    model = MODELS["smp.Segformer"]()
+    model.decoder.fuse_stage[2] = nn.GELU()
+    model.encoder.block2[1].attn.q.register_forward_hook(lambda *args: None)
+    with caplog.at_level("INFO", "vitseg_zoo"):
+        vitseg_zoo.accelerate(model)
+    assert caplog.messages[1:] == [
+        "11 of 13 parts run fast",
+        "encoder.block2.1 runs as before: a hook on Linear",
+        "decoder runs as before: GELU in place of ReLU",
+    ]
+
+
 def test_nothing_to_replace_is_a_warning() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1))
     with pytest.warns(UserWarning, match="nothing to replace in Sequential"):

@@ -236,6 +236,11 @@ WRONG = {
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotations/>', "declares a document type"),
         ('<annotations><image name="a" width="9999999" height="999999"/></annotations>', "an image of"),
         ('<annotations><image name="a" width="2"/></annotations>', "height"),
+        (
+            '<annotations><image name="a" width="2" height="2">'
+            f'<mask label="a" rle="{2**70}"/></image></annotations>',
+            "too large",
+        ),
     ],
 }  # fmt: skip
 
@@ -252,6 +257,7 @@ def test_what_is_none(name: str, text: str, message: str, tmp_path: Path):
     [
         ('rle="0', 'rle="900'),
         ('rle="0', 'rle="-7'),
+        ('rle="0', f'rle="{2**63 - 1}, {2**63 - 1}, 2, 0'),
         ('width="16"', 'width="160000000000"'),
         ("5.00,5.00;", "1e300,nan;"),
         ('label="dog" z', 'label="cow" z'),

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vitseg_zoo.data.outlines import MOST_PIXELS, AnnotationFile, Objects
+from vitseg_zoo.data.outlines import MOST_PIXELS, AnnotationFile, Objects, checked_label
 
 
 def read_coco(path: Path) -> AnnotationFile:
@@ -25,7 +25,7 @@ def read_coco(path: Path) -> AnnotationFile:
 def _read(path: Path, modified: int) -> AnnotationFile:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        names = {category["id"]: str(category["name"]).strip() for category in content["categories"]}
+        names = {category["id"]: checked_label(category["name"]) for category in content["categories"]}
         objects: dict[Any, list] = {image["id"]: [] for image in content["images"]}
         for entry in content["annotations"]:
             if entry.get("segmentation"):
@@ -42,6 +42,6 @@ def _read(path: Path, modified: int) -> AnnotationFile:
             images[file_name] = found
             images.setdefault(PurePosixPath(file_name).name, found)
         return AnnotationFile(tuple(dict.fromkeys(names[number] for number in sorted(names))), images)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} is not a COCO file: {reason[:200]}.") from None

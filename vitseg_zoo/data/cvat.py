@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from vitseg_zoo.data.outlines import MOST_PIXELS, AnnotationFile, Objects, Runs
+from vitseg_zoo.data.outlines import MOST_PIXELS, AnnotationFile, Objects, Runs, checked_label
 
 _CORNERS = 64  # of the polygon that stands for an ellipse
 
@@ -47,7 +47,7 @@ def _read(path: Path, modified: int) -> AnnotationFile:
             if not (height > 0 and width > 0 and height * width <= MOST_PIXELS):
                 raise ValueError(f"an image of {height} x {width} pixels")
             shapes = sorted(
-                (int(shape.get("z_order", 0)), position, shape.attrib["label"].strip(), outline)
+                (int(shape.get("z_order", 0)), position, checked_label(shape.attrib["label"]), outline)
                 for position, shape in enumerate(image)
                 if (outline := _outline(shape.tag, shape.attrib)) is not None
             )
@@ -57,8 +57,8 @@ def _read(path: Path, modified: int) -> AnnotationFile:
             name = image.attrib["name"].replace("\\", "/")
             images[name] = found
             images.setdefault(PurePosixPath(name).name, found)
-        return AnnotationFile(tuple(dict.fromkeys(label.strip() for label in labels)), images)
-    except (ElementTree.ParseError, ValueError, KeyError) as error:
+        return AnnotationFile(tuple(dict.fromkeys(map(checked_label, labels))), images)
+    except (ElementTree.ParseError, ValueError, KeyError, OverflowError) as error:
         reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} is not a file of CVAT for images: {reason[:200]}.") from None
 

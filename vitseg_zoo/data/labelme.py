@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitseg_zoo.data.outlines import MOST_PIXELS, Objects, Runs
+from vitseg_zoo.data.outlines import MOST_PIXELS, Objects, Runs, checked_label
 
 _CORNERS = 64  # of the polygon that stands for a circle
 _LINES = {"line", "linestrip", "point", "points"}
@@ -34,7 +34,7 @@ def _read(path: Path, modified: int) -> Objects:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         shapes = tuple(
-            (str(shape["label"]).strip(), outline)
+            (checked_label(shape["label"]), outline)
             for shape in content["shapes"]
             if (outline := _outline(shape)) is not None
         )
@@ -44,7 +44,7 @@ def _read(path: Path, modified: int) -> Objects:
         if height * width > MOST_PIXELS:
             raise ValueError(f"an image of {height} x {width} pixels")
         return Objects(shapes, (height, width))
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OSError) as error:
+    except Exception as error:  # decoders of masks raise many kinds
         reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path} is not a file of labelme: {reason[:200]}.") from None
 

@@ -354,7 +354,7 @@ def _name(found: re.Match) -> str:
 
 def _class(pattern: re.Pattern, path: str) -> str:
     found = pattern.fullmatch(path)
-    return found["class_"].strip(" _-.") if found else ""
+    return found["class_"].strip(" _-.") or found["class_"] if found else ""
 
 
 def _listed(lines: Iterable[str], images: dict[str, str], matched: Matched) -> set[str]:

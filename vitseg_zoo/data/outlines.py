@@ -91,6 +91,18 @@ def draw(objects: Objects, labels: Sequence[str], path: Path) -> np.ndarray:
     return classes.astype(np.uint8) if classes.max(initial=0) < 256 else classes
 
 
+def checked_label(label: object) -> str:
+    """Return a label of a file without the spaces around it.
+
+    Raises:
+        ValueError: If nothing is left.
+    """
+    text = str(label).strip()
+    if not text:
+        raise ValueError("a label without a name")
+    return text
+
+
 def is_background(label: str | int) -> bool:
     """Say whether a label means that there is nothing: such an object cuts a hole into those below."""
     return str(label).lower() in _BACKGROUND
@@ -115,9 +127,10 @@ def _fill(classes: np.ndarray, outline: Any, value: int, is_relative: bool) -> N
 
 
 def _fill_runs(classes: np.ndarray, runs: Runs, value: int) -> None:
-    if not (0 < runs.height <= 2**16 and 0 < runs.width <= 2**16) or (runs.lengths < 0).any():
+    if not (0 < runs.height <= 2**16 and 0 < runs.width <= 2**16):
         raise ValueError("a mask of no size")
-    if runs.height * runs.width > MOST_PIXELS or runs.lengths.sum() != runs.height * runs.width:
+    fits = ((runs.lengths >= 0) & (runs.lengths <= MOST_PIXELS)).all()  # so that their sum is one
+    if runs.height * runs.width > MOST_PIXELS or not fits or runs.lengths.sum() != runs.height * runs.width:
         raise ValueError("a code of another length than its box")
     inside = np.repeat(np.arange(len(runs.lengths)) % 2 == 1, runs.lengths).reshape(runs.height, runs.width)
     # What lies outside the image is cut off.

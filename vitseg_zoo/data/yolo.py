@@ -50,6 +50,9 @@ def find_names(root: Path) -> tuple[str, ...]:
 
     Returns:
         Names in the order of their numbers; none if there is no such file.
+
+    Raises:
+        ValueError: If it names a class twice or not at all.
     """
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         try:
@@ -60,5 +63,8 @@ def find_names(root: Path) -> tuple[str, ...]:
         if isinstance(names, dict) and all(type(key) is int and 0 <= key < 65536 for key in names):
             names = [names.get(index, f"class {index}") for index in range(max(names, default=-1) + 1)]
         if isinstance(names, list) and names and {"train", "val", "nc", "path"} & content.keys():
-            return tuple(str(name).strip() for name in names)
+            found = tuple(str(name).strip() for name in names)
+            if "" in found or len(set(found)) < len(found):
+                raise ValueError(f"{path} names a class twice or not at all: give each a name of its own.")
+            return found
     return ()
