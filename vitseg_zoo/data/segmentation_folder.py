@@ -108,7 +108,7 @@ def open_folders(
     opened: list[Sequence] = []
     for split in splits:
         folder = SegmentationFolder(description, split)
-        folder.origin["data"] = str(Path(path).expanduser().resolve())
+        folder.path = Path(path).expanduser()  # and not the data's folder, for dataset.yaml
         opened.append(folder)
     return opened
 
