@@ -1,4 +1,4 @@
-"""docs/architecture.md names every file, with the first paragraph of its docstring."""
+"""docs/project/architecture.md names every file, with the first paragraph of its docstring."""
 
 import ast
 from pathlib import Path
@@ -21,6 +21,6 @@ def _tree() -> str:
 
 
 def test_the_page_has_the_tree() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "project" / "architecture.md").read_text(encoding="utf-8")
     tree = _tree()
-    assert tree in page, f"docs/architecture.md should hold this:\n{tree}"
+    assert tree in page, f"docs/project/architecture.md should hold this:\n{tree}"

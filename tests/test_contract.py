@@ -8,6 +8,7 @@ import segmentation_models_pytorch as smp
 import tiny_vits
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vitseg_zoo
@@ -21,10 +22,10 @@ ARCHITECTURES = [
     ("segmenter", "vz-mit_b0"),
     ("fusedsegformer", "vz-tiny_vit"),
 ]
-# Encoders stand in a U-Net: each form that a plain ViT has, each family of plain ViTs, and MiT.
+# Each form that a plain ViT has, and MiT, in a U-Net; each family of plain ViTs in the smallest model.
 ENCODERS = [
     *(("unet", name) for name in smp.encoders.encoders if name.endswith("-tiny_vit")),
-    *(("unet", f"vz-{name}") for name in tiny_vits.FAMILIES if name != "tiny_vit"),
+    *(("vitseg", f"vz-{name}") for name in tiny_vits.FAMILIES if name != "tiny_vit"),
     ("unet", "vz-mit_b0"),
 ]
 each_model = pytest.mark.parametrize(
@@ -95,13 +96,34 @@ def test_runs_on_a_gpu(arch: str, encoder: str, training: bool) -> None:
 
 
 @each_model
-def test_compiles_in_one_graph(arch: str, encoder: str) -> None:
-    torch.compiler.reset()
-    model, image = build(arch, encoder).eval(), torch.rand(2, 3, 64, 96)
+def test_compiles_once_for_all_sizes(arch: str, encoder: str) -> None:
+    model = build(arch, encoder).eval()
+    images = [torch.rand(2, 3, 64, 96), torch.rand(2, 3, 128, 64)]
+    graphs = 2 if encoder.endswith("tiny_sam") else 1  # SAM's windows are others
+    dynamic = getattr(model.encoder, "_is_torch_compilable", True)
+    if not dynamic:  # tables for one grid of tokens: compiled for a size at which the model was run
+        images = images[:1]
     with torch.no_grad():
-        expected = model(image)
-        compiled = torch.compile(model, backend="eager", fullgraph=True)(image)
-    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-4)
+        expected = [model(image) for image in images]
+        torch.compiler.reset()
+        counter = CompileCounter()
+        compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=dynamic)
+        for image, output in zip(images, expected, strict=True):
+            torch.testing.assert_close(compiled(image), output, rtol=1e-4, atol=1e-4)
+    assert counter.frame_count == graphs
+
+
+@pytest.mark.parametrize(("arch", "encoder"), ARCHITECTURES, ids="-".join)
+def test_a_step_under_autocast_compiles_once_for_all_sizes(arch: str, encoder: str) -> None:
+    torch.compiler.reset()
+    model, counter = build(arch, encoder).train(), CompileCounter()
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    for image in torch.rand(2, 3, 64, 96), torch.rand(2, 3, 128, 64):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = compiled(image)
+        logits.float().square().mean().backward()
+    assert counter.frame_count == 1
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
 @each_model

@@ -1,4 +1,4 @@
-"""Every Python code block of the README and of docs/*.md runs, but those marked as needing the network.
+"""Every Python code block of the README and of docs runs, but those marked as needing the network.
 
 A block runs in the names of those before it on its page. The mark, which no reader sees, is
 `<!-- skip: next if(offline, reason="needs the network") -->` in the line above.
@@ -18,8 +18,8 @@ from vitseg_zoo.data import synthetic
 ROOT = Path(__file__).parents[1]
 
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-_SLOW = {"docs/export.md"}  # as exporting is
+PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+_SLOW = {"docs/how_to/export.md"}  # as exporting is
 
 
 @pytest.mark.parametrize(

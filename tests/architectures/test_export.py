@@ -1,4 +1,4 @@
-"""ONNX files for batches and images of any size, as docs/export.md writes them, run by ONNX Runtime."""
+"""ONNX files for batches and images of any size, as the page on export writes them, run by ONNX Runtime."""
 
 from pathlib import Path
 

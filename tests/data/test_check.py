@@ -3,6 +3,8 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -296,3 +298,9 @@ def test_real_data(name: str, splits: tuple, classes: int, ignored: int | None, 
     image, mask = folder[3]
     assert image.shape == (*mask.shape, 3) and folder.ignore_index == ignored
     assert set(np.unique(mask)) <= {*range(classes), ignored}
+
+
+def test_a_check_does_not_wait_for_torch():
+    """Its answer comes in a second, and not after torch, timm and SMP are imported."""
+    code = "import sys, vitseg_zoo.cli.check; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

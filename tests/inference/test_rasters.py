@@ -136,3 +136,16 @@ def test_overviews(predictor, tmp_path):
     predict_raster(predictor, _write(tmp_path / "a.tif", image), tmp_path / "mask.tif", PALETTE)
     with rasterio.open(tmp_path / "mask.tif") as mask:
         assert mask.overviews(1) and mask.profile["tiled"]
+
+
+@pytest.mark.parametrize("overviews", [False, True])
+def test_reduced(overviews, image, tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "OVERLAY_SIDE", 135)
+    monkeypatch.setattr(rasters, "_SAMPLED_ROWS", 20)
+    path = _write(tmp_path / "a.tif", image)
+    if overviews:
+        with rasterio.open(path, "r+") as raster:
+            raster.build_overviews([2])
+    small = rasters.reduced_raster(path)
+    assert small.shape == (135, 105, 3)
+    assert np.abs(small.astype(int) - image[1::2, 1::2]).mean() < (8 if overviews else 1e-9)

@@ -254,7 +254,7 @@ def test_a_command_whose_reader_has_enough_ends_quietly():
 
 
 _ROOT = Path(__file__).parents[2]
-_PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
+_PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)

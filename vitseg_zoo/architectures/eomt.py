@@ -150,7 +150,10 @@ class Eomt(TokenModel):
         They are in one tuple, as backward hooks on the encoder ask for.
         """
         patch = self.encoder.patch_size
-        grid = (-(-x.shape[2] // patch), -(-x.shape[3] // patch))
+        grid = (
+            (x.shape[2] + patch - 1) // patch,
+            (x.shape[3] + patch - 1) // patch,
+        )  # ONNX rounds towards zero
         num_queries = self.decoder.queries.shape[1]
         tokens, arguments = embed_tokens(model, x, extra_tokens=num_queries)  # (B, prefix + h*w, D)
         first = len(model.blocks) - len(self.mask_probabilities)

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a model of `vitseg list`, ARCHITECTURE or ARCHITECTURE:ENCODER of SMP (unet:resnet34), a model "
         "of timm, a folder or repository of Hugging Face (owner/name); or segformer alone: SegFormer here "
-        "against SMP's and Hugging Face's on a CPU, the table of docs/speed.md",
+        "against SMP's and Hugging Face's on a CPU, the table of docs/how_to/speed.md",
     )
     add("--device", default="auto", help="cuda, mps or cpu [the first that there is]")
     add(

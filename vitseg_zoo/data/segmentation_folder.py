@@ -104,7 +104,13 @@ def open_folders(
         return [OxfordPets(path, split) for split in splits]
     if ignore_index is not None:
         return [ImageFolders(path, split, ignore_index).check() for split in splits]
-    return [SegmentationFolder(path, split) for split in splits]
+    description = load_description(path)  # once: without dataset.yaml all masks are read
+    opened: list[Sequence] = []
+    for split in splits:
+        folder = SegmentationFolder(description, split)
+        folder.path = Path(path).expanduser()  # and not the data's folder, for dataset.yaml
+        opened.append(folder)
+    return opened
 
 
 def read_classes(description: DatasetDescription, pair: Pair) -> np.ndarray:

@@ -165,7 +165,8 @@ class TimmViT(TimmEncoder):
         output_fmt = "NCHW" if gives_maps else "NLC"
         features = self._runner(model, x, indices=indices, norm=self._norm, output_fmt=output_fmt)
         if not gives_maps:
-            height, width = (-(-side // self.patch_size) for side in x.shape[2:])
+            # Not -(-side // patch): ONNX rounds towards zero.
+            height, width = ((side + self.patch_size - 1) // self.patch_size for side in x.shape[2:])
             features = [f.unflatten(1, (height, width)).permute(0, 3, 1, 2) for f in features]
         if torch.is_autocast_enabled(x.device.type):  # a norm's output is wide, what reads it narrow again
             dtype = torch.get_autocast_dtype(x.device.type)

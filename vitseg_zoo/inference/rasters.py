@@ -27,6 +27,7 @@ LARGE = 2**25
 
 # By a file's first bytes; GDAL knows more formats, some of which open other files or the network.
 _DRIVERS = {b"II": "GTiff", b"MM": "GTiff", b"\x89P": "PNG", b"\xff\xd8": "JPEG"}
+_SAMPLED_ROWS = 64  # of an overlay that are read at once
 _CACHE_MB = 64  # of GDAL, for the whole process; its own choice is a twentieth of the machine's memory
 
 
@@ -214,14 +215,34 @@ def reduced_raster(path: Path, are_labels: bool = False) -> np.ndarray:
         (H, W, 3) uint8 to look at, or labels (H, W).
     """
     with open_windows(path) as raster:
-        scale = min(OVERLAY_SIDE / max(raster.width, raster.height), 1)
-        size = (max(round(raster.height * scale), 1), max(round(raster.width * scale), 1))
+        scale = max(max(raster.width, raster.height) / OVERLAY_SIDE, 1)
+        size = (max(round(raster.height / scale), 1), max(round(raster.width / scale), 1))
         colors = _colors(raster)
-        if are_labels or colors is not None:
-            numbers = raster.read(1, out_shape=size)
-            return numbers if are_labels or colors is None else colors[numbers]
-        bands = raster.read(list(range(1, min(raster.count, 3) + 1)), out_shape=(min(raster.count, 3), *size))
-        return to_picture(np.moveaxis(bands, 0, -1))
+        count = 1 if are_labels or colors is not None else min(raster.count, 3)
+        if scale == 1 or raster.overviews(1):
+            bands = raster.read(list(range(1, count + 1)), out_shape=(count, *size))
+        else:  # GDAL would decode the same tiles for each row again
+            bands = _sampled(raster, count, size)
+        if are_labels:
+            return bands[0]
+        return colors[bands[0]] if colors is not None else to_picture(np.moveaxis(bands, 0, -1))
+
+
+def _sampled(raster: Any, count: int, size: tuple[int, int]) -> np.ndarray:
+    """Read every n-th pixel of the first bands, (count, *size), in strips of the whole width."""
+    from rasterio.windows import Window
+
+    rows, columns = (
+        ((np.arange(part) + 0.5) * (whole / part)).astype(np.int64)
+        for part, whole in zip(size, raster.shape, strict=True)
+    )
+    bands = np.empty((count, *size), raster.dtypes[0])
+    for first in range(0, size[0], _SAMPLED_ROWS):
+        part = rows[first : first + _SAMPLED_ROWS]
+        window = Window(0, part[0], raster.width, part[-1] + 1 - part[0])
+        strip = raster.read(list(range(1, count + 1)), window=window)
+        bands[:, first : first + len(part)] = strip[:, part - part[0]][:, :, columns]
+    return bands
 
 
 def read_labels(path: Path) -> np.ndarray:
