@@ -4,8 +4,8 @@
     python recipes/compare_heads.py eomt --data DIR --out runs/clothing --dataset clothing --seed 1
     python recipes/compare_heads.py --out runs/heads          # only shows the table of what is there
 
-All start from random weights. --out receives a folder for each training, table.md with means over seeds and
-seconds of processor time, and predictions.png. Scores are the last epoch's. Copy this file and edit it.
+All start from random weights. --out receives a folder for each training, table.md with means over seeds, and
+predictions.png. Scores are the last epoch's. Copy this file and edit it.
 """
 
 from collections import defaultdict
@@ -15,17 +15,14 @@ from statistics import mean
 from typing import Annotated, Literal
 
 import numpy as np
-import segmentation_models_pytorch as smp
 import torch
 import tyro
 from PIL import Image
-from segmentation_models_pytorch.encoders._base import EncoderMixin
 
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.oxford_pets import OxfordPets
 from vitseg_zoo.data.transforms import flip_and_jitter
-from vitseg_zoo.encoders.detail import CHANNELS, DetailPath
 from vitseg_zoo.training import pictures
 from vitseg_zoo.training.config import RunConfig, run_from_command_line
 from vitseg_zoo.training.data_module import SegmentationDataModule
@@ -40,39 +37,20 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict]] = {  # architecture, encoder, f
     "vitseg-mlp-16": ("vitseg", f"vz-{VIT}", {"decoder_head": "mlp"}),
     "vitseg-linear-8": ("vitseg", "vz-vitseg_tiny_patch8_128", {}),
     "vitseg-mlp-8": ("vitseg", "vz-vitseg_tiny_patch8_128", {"decoder_head": "mlp"}),
-    "unet": ("unet", f"vz-{VIT}", {}),
-    "unet-shuffle": ("unet", f"vz-shuffle-{VIT}", {}),
-    "fpn": ("fpn", f"vz-{VIT}", {}),
-    "fpn-shuffle": ("fpn", f"vz-shuffle-{VIT}", {}),
-    "upernet": ("upernet", f"vz-{VIT}", {}),
-    "upernet-shuffle": ("upernet", f"vz-shuffle-{VIT}", {}),
+    **{name: (name, f"vz-{VIT}", {}) for name in ("unet", "fpn", "upernet", "segmenter")},
+    **{f"{name}-shuffle": (name, f"vz-shuffle-{VIT}", {}) for name in ("unet", "fpn", "upernet")},
     "unet-detail": ("unet", f"vz-detail-{VIT}", {}),
     "unet-hybrid": ("unet", f"vz-{HYBRID}", {}),
-    "unet-path": ("unet", "path", {"encoder_depth": 3, "decoder_channels": (64, 32, 16)}),
     "vitseg-hybrid": ("vitseg", f"vz-{HYBRID}", {}),
     "vitseg-refined": ("vitseg", f"vz-{VIT}", {"decoder_refinement": True}),
     "vitseg-hybrid-refined": ("vitseg", f"vz-{HYBRID}", {"decoder_refinement": True}),
-    "segmenter": ("segmenter", f"vz-{VIT}", {}),
     "eomt": ("eomt", f"vz-{VIT}", {"num_queries": 20}),
-    "unet-resnet18": ("unet", "resnet18", {}),
-    "unet-resnet34": ("unet", "resnet34", {}),
+    **{f"unet-{name}": ("unet", name, {}) for name in ("resnet18", "resnet34")},
     "segnetdsc": ("segnetdsc", "resnet34", {}),
     "segformer-b0": ("fusedsegformer", "vz-mit_b0", {}),
 }
 EPOCHS = {"pets": 12, "clothing": 7}  # about 720 steps: what heads do first, not what they can do last
 PICTURES = 6  # test images that are shown
-
-
-class PathEncoder(DetailPath, EncoderMixin):  # the convolutions of the hybrid, without its ViT
-    def __init__(self, depth: int, in_channels: int = 3, output_stride: int = 32) -> None:
-        super().__init__(in_channels, depth)
-        self._depth, self._out_channels = depth, [in_channels, *CHANNELS[:depth]]
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return [x, *super().forward(x)]
-
-
-smp.encoders.encoders["path"] = {"encoder": PathEncoder, "params": {}, "pretrained_settings": {}}
 Name = Annotated[Literal[tuple(CONFIGURATIONS)] | None, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 
@@ -92,8 +70,7 @@ class Config(RunConfig):
         super().__post_init__()
 
     @property
-    def name(self) -> str:
-        """What is trained, what differs from the defaults, and the seed."""
+    def name(self) -> str:  # what is trained, what differs from the defaults, and the seed
         defaults = {"epochs": EPOCHS[self.dataset], "fraction": 1.0, "lr": Config.lr}
         changes = [f"{key}-{getattr(self, key)}" for key in defaults if getattr(self, key) != defaults[key]]
         return "-".join([self.configuration, *changes, "seed", str(self.seed)])
@@ -109,23 +86,22 @@ def train(config: Config) -> None:
     names, palette = list(train.class_names), list(train.palette)
     kept = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
     train = torch.utils.data.Subset(train, kept[: round(config.fraction * len(kept))])
-    augment = flip_and_jitter()
-    train = SegmentationDataset(train, config.image_size, len(names), augment=augment, seed=config.seed)
-    test = SegmentationDataset(test, config.image_size, len(names), seed=config.seed)
-    data = SegmentationDataModule(train, test, test, config.batch_size, num_workers=0, seed=config.seed)
+    size, seed = config.image_size, config.seed
+    train = SegmentationDataset(train, size, len(names), augment=flip_and_jitter(), seed=seed)
+    test = SegmentationDataset(test, size, len(names), seed=seed)
+    data = SegmentationDataModule(train, test, test, config.batch_size, num_workers=0, seed=seed)
     arch, encoder_name, model_args = CONFIGURATIONS[config.configuration]
     # Cross-entropy and dice, or the queries' own loss; AdamW, a warm-up over 5 % of the steps, cosine.
     module = (QueryModule if arch == "eomt" else FineTuningModule)(
-        *(arch, encoder_name, None, names, palette, config.image_size),
+        *(arch, encoder_name, None, names, palette, size),
         **{"learning_rate": config.lr, "weight_decay": 0.05, "warmup": 0.05, "model_args": model_args},
-        **{"seed": config.seed, "channels_last": True},
+        **{"seed": seed, "channels_last": True},
     )
     fit(module, data, config, select=None, limit_val_batches=0)
     images, masks = (torch.stack(parts) for parts in zip(*(test[i] for i in range(PICTURES)), strict=True))
-    with torch.no_grad():
-        labels = module.eval()(images.to(module.device)).argmax(1).cpu()
-    rows = [(255 * images).byte().permute(0, 2, 3, 1).numpy()]
-    rows += [pictures.color(values.numpy(), palette) for values in (masks, labels)]
+    labels = module.eval()(images.to(module.device)).argmax(1).cpu()
+    rows = [pictures.color(values.numpy(), palette) for values in (masks, labels)]
+    rows.insert(0, (255 * images).byte().permute(0, 2, 3, 1).numpy())
     pictures.save_png(Image.fromarray(np.hstack(np.concatenate(rows, 1))), config.out / "tiles.png")
 
 
@@ -137,22 +113,22 @@ def compare(folder: Path) -> None:
         runs[name][int(seed)] = read_results(path)
     runs = dict(sorted(runs.items(), key=lambda run: -mean(r["test_last"]["miou"] for r in run[1].values())))
     head, rows = comparison_table({name: mean_results(list(seeds.values())) for name, seeds in runs.items()})
-    head += ["mIoU of each seed"]
     for row, seeds in zip(rows, runs.values(), strict=True):
         row += [", ".join(f"{100 * seeds[seed]['test_last']['miou']:.1f}" for seed in sorted(seeds))]
-    table = markdown_table(head, rows)
+    table = markdown_table([*head, "mIoU of each seed"], rows)
     (folder / "table.md").write_text(table)
     print(table, end="")
     files = {name: folder / f"{name}-seed-{min(seeds)}" / "tiles.png" for name, seeds in runs.items()}
     tiles = {name: np.split(np.asarray(Image.open(file, formats=["PNG"])), 3) for name, file in files.items()}
-    tiles = {name: [np.split(row, PICTURES, axis=1) for row in rows] for name, rows in tiles.items()}
-    images, truth, _ = map(np.stack, next(iter(tiles.values())))
-    predictions = {name: np.stack(rows[2]) for name, rows in tiles.items()}
+    tiles = {
+        name: [np.array(np.split(row, PICTURES, axis=1)) for row in rows] for name, rows in tiles.items()
+    }
+    images, truth, _ = next(iter(tiles.values()))
+    predictions = {name: rows[2] for name, rows in tiles.items()}
     pictures.save_png(pictures.comparison(images, truth, predictions), folder / "predictions.png")
 
 
 def main(config: Config) -> None:
-    """Trains what is named, and shows the table."""
     if config.configuration:
         train(replace(config, out=config.out / config.name))
     elif not any(config.out.glob("*/results.json")):

@@ -24,7 +24,7 @@ def test_help_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_each_command_shows_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([name, "--help"])
-    assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: vitseg {name} [-h]")
+    assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: vitseg {name} ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-command"]])
