@@ -4,11 +4,18 @@ python .ci/site/drawings.py
 """
 
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 # Okabe and Ito's colors, which color-blind people can tell apart, lightened.
-COLORS = {"image": "#dddddd", "encoder": "#a6d5ee", "decoder": "#f5d08a", "head": "#9fdcc4", "conv": "#edc3da"}
+COLORS = {
+    "image": "#dddddd",
+    "encoder": "#a6d5ee",
+    "decoder": "#f5d08a",
+    "head": "#9fdcc4",
+    "conv": "#edc3da",
+}
 WIDTH, HEIGHT, GAP = 150, 46, 62
 
 
@@ -20,11 +27,14 @@ class Drawing:
         self.size = (columns * (WIDTH + GAP) - GAP + 20, int(rows * (HEIGHT + 28)) + 20)
         self.parts: list[str] = []
 
-    def box(self, column: float, row: float, text: str, below: str = "", color: str = "encoder") -> tuple[float, float]:
+    def box(
+        self, column: float, row: float, text: str, below: str = "", color: str = "encoder"
+    ) -> tuple[float, float]:
         """Draw a box with a text and a smaller one below it; return where it is, for arrows."""
         x, y = 10 + column * (WIDTH + GAP), 24 + row * (HEIGHT + 28)
         self.parts.append(
-            f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="{COLORS[color]}" stroke="#555"/>'
+            f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
+            f'fill="{COLORS[color]}" stroke="#555"/>'
         )
         middle = x + WIDTH / 2
         self._text(middle, y + (20 if below else 28), text, 13)
@@ -40,22 +50,25 @@ class Drawing:
             y1, y2 = (y1 + HEIGHT, y2) if y1 < y2 else (y1, y2 + HEIGHT)
         else:
             x1, y1, y2 = x1 + WIDTH, y1 + HEIGHT / 2, y2 + HEIGHT / 2
-        self.parts.append(f'<path d="M{x1} {y1} L{x2} {y2}" stroke="#555" stroke-width="1.5" marker-end="url(#tip)"/>')
+        self.parts.append(
+            f'<path d="M{x1} {y1} L{x2} {y2}" stroke="#555" stroke-width="1.5" marker-end="url(#tip)"/>'
+        )
         if text:
             self._text((x1 + x2) / 2, (y1 + y2) / 2 - 6, text, 11)
 
     def chain(self, *boxes: tuple[float, float], texts: tuple[str, ...] = ()) -> None:
         """Draw arrows from each box to the next."""
-        for i, (start, end) in enumerate(zip(boxes, boxes[1:], strict=False)):
+        for i, (start, end) in enumerate(pairwise(boxes)):
             self.arrow(start, end, texts[i] if i < len(texts) else "")
 
     def save(self, name: str) -> None:
         """Write the picture."""
         width, height = self.size
         head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-            f'font-family="sans-serif"><title>{escape(self.title)}</title>'
-            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+            f'role="img" font-family="sans-serif"><title>{escape(self.title)}</title>'
+            '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+            'orient="auto">'
             '<path d="M0 0 L8 4 L0 8 z" fill="#555"/></marker></defs>'
             f'<rect width="{width}" height="{height}" rx="8" fill="#ffffff"/>'
         )
@@ -113,7 +126,7 @@ def segmenter() -> None:
 
 def eomt() -> None:
     """Draw EoMT: queries join the tokens in the ViT's last blocks."""
-    d = Drawing("EoMT: queries join the tokens of a ViT's last blocks; each predicts a class and a mask", 5, 2)
+    d = Drawing("EoMT: queries join a ViT's last blocks; each predicts a class and a mask", 5, 2)
     image = d.box(0, 0, "image", "3 x H x W", "image")
     first = d.box(1, 0, "first blocks", "h w tokens")
     queries = d.box(1, 1, "queries", "learned", "decoder")
@@ -129,7 +142,7 @@ def eomt() -> None:
 
 def segnet() -> None:
     """Draw SegNet: down with max pooling, up with the positions of the maxima."""
-    d = Drawing("SegNet: max pooling remembers where the maxima were, and unpooling puts values back there", 5, 4.2)
+    d = Drawing("SegNet: unpooling puts values back where the maxima were", 5, 4.2)
     image = d.box(0, 0, "image, batch norm", "3 x H x W", "image")
     widths = (64, 128, 256, 512)
     downs = [
@@ -151,7 +164,7 @@ def segnet() -> None:
 
 def detail() -> None:
     """Draw the three ways from a ViT to a decoder's five levels."""
-    d = Drawing("vz-detail and hybrid: convolutions over the image give the fine levels, tokens the coarse ones", 4, 3.2)
+    d = Drawing("vz-detail and hybrid: fine levels by convolutions, coarse ones of tokens", 4, 3.2)
     image = d.box(0, 1, "image", "3 x H x W", "image")
     path = d.box(1, 0, "convolutions", "strides 2, 4, 8", "conv")
     vit = d.box(1, 2, "plain ViT", "stride 16")

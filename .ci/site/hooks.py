@@ -1,4 +1,4 @@
-"""What the site adds to its pages: the command line's reference, and a look at images and links out of docs."""
+"""What the site adds to its pages: references, and a look at images and at links out of docs."""
 
 import argparse
 import inspect
@@ -15,7 +15,7 @@ _OUTSIDE = re.compile(r"\[([^]]*)\]\((?:\.\./)+((?:recipes|vitseg_zoo|tests|READ
 
 
 def on_page_markdown(markdown: str, config: Any, **kwargs: Any) -> str:
-    """Write references where a page asks for them; link what is outside to the repository, if that is known."""
+    """Write references where a page asks for them; link what is outside to the repository, if known."""
     markdown = markdown.replace("<!-- public names -->", public_names())
     markdown = markdown.replace("<!-- commands -->", commands())
     link = rf"[\1]({config.repo_url}/blob/main/\2)" if config.repo_url else r"\1"
