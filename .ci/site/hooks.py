@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 from mkdocs.exceptions import PluginError
@@ -13,6 +14,8 @@ from vitseg_zoo import cli
 # A link to what is not part of the site: its text and, below the repository, its path.
 _OUTSIDE = re.compile(r"\[([^]]*)\]\((?:\.\./)+((?:recipes|vitseg_zoo|tests|README|LICENSE|\.\w+)[^)]*)\)")
 
+_PAGE = re.compile(r'href="(\.\./[\w/]+)\.md(#[^"]*)?"')
+
 
 def on_page_markdown(markdown: str, config: Any, **kwargs: Any) -> str:
     """Write references where a page asks for them; link what is outside to the repository, if known."""
@@ -22,8 +25,13 @@ def on_page_markdown(markdown: str, config: Any, **kwargs: Any) -> str:
     return _OUTSIDE.sub(link, markdown)
 
 
-def on_page_content(html: str, page: Any, **kwargs: Any) -> str:
-    """Refuse an image that says nothing to who cannot see it."""
+def on_page_content(html: str, page: Any, config: Any, **kwargs: Any) -> str:
+    """Refuse an image that says nothing to who cannot see it; turn notebooks' links from files to pages."""
+    if page.file.src_path.endswith(".ipynb"):
+        for path in _PAGE.findall(html):
+            if not (Path(config.docs_dir) / page.file.src_path).parent.joinpath(f"{path[0]}.md").exists():
+                raise PluginError(f"{page.file.src_path} links to {path[0]}.md, which is not there.")
+        html = _PAGE.sub(r'href="../\1/\2"', html)
     for image in re.findall(r"<img [^>]*>", html):
         if not re.search(r'alt="[^"]+"', image):
             raise PluginError(f"{page.file.src_path}: {image} needs an alternative text.")
