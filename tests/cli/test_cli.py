@@ -37,7 +37,7 @@ def test_a_wrong_command_ends_with_what_there_is(arguments: list[str], capsys) -
 
 @pytest.mark.parametrize(
     "command, module, extra",
-    [("quickstart", "lightning.pytorch", "train"), ("bench --quick", "transformers", "bench")],
+    [("quickstart", "lightning.pytorch", "train"), ("bench segformer --quick", "transformers", "bench")],
 )
 def test_a_missing_extra_is_named(command: str, module: str, extra: str) -> None:
     code = f"""

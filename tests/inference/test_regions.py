@@ -66,7 +66,7 @@ def test_coco_is_read_by_this_package(labels, tmp_path):
     }
     (tmp_path / "coco.json").write_text(json.dumps(content))
     file = read_coco(tmp_path / "coco.json")
-    assert file.names == tuple(NAMES) and len(file.find("a.png").objects) == 2
+    assert file.labels == tuple(NAMES) and len(file.find("a.png").shapes) == 2
 
 
 def test_label_studio_s_documented_form(labels):

@@ -40,7 +40,14 @@ def data(tmp_path: Path) -> Path:
 def _start(data: Path, out: Path, *words: str) -> subprocess.Popen:
     options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, RECIPE, "--data", data, "--out", out, *options, *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell in the background ignores Ctrl-C, and so would all that is started from it.
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def _wait_for(path: Path, process: subprocess.Popen) -> None:

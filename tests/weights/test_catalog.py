@@ -260,7 +260,7 @@ _PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").rglob("*.md"))]
 @pytest.mark.parametrize("page", _PAGES, ids=lambda page: page.name)
 def test_documentation_names_only_what_there_is(page):
     text = page.read_text()
-    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL)).replace("\\\n", "")
     commands = {name for group in COMMANDS.values() for name in group}
     assert set(re.findall(r"\bvitseg ([a-z]+)", code)) <= commands
     for line in re.findall(r"^(?:\$ )?vitseg (.*)$", code, re.MULTILINE):

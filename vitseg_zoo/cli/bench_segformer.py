@@ -48,9 +48,10 @@ def run(models: Sequence[str], rounds: int, quick: bool) -> int:
     import transformers  # noqa: F401  if it is missing, say so now, not after minutes
 
     torch.set_num_threads(2)
-    print(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {rounds} runs\n")
-    print("| model | against, what | peer | here | ratio | limit |")
-    print("|---|---|---:|---:|---:|---:|", flush=True)
+    say(f"PyTorch {torch.__version__}, {torch.get_num_threads()} threads, medians of {rounds} runs")
+    say()
+    say("| model | against, what | peer | here | ratio | limit |")
+    say("|---|---|---:|---:|---:|---:|", flush=True)
     for name in models:
         _in_a_new_process(_bench_smp, name, rounds, quick)
         if not quick:
