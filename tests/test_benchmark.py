@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from vitseg_zoo import cli
-from vitseg_zoo.benchmark import count_macs, measure, take_turns
+from vitseg_zoo.benchmark import count_gmacs, measure
 from vitseg_zoo.cli.bench import build_model
+from vitseg_zoo.cost import take_turns
 
 
 def test_runs_take_turns_after_those_that_do_not_count() -> None:
@@ -26,8 +27,8 @@ def test_macs_of_attention_and_products_are_those_of_the_formulas() -> None:
     tokens, dim = 4 * 4 + 3, 64  # a class token and two registers
     block = tokens * 12 * dim**2 + 2 * tokens**2 * dim  # qkv, projection, MLP; scores and their products
     ends = 16 * (16 * 16 * 3 * dim) + 16 * (dim * 2 * 16 * 16)
-    assert count_macs(model, (64, 64)) == (block + ends) / 1e9
-    assert count_macs(nn.Linear(2, 2)) is None  # takes no such image
+    assert count_gmacs(model, (64, 64)) == (block + ends) / 1e9
+    assert count_gmacs(nn.Linear(2, 2)) is None  # takes no such image
 
 
 @pytest.mark.parametrize("train", [False, True])

@@ -1,8 +1,6 @@
 """What models cost, side by side: time, throughput, peak memory, operations and parameters, on any device."""
 
 import copy
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,16 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from vitseg_zoo.cost import count_macs, processor, take_turns
 from vitseg_zoo.ops.dispatch import plain_forms
-
-# PyTorch counts the operations of attention on GPUs only.
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: (
-        sdpa_flop_count(q, k, v)
-    )
-}
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
@@ -104,7 +95,7 @@ def measure(
     device = torch.device(device)
     use_tf32(precision == "tf32")
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    counts = {name: count_macs(model, size) for name, model in models.items()}
+    counts = {name: count_gmacs(model, size) for name, model in models.items()}
     copies = {name: copy.deepcopy(model).train(train) for name, model in models.items()}
     costs: list[Cost] = []
     weights: dict[str, int] = {}  # bytes on the device that stay between runs
@@ -140,39 +131,7 @@ def measure(
     return costs
 
 
-def take_turns(
-    functions: Sequence[Callable[[], Any]], rounds: int, device: str | torch.device = "cpu", warm_up: int = 1
-) -> list[list[float]]:
-    """Time functions in turn, so that whatever else happens on the machine slows all of them.
-
-    `torch.utils.benchmark.Timer` times one function after the other, and means of blocks.
-
-    Args:
-        functions: Called without arguments, one after the other, `rounds` times.
-        rounds: Number of times that count.
-        device: Where they compute. On CUDA the time is that between two events in the stream.
-        warm_up: Rounds before them.
-
-    Returns:
-        For each function the seconds of each round.
-
-    Example:
-        >>> fast, slow = take_turns([lambda: None, lambda: time.sleep(0.01)], rounds=3)
-        >>> len(fast), min(fast) < min(slow)
-        (3, True)
-    """
-    device = torch.device(device)
-    clock = _cuda_events if device.type == "cuda" else _synchronized
-    times: list[list[float]] = [[] for _ in functions]
-    for turn in range(-warm_up, rounds):
-        for function, seconds in zip(functions, times, strict=True):
-            elapsed = clock(function, device)
-            if turn >= 0:
-                seconds.append(elapsed)
-    return times
-
-
-def count_macs(model: nn.Module, size: tuple[int, int] = (512, 512)) -> float | None:
+def count_gmacs(model: nn.Module, size: tuple[int, int] = (512, 512)) -> float | None:
     """Count the multiplications with addition for one image, in billions, by PyTorch's own counter.
 
     Those of convolutions, products of matrices and attention are counted, in the plain forms of operations.
@@ -182,44 +141,34 @@ def count_macs(model: nn.Module, size: tuple[int, int] = (512, 512)) -> float | 
         GMACs; None of a model that does not run on those.
 
     Example:
-        >>> round(count_macs(nn.Conv2d(3, 8, 3, padding=1), (64, 64)), 6)
+        >>> round(count_gmacs(nn.Conv2d(3, 8, 3, padding=1), (64, 64)), 6)
         0.000885
     """
     try:
         model = copy.deepcopy(model).cpu().eval()  # what it keeps of a run would be fake, too
-        counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-        with torch.no_grad(), plain_forms(), FakeTensorMode(allow_non_fake_inputs=True), counter:
-            model(torch.empty(1, 3, *size))
+        with torch.no_grad(), plain_forms(), FakeTensorMode(allow_non_fake_inputs=True):
+            return count_macs(lambda: model(torch.empty(1, 3, *size))) / 1e9
     except (RuntimeError, NotImplementedError, ValueError):
         return None
-    return counter.get_total_flops() / 2e9
 
 
-def describe_device(device: str | torch.device) -> str:
+def describe_setup(device: str | torch.device) -> str:
     """Say in a line what measures: the device, PyTorch, and how fp32 products are computed.
 
     Example:
-        >>> f"PyTorch {torch.__version__}" in describe_device("cpu")
+        >>> f"PyTorch {torch.__version__}" in describe_setup("cpu")
         True
     """
     device = torch.device(device)
     if device.type != "cuda":
         threads = torch.get_num_threads()
-        return f"{_processor()}, PyTorch {torch.__version__}, {threads} thread{'s' * (threads > 1)}"
+        return f"{processor()}, PyTorch {torch.__version__}, {threads} thread{'s' * (threads > 1)}"
     name = torch.cuda.get_device_name(device)
     is_on = torch.backends.cuda.matmul.allow_tf32
     return (
         f"{name}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}, "
         f"cuDNN {torch.backends.cudnn.version()}, TF32 {'on' if is_on else 'off'}"
     )
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def use_tf32(switch: bool) -> None:
@@ -279,22 +228,3 @@ def _peak(function: Callable[[], Any], device: torch.device, own: int) -> float 
     torch.cuda.reset_peak_memory_stats(device)
     function()
     return (torch.cuda.max_memory_allocated(device) - before + own) / 1e6
-
-
-def _cuda_events(function: Callable[[], Any], device: torch.device) -> float:
-    with torch.cuda.device(device):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        function()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-
-def _synchronized(function: Callable[[], Any], device: torch.device) -> float:
-    start = time.perf_counter()
-    function()
-    if device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter() - start

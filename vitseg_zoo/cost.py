@@ -1,11 +1,11 @@
 """What a prediction costs: multiply-adds, memory and time."""
 
 import gc
+import math
 import os
 import platform
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 # PyTorch counts the operations of attention on GPUs only.
-_CPU_ATTENTION = {
+CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *args, **kwargs: (
         sdpa_flop_count(q, k, v)
     )
@@ -31,7 +31,7 @@ def count_macs(function: Callable[[], Any]) -> int:
         >>> count_macs(lambda: conv(torch.rand(1, 3, 16, 16))) == 16 * 16 * 8 * 27
         True
     """
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         function()
     return counter.get_total_flops() // 2
 
@@ -68,36 +68,44 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
     return most
 
 
-def time_in_turns(
-    functions: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int = 9, budget: float = 60.0
-) -> dict[str, float]:
-    """Return the median seconds of functions that run in turn, so that a busy machine slows all alike.
+def take_turns(
+    functions: Sequence[Callable[[], Any]],
+    rounds: int,
+    device: str | torch.device = "cpu",
+    warm_up: int = 1,
+    budget: float = math.inf,
+) -> list[list[float]]:
+    """Time functions in turn, so that whatever else happens on the machine slows all of them.
+
+    `torch.utils.benchmark.Timer` times one function after the other, and means of blocks.
 
     Args:
-        functions: What to run, by name. Each runs once without counting.
-        device: Where they run; CUDA is waited for.
-        rounds: How often each counts, at most.
+        functions: Called without arguments, one after the other, `rounds` times.
+        rounds: Number of times that count.
+        device: Where they compute. On CUDA the time is that between two events in the stream.
+        warm_up: Rounds before them.
         budget: Seconds after which three rounds are enough.
 
+    Returns:
+        For each function the seconds of each round.
+
     Example:
-        >>> calls = {"short": lambda: 0, "long": lambda: time.sleep(0.01)}
-        >>> seconds = time_in_turns(calls, torch.device("cpu"))
-        >>> seconds["long"] > 0.01 > seconds["short"]
-        True
+        >>> fast, slow = take_turns([lambda: None, lambda: time.sleep(0.01)], rounds=3)
+        >>> len(fast), min(fast) < min(slow)
+        (3, True)
     """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    device = torch.device(device)
+    clock = _cuda_events if device.type == "cuda" else _synchronized
+    times: list[list[float]] = [[] for _ in functions]
     began = time.perf_counter()
-    for index in range(rounds + 1):
-        if index > 3 and time.perf_counter() - began > budget:
+    for turn in range(-warm_up, rounds):
+        if turn >= 3 and time.perf_counter() - began > budget:
             break
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if index:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+        for function, seconds in zip(functions, times, strict=True):
+            elapsed = clock(function, device)
+            if turn >= 0:
+                seconds.append(elapsed)
+    return times
 
 
 def describe_device(device: torch.device, count: int = 1) -> str:
@@ -113,9 +121,38 @@ def describe_device(device: torch.device, count: int = 1) -> str:
     """
     if device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(device)}"
+    threads = count * torch.get_num_threads()
+    return f"{threads} thread{'s' * (threads != 1)} of {processor()}"
+
+
+def processor() -> str:
+    """Name the processor, as far as the system does.
+
+    Example:
+        >>> bool(processor())
+        True
+    """
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    threads = count * torch.get_num_threads()
-    return f"{threads} thread{'s' * (threads != 1)} of {name}"
+    return name
+
+
+def _cuda_events(function: Callable[[], Any], device: torch.device) -> float:
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+
+def _synchronized(function: Callable[[], Any], device: torch.device) -> float:
+    start = time.perf_counter()
+    function()
+    if device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter() - start

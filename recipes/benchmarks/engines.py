@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 import vitseg_zoo  # noqa: F401  registers the zoo's names in timm and SMP
-from vitseg_zoo.benchmark import describe_device, take_turns
+from vitseg_zoo.benchmark import describe_setup
+from vitseg_zoo.cost import take_turns
 from vitseg_zoo.inference.export import export_model
 
 CLASSES = 150
@@ -97,7 +98,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(
-        f"{describe_device('cpu')}, ONNX Runtime {onnxruntime.__version__}, OpenVINO "
+        f"{describe_setup('cpu')}, ONNX Runtime {onnxruntime.__version__}, OpenVINO "
         f"{openvino.__version__}; {args.size} x {args.size}, medians of {args.rounds} in turn, ms\n"
     )
     print("| model | whose | PyTorch | torch.compile | ONNX Runtime | OpenVINO | peers' best / our best |")

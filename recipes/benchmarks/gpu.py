@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vitseg_zoo
-from vitseg_zoo.benchmark import HEADER, Cost, describe_device, measure
+from vitseg_zoo.benchmark import HEADER, Cost, describe_setup, measure
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ def build(name: str, classes: int, size: int) -> nn.Module:
 def card(device: str) -> str:
     """Say which card, driver and versions measured."""
     if device != "cuda":
-        return describe_device(device)
+        return describe_setup(device)
     query = ["nvidia-smi", "--query-gpu=driver_version,power.limit,memory.total", "--format=csv,noheader"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         said = "unknown"
-    return f"{describe_device(device)}; driver, power limit, memory: {said}"
+    return f"{describe_setup(device)}; driver, power limit, memory: {said}"
 
 
 def ratios(costs: list[Cost], batch: int) -> list[str]:

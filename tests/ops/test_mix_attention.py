@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitseg_zoo.benchmark import CPU_ATTENTION
+from vitseg_zoo.cost import CPU_ATTENTION
 from vitseg_zoo.encoders import mix_block
 from vitseg_zoo.encoders.mix_block import Block
 from vitseg_zoo.ops.dispatch import plain_forms

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vitseg_zoo.benchmark import HEADER, PRECISIONS, Cost, describe_device, measure, use_tf32
+from vitseg_zoo.benchmark import HEADER, PRECISIONS, Cost, describe_setup, measure, use_tf32
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.terminal import say
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     said = (
         f"{what}, {size[0]} x {size[1]}, {args.classes} classes, {', '.join(options)}, {rounds} runs in turn"
     )
-    say(f"{describe_device(device)}; {said}")
+    say(f"{describe_setup(device)}; {said}")
     say()
     costs = measure(
         models,
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         say(line)
     if args.out is not None:
         results = {
-            "device": describe_device(device),
+            "device": describe_setup(device),
             "measured": said,
             "costs": [asdict(cost) for cost in costs],
         }

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitseg_zoo.benchmark import CPU_ATTENTION, take_turns
+from vitseg_zoo.cost import CPU_ATTENTION, take_turns
 from vitseg_zoo.ops.linear import HAS_BF16
 from vitseg_zoo.terminal import say
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import numpy as np
 
-from vitseg_zoo.cost import count_macs, describe_device, peak_memory, time_in_turns
+from vitseg_zoo.cost import count_macs, describe_device, peak_memory, take_turns
 from vitseg_zoo.data.images import as_image
 from vitseg_zoo.inference.predictor import Predictor
 
@@ -50,7 +51,8 @@ def measure_costs(predictors: Mapping[str, Predictor], image: np.ndarray) -> dic
         name: partial(predictor, as_image(image, predictor.channels))
         for name, predictor in predictors.items()
     }
-    seconds = time_in_turns(calls, device)
+    turns = take_turns(list(calls.values()), rounds=9, device=device, budget=60.0)
+    seconds = dict(zip(calls, map(median, turns), strict=True))
     return {
         name: Cost(
             sum(parameter.numel() for parameter in predictors[name].model.parameters()),

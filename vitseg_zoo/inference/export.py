@@ -23,7 +23,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from vitseg_zoo import __version__
-from vitseg_zoo.benchmark import take_turns
+from vitseg_zoo.cost import take_turns
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.inference.exported import INPUTS, KEY, ExportedModel, Run, for_size, open_onnx, open_openvino
 from vitseg_zoo.inference.predictor import ImageLike, Predictor
