@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from vitseg_zoo.data.layouts import (
-    Part,
-    group_names,
-    guess_layout,
-    list_files,
-    match,
-    split_lists,
-    split_names,
-)
+from vitseg_zoo.data.guess_layout import guess_layout, split_lists
+from vitseg_zoo.data.layouts import Part, list_files, match
+from vitseg_zoo.data.splits import group_names, split_names
 
 LAYOUTS = {
     "images/masks": (

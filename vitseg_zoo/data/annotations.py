@@ -17,8 +17,9 @@ import numpy as np
 
 from vitseg_zoo.data.coco import read_coco
 from vitseg_zoo.data.cvat import read_cvat
+from vitseg_zoo.data.guess_layout import guess_layout
 from vitseg_zoo.data.labelme import read_labelme
-from vitseg_zoo.data.layouts import IMAGE_ENDINGS, Matched, Pair, Part, guess_layout, match
+from vitseg_zoo.data.layouts import IMAGE_ENDINGS, Matched, Pair, Part, match
 from vitseg_zoo.data.outlines import AnnotationFile, Objects, draw, is_background
 from vitseg_zoo.data.yolo import find_names, read_yolo
 

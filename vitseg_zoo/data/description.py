@@ -12,9 +12,10 @@ import yaml
 from vitseg_zoo.data.annotations import collect_labels, is_annotation, is_shared, match_annotations
 from vitseg_zoo.data.class_files import Color, find_class_file, parse_color, read_class_file
 from vitseg_zoo.data.images import MAX_CHANNELS
-from vitseg_zoo.data.layouts import Matched, Part, list_files, match, split_names
+from vitseg_zoo.data.layouts import Matched, Part, list_files, match
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding, pack
 from vitseg_zoo.data.pair_tables import match_table
+from vitseg_zoo.data.splits import split_names
 from vitseg_zoo.files import atomic_path
 
 FILE_NAME = "dataset.yaml"

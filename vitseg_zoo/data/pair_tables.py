@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from vitseg_zoo.data.layouts import IMAGE_ENDINGS, Matched, Pair, Part, role_of, split_of
+from vitseg_zoo.data.guess_layout import role_of, split_of
+from vitseg_zoo.data.layouts import IMAGE_ENDINGS, Matched, Pair, Part
 
 _SPLIT_COLUMNS = ("split", "subset", "set", "partition", "phase", "fold")
 _IMAGE_COLUMNS = ("filename", "file_name", "file", "path")  # beside those with a word for images

@@ -11,8 +11,9 @@ from vitseg_zoo.data.annotations import guess_annotations
 from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
 from vitseg_zoo.data.folders import ImageFolders
+from vitseg_zoo.data.guess_layout import guess_layout, has_masks, split_lists
 from vitseg_zoo.data.images import read_image
-from vitseg_zoo.data.layouts import Matched, Pair, Part, guess_layout, has_masks, list_files, split_lists
+from vitseg_zoo.data.layouts import Matched, Pair, Part, list_files
 from vitseg_zoo.data.masks import Proposal, propose
 from vitseg_zoo.data.pair_tables import guess_tables
 from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
