@@ -186,7 +186,8 @@ def test_workers_that_stay_augment_every_epoch_anew(tmp_path: Path):
             def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
                 seen.append(float(batch[0].sum()))
 
-        trainer = Trainer(max_epochs=3, accelerator="cpu", callbacks=[Look()], logger=False)
+        options = {"callbacks": [Look()], "logger": False, "enable_checkpointing": False}
+        trainer = Trainer(max_epochs=3, accelerator="cpu", **options)
         trainer.fit(module, data)
         assert trainer.train_dataloader.persistent_workers == (workers > 0)
         assert len(set(seen)) == 9
