@@ -346,10 +346,8 @@ def _labels_in_strips(
         # (B, h, w, K): beside each other in memory, classes are compared several times as fast.
         part = low.permute(0, 2, 3, 1)
         part = part.contiguous() if classes is None else part[..., classes]
-        if classes is None:
-            nearest = _largest(low).to(dtype)
-        else:  # the largest at a place is among them
-            nearest = classes[part.max(3).indices].to(dtype)
+        # The largest at a place is among the contenders.
+        nearest = (_largest(low) if classes is None else classes[part.max(3).indices]).to(dtype)
         differs = _differs(nearest)
         # Where classes meet nearly everywhere, no column is spared: one group has the fewest calls.
         cells = few if differs.float().mean() < 0.25 else source.height
