@@ -4,7 +4,6 @@ import shutil
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from vitseg_zoo.cli import main
 from vitseg_zoo.inference.outputs import overlay_frame
 from vitseg_zoo.inference.videos import predict_video
 
+av = pytest.importorskip("av")  # from Python 3.11 on
 NAMES, PALETTE = ["background", "bright", "red"], [(0, 0, 0), (255, 255, 0), (255, 0, 0)]
 
 
@@ -94,7 +94,7 @@ def test_each_frame_is_predicted_and_shown(frames, suffix, tmp_path):
     for picture, frame in zip(shown, frames, strict=True):
         assert picture.shape[0] > 64 and picture.shape[1] == 160  # the legend's
         expected = overlay_frame(frame, _truth(frame).astype(np.uint8), NAMES, PALETTE)
-        assert np.abs(picture[:64, :96].astype(int) - expected[:64, :96]).mean() < 6
+        assert np.abs(picture[:64, :96].astype(int) - expected[:64, :96]).mean() < 4
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mp4", "masks"]
 
 
