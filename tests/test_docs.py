@@ -1,8 +1,8 @@
 """Every Python code block of the README and of docs runs, but those marked as needing the network.
 
 A block runs in the names of those before it on its page. The mark, which no reader sees, is
-`<!-- skip: next if(offline, reason="needs the network") -->` in the line above. Drawings and plots are those of
-their scripts, and so of the tables that they show.
+`<!-- skip: next if(offline, reason="needs the network") -->` in the line above. Drawings and plots are
+those of their scripts, and so of the tables that they show.
 """
 
 import contextlib
