@@ -194,7 +194,11 @@ class _LearnedLevel(nn.Sequential):
         """Map (B, D, h, w) to (B, C, h * 2 ** ups, w * 2 ** ups)."""
         *layers, pointwise, cell_norm, conv, norm = self
         cells = grid.permute(0, 2, 3, 1)
-        up = layers.pop() if layers and may_bypass((layers[-1], _CellsOfFour), (pointwise, _Pointwise)) else None
+        up = (
+            layers.pop()
+            if layers and may_bypass((layers[-1], _CellsOfFour), (pointwise, _Pointwise))
+            else None
+        )
         for layer in layers:
             cells = layer(cells)  # (B, h, w, 2, 2, ..., C)
         cells = cell_norm(pointwise(cells) if up is None else _in_one(up, pointwise, cells))

@@ -227,9 +227,13 @@ def add_resampled(output: Tensor, maps: Sequence[Tensor]) -> Tensor:
 
 def _classified(x: Tensor, classify: Layer) -> Tensor:
     """Apply a classifier to (B, E, H, W); a convolution on a GPU as a product, which adds the bias itself."""
-    if not (runs_eagerly_on_gpu(x) and is_pixelwise(classify) and may_bypass((classify, nn.Conv2d))):
-        return classify(x)
-    if classify.bias is None:
+    if not (
+        runs_eagerly_on_gpu(x)
+        and isinstance(classify, nn.Conv2d)
+        and classify.bias is not None
+        and is_pixelwise(classify)
+        and may_bypass((classify, nn.Conv2d))
+    ):
         return classify(x)
     weight = classify.weight.flatten(1)
     if not torch.is_grad_enabled():
