@@ -77,7 +77,7 @@ def test_types_of_numbers(arch: str, encoder: str) -> None:
             under_autocast = model(image)
         in_half = copy.deepcopy(model).bfloat16()(image.bfloat16())
         in_double = model.double()(image.double())
-    assert in_double.dtype == torch.float64
+    assert in_double.dtype == torch.float64 and in_half.dtype == torch.bfloat16
     scale = float(expected.abs().mean())
     torch.testing.assert_close(in_double.float(), expected, rtol=1e-3, atol=1e-2 * scale)
     for rough in (under_autocast, in_half):  # on the average: what a maximum picks may change altogether

@@ -17,7 +17,7 @@ def test_every_import_is_declared():
     tomllib = pytest.importorskip("tomllib")  # since Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    ours = ("train", "annotations", "geo", "demo", "export", "openvino")
+    ours = ("train", "annotations", "geo", "video", "demo", "export", "openvino")
     lines = project["dependencies"] + [line for name in ours for line in extras[name]]
     declared = {re.match(r"[\w-]+", line)[0].lower().replace("_", "-") for line in lines}
     imported = set()

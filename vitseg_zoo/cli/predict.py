@@ -1,4 +1,4 @@
-"""`vitseg predict PATH...`: masks and overlays of images, at their own size."""
+"""`vitseg predict PATH...`: masks and overlays of images and videos, at their own size."""
 
 import argparse
 import csv
@@ -29,6 +29,7 @@ from vitseg_zoo.inference.rasters import (
     write_raster,
 )
 from vitseg_zoo.inference.regions import coco_annotations, coco_categories, label_studio_task
+from vitseg_zoo.inference.videos import is_video, predict_video
 from vitseg_zoo.terminal import say
 from vitseg_zoo.weights.catalog import DEFAULT_MODEL
 from vitseg_zoo.weights.download_errors import without_password
@@ -36,6 +37,7 @@ from vitseg_zoo.weights.metadata import FITS
 
 # What can be made beside the mask: a file for each image, or one for all.
 EACH = {"overlay": "_overlay.jpg", "geojson": ".geojson"}
+_FRAMES = "_masks"  # of a video, a folder
 ALL = {"areas": "areas.csv", "coco": "coco.json", "label-studio": "label_studio.json"}
 
 
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="PATH",
-        help="images of any size and format, folders of them, or patterns such as 'photos/*.jpg'",
+        help="images of any size and format, folders of them, patterns such as 'photos/*.jpg', or videos",
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
@@ -64,14 +66,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("masks"),
         metavar="DIR",
-        help="folder for NAME_mask.png, NAME_overlay.jpg and so on [%(default)s]",
+        help="folder for NAME_mask.png, NAME_overlay.jpg and so on, of videos NAME_overlay.mp4 [%(default)s]",
     )
     add(
         "--outputs",
         type=_listed("mask", *EACH, *ALL),
-        default=["mask", "overlay"],
         metavar="WHAT,...",
-        help=f"what to make: mask (always), {', '.join([*EACH, *ALL])} [mask,overlay]",
+        help=f"what to make: mask (always), {', '.join([*EACH, *ALL])} [mask,overlay]; of videos an "
+        "overlay (always), and a mask of each frame if asked for",
     )
     add("--overwrite", action="store_true", help="predict images again whose mask and overlay exist")
     add(
@@ -112,19 +114,20 @@ def _listed(*known: str) -> Any:
 def run(args: argparse.Namespace) -> int:
     """Write what is asked for of each image; one that cannot be read or written stops no other."""
     images = find_images(args.images, without=args.out)
-    targets = name_outputs(images, args.out, args.outputs)
+    outputs = args.outputs or ["mask", "overlay"]
+    targets = name_outputs(images, args.out, outputs, frames="mask" in (args.outputs or ()))
+    if any(map(is_video, images)):
+        import av  # noqa: F401  to say now that it is missing
     if args.checkpoint is not None and not args.checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}.")
     files = [
-        path
-        for path, made in targets.items()
-        if args.overwrite or not all(map(os.path.isfile, made.values()))
+        path for path, made in targets.items() if args.overwrite or not all(map(_is_there, made.values()))
     ]
     if len(files) < len(targets):
         done = len(targets) - len(files)
-        what = " and ".join(name for name in args.outputs if name not in ALL) or "mask"
+        what = " and ".join(name for name in outputs if name not in ALL) or "mask"
         say(f"{done} of {len(targets)} images have their {what}: --overwrite makes them anew.")
-        if not files and not set(args.outputs) & {*ALL}:
+        if not files and not set(outputs) & {*ALL}:
             return 0
     predictor = Predictor(
         args.checkpoint or args.weights,
@@ -181,13 +184,24 @@ def run(args: argparse.Namespace) -> int:
         except (ValueError, OSError) as error:
             return error if isinstance(error, ValueError) else ValueError(f"{path}: {error}.")
 
+    def write_video(path: Path) -> np.ndarray | ValueError:
+        made = targets[path]
+        try:
+            return predict_video(predictor, path, made["overlay"], made.get("frames"))
+        except (ValueError, OSError) as error:
+            return error if isinstance(error, ValueError) else ValueError(f"{path}: {error}.")
+
     def results() -> Iterator[tuple[Path, np.ndarray | ValueError]]:
-        yield from predict_files(predictor, [path for path in files if path not in windowed], write)
+        apart = {*windowed, *videos}
+        yield from predict_files(predictor, [path for path in files if path not in apart], write)
         for path in windowed:
             yield path, write_windowed(path)
+        for path in videos:
+            yield path, write_video(path)
 
     skip = names.index("background") if "background" in names else None
-    windowed = [path for path in files if is_windowed(path, predictor)]
+    videos = [path for path in files if is_video(path)]
+    windowed = [path for path in files if path not in videos and is_windowed(path, predictor)]
     args.out.mkdir(parents=True, exist_ok=True)
     Image.MAX_IMAGE_PIXELS = None  # the limit of `data.images` holds: photographs have up to 200 million
     errors = {}
@@ -199,25 +213,25 @@ def run(args: argparse.Namespace) -> int:
         largest = [
             f"{names[index]} {shares[index]:.1%}" for index in np.argsort(-shares)[:5] if shares[index]
         ]
-        say(f"{targets[path]['mask']}: {', '.join(largest)}")
-    masks = {path: made["mask"] for path, made in targets.items() if path not in errors}
-    _write_tables(args, {path: images[path] for path in masks}, masks, names, skip)
+        say(f"{next(iter(targets[path].values()))}: {', '.join(largest)}")
+    masks = {path: made["mask"] for path, made in targets.items() if path not in errors and "mask" in made}
+    asked = [what for what in outputs if what in ALL]
+    if asked:
+        _write_tables(args.out, asked, {path: images[path] for path in masks}, masks, names, skip)
     for error in errors.values():
         say(f"vitseg predict: {error}", file=sys.stderr)
     return 1 if errors else 0
 
 
 def _write_tables(
-    args: argparse.Namespace,
+    out: Path,
+    asked: list[str],
     images: Mapping[Path, Path],
     masks: Mapping[Path, Path],
     names: list[str],
     skip: int | None,
 ) -> None:
     """Write the files that hold all images, from the masks: those of earlier runs are in them, too."""
-    asked = [what for what in args.outputs if what in ALL]
-    if not asked:
-        return
     rows: list[dict] = []
     tasks: list[dict] = []
     pictures: list[dict] = []
@@ -236,20 +250,20 @@ def _write_tables(
     if "areas" in asked:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         with (
-            atomic_path(args.out / "areas.csv") as whole,
+            atomic_path(out / "areas.csv") as whole,
             open(whole, "w", newline="", encoding="utf-8") as file,
         ):
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        _write_json(args.out / "areas.json", rows)
+        _write_json(out / "areas.json", rows)
     if "coco" in asked:
         categories = coco_categories(names)
         content = {"images": pictures, "annotations": annotations, "categories": categories}
-        _write_json(args.out / ALL["coco"], content)
+        _write_json(out / ALL["coco"], content)
     if "label-studio" in asked:
-        _write_json(args.out / ALL["label-studio"], tasks)
-    say(f"{args.out}: {', '.join(ALL[what] for what in asked)} of {len(masks)} images")
+        _write_json(out / ALL["label-studio"], tasks)
+    say(f"{out}: {', '.join(ALL[what] for what in asked)} of {len(masks)} images")
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -257,8 +271,16 @@ def _write_json(path: Path, content: Any) -> None:
         whole.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
+def _is_there(made: Path) -> bool:
+    """Say whether a file, or of a video's masks the folder, is there."""
+    return os.path.isfile(made) or (made.name.endswith(_FRAMES) and os.path.isdir(made))
+
+
 def name_outputs(
-    images: Mapping[Path, Path], folder: Path, outputs: Iterable[str] = ("mask", "overlay")
+    images: Mapping[Path, Path],
+    folder: Path,
+    outputs: Iterable[str] = ("mask", "overlay"),
+    frames: bool = False,
 ) -> dict[Path, dict[str, Path]]:
     """Choose where the mask of each image and what else is asked for are written.
 
@@ -266,9 +288,11 @@ def name_outputs(
         images: files to predict, and what their results are called after, as `find_images` gives them.
         folder: where to.
         outputs: what to write beside the mask.
+        frames: of a video, write the mask of each frame beside the overlay.
 
     Returns:
-        Image -> output -> file. The mask of a georeferenced image is a TIFF.
+        Image -> output -> file. The mask of a georeferenced image is a TIFF; of a video there is `overlay`,
+        and `frames`, a folder.
 
     Raises:
         ValueError: Two images would be written to the same file, or one over an image.
@@ -277,18 +301,22 @@ def name_outputs(
         >>> name_outputs({Path("a/cat.jpg"): Path("cat")}, Path("out"))[Path("a/cat.jpg")]["mask"].name
         'cat_mask.png'
     """
-    targets = {
-        path: {"mask": folder / f"{name}_mask.{'tif' if is_georeferenced(path) else 'png'}"}
-        | {what: folder / f"{name}{EACH[what]}" for what in outputs if what in EACH}
-        for path, name in images.items()
-    }
+    targets = {}
+    for path, name in images.items():
+        if is_video(path):
+            made = {"overlay": folder / f"{name}_overlay.mp4"}
+            targets[path] = made | ({"frames": folder / f"{name}{_FRAMES}"} if frames else {})
+        else:
+            made = {"mask": folder / f"{name}_mask.{'tif' if is_georeferenced(path) else 'png'}"}
+            targets[path] = made | {what: folder / f"{name}{EACH[what]}" for what in outputs if what in EACH}
     owners: dict[Path, Path] = {}
     inputs = {path.resolve() for path in images}
     for path, made in targets.items():
-        other = owners.setdefault(made["mask"].with_suffix(""), path)
+        first = next(iter(made.values()))
+        other = owners.setdefault(first.with_suffix(""), path)
         if other != path:
             raise ValueError(
-                f"{other} and {path} would both be written to {made['mask']}: predict them into two folders."
+                f"{other} and {path} would both be written to {first}: predict them into two folders."
             )
         for output in made.values():
             if output.resolve() in inputs:

@@ -56,6 +56,8 @@ class PyramidEncoder(TimmViT):
         self._depth = depth
         self._output_stride = 32
         super().__init__(name, **kwargs)
+        # Of the power of two that is nearest to the patch's side; torch 2.5 cannot compile the logarithm.
+        self._grid_level = round(math.log2(self.patch_size))
         if output_stride != 32:
             self.make_dilated(output_stride)
 
@@ -68,8 +70,7 @@ class PyramidEncoder(TimmViT):
 
     @property
     def _grid_stride(self) -> int:
-        """Stride of the power of two that is nearest to the patch's side."""
-        return 2 ** round(math.log2(self.patch_size))
+        return 2**self._grid_level
 
     @property
     def _level_channels(self) -> list[int]:
@@ -161,7 +162,7 @@ class SimpleFeaturePyramidEncoder(PyramidEncoder):
 
     def _ups(self, level: int) -> int:
         """Say how many times a level doubles the grid's resolution."""
-        return max(0, int(math.log2(self._grid_stride)) - level)
+        return max(0, self._grid_level - level)
 
     def _to_level(self, grid: torch.Tensor, level: int, stride: int) -> torch.Tensor:
         up = 2 ** self._ups(level)

@@ -97,6 +97,23 @@ def overlay(picture: np.ndarray, labels: np.ndarray, names: Sequence[str], palet
     return result
 
 
+def overlay_frame(
+    picture: np.ndarray, labels: np.ndarray, names: Sequence[str], palette: Palette
+) -> np.ndarray:
+    """Make an `overlay` whose size does not depend on the labels, with even sides, as the frames of a video.
+
+    Example:
+        >>> labels = np.zeros((65, 201), np.uint8)
+        >>> overlay_frame(np.zeros((65, 201, 3), np.uint8), labels, ["rest"], [(0, 0, 0)]).shape
+        (90, 202, 3)
+    """
+    made = overlay(picture, labels, names, palette)
+    height = picture.shape[0] + _legend(np.ones(len(names)), names, palette, made.width).height
+    canvas = Image.new("RGB", (made.width + made.width % 2, height + height % 2), "white")
+    canvas.paste(made)
+    return np.asarray(canvas)
+
+
 def _legend(counts: np.ndarray, names: Sequence[str], palette: Palette, width: int) -> Image.Image:
     size = min(max(width // 50, 12), 28)
     font: Any = ImageFont.load_default(size)
