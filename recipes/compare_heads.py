@@ -30,13 +30,11 @@ from vitseg_zoo.training.finetuning import FineTuningModule, QueryModule
 from vitseg_zoo.training.loop import fit, prepare
 from vitseg_zoo.training.results import comparison_table, markdown_table, mean_results, read_results
 
-VIT = "vitseg_tiny_patch16_128"
+VIT, VIT_8 = "vitseg_tiny_patch16_128", "vitseg_tiny_patch8_128"
 HYBRID = "vitseg_hybrid_tiny_patch16_128"
 CONFIGURATIONS: dict[str, tuple[str, str, dict]] = {  # architecture, encoder, further arguments
-    "vitseg-linear-16": ("vitseg", f"vz-{VIT}", {}),
-    "vitseg-mlp-16": ("vitseg", f"vz-{VIT}", {"decoder_head": "mlp"}),
-    "vitseg-linear-8": ("vitseg", "vz-vitseg_tiny_patch8_128", {}),
-    "vitseg-mlp-8": ("vitseg", "vz-vitseg_tiny_patch8_128", {"decoder_head": "mlp"}),
+    **{f"vitseg-{head}-16": ("vitseg", f"vz-{VIT}", {"decoder_head": head}) for head in ("linear", "mlp")},
+    **{f"vitseg-{head}-8": ("vitseg", f"vz-{VIT_8}", {"decoder_head": head}) for head in ("linear", "mlp")},
     **{name: (name, f"vz-{VIT}", {}) for name in ("unet", "fpn", "upernet", "segmenter")},
     **{f"{name}-shuffle": (name, f"vz-shuffle-{VIT}", {}) for name in ("unet", "fpn", "upernet")},
     "unet-detail": ("unet", f"vz-detail-{VIT}", {}),
@@ -45,8 +43,9 @@ CONFIGURATIONS: dict[str, tuple[str, str, dict]] = {  # architecture, encoder, f
     "vitseg-refined": ("vitseg", f"vz-{VIT}", {"decoder_refinement": True}),
     "vitseg-hybrid-refined": ("vitseg", f"vz-{HYBRID}", {"decoder_refinement": True}),
     "eomt": ("eomt", f"vz-{VIT}", {"num_queries": 20}),
-    **{f"unet-{name}": ("unet", name, {}) for name in ("resnet18", "resnet34")},
-    "segnetdsc": ("segnetdsc", "resnet34", {}),
+    **{f"{arch}-resnet18": (arch, "resnet18", {}) for arch in ("unet", "deeplabv3plus")},
+    "unet-resnet34": ("unet", "resnet34", {}),
+    **{name: (name, name, {}) for name in ("segnet", "segnetdsc")},
     "segformer-b0": ("fusedsegformer", "vz-mit_b0", {}),
 }
 EPOCHS = {"pets": 12, "clothing": 7}  # about 720 steps: what heads do first, not what they can do last
@@ -98,7 +97,7 @@ def train(config: Config) -> None:
         **{"seed": seed, "channels_last": True},
     )
     fit(module, data, config, select=None, limit_val_batches=0)
-    images, masks = (torch.stack(parts) for parts in zip(*(test[i] for i in range(PICTURES)), strict=True))
+    images, masks = map(torch.stack, zip(*(test[i] for i in range(PICTURES)), strict=True))
     labels = module.eval()(images.to(module.device)).argmax(1).cpu()
     rows = [pictures.color(values.numpy(), palette) for values in (masks, labels)]
     rows.insert(0, (255 * images).byte().permute(0, 2, 3, 1).numpy())

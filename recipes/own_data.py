@@ -18,6 +18,7 @@ import cv2
 import torch
 
 from vitseg_zoo import freeze_blocks, load_weights, parameter_groups
+from vitseg_zoo.data.crops import CropDataset
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.images import is_photograph
 from vitseg_zoo.data.segmentation_folder import open_folders
@@ -38,6 +39,7 @@ class Config(ChosenConfig):
     pets: bool = False  # the data are the Oxford-IIIT Pet data set
     splits: tuple[str, str] = ("train", "val")  # parts to train on and to measure on
     ignore_index: int | None = None  # mask value of pixels without a label; found out by default
+    skip_bad: bool = False  # leave out what cannot be read, and name it, instead of stopping
     model_args: JsonObject = field(default_factory=dict)  # further arguments of the architecture
     loss: str = "cross_entropy+dice"  # these, and SMP's: focal, jaccard, lovasz, tversky, mcc
     class_weights: Literal["auto"] | None = None  # auto: rare classes count more, by median frequency
@@ -47,12 +49,12 @@ class Config(ChosenConfig):
     about: Path | None = None  # JSON file of what else is said of the model: license, limits, ...
 
 
-def augmentation(size: int, color: bool = True) -> A.Compose:
+def augmentation(size: int, color: bool = True, crop: bool = False) -> A.Compose:
     """A random part of the image at a random scale, flip, and color jitter, if the images are RGB."""
     jitter = dict(brightness=(0.6, 1.4), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05))
     part = A.RandomResizedCrop((size, size), scale=(0.3, 1.0), mask_interpolation=cv2.INTER_NEAREST)
     colors = [A.ColorJitter(**jitter, p=0.8), A.ToGray(p=0.05)] if color else []
-    return A.Compose([part, A.HorizontalFlip(p=0.5), *colors])
+    return A.Compose([*([] if crop else [part]), A.HorizontalFlip(p=0.5), *colors])  # crops are parts
 
 
 class OwnModule(SegmentationModule):
@@ -68,14 +70,17 @@ class OwnModule(SegmentationModule):
 def main(config: Config) -> dict:
     """Trains, and returns what results.json holds."""
     prepare(config)
-    train, val = open_folders(config.data, config.splits, config.ignore_index, config.pets)
+    folders = (config.data, config.splits, config.ignore_index, config.pets, config.skip_bad)
+    train, val = open_folders(*folders)
     choose(config, train)
     options = {"classes": len(train.class_names), "ignore_index": train.ignore_index, "seed": config.seed}
+    options["skip_bad"] = config.skip_bad
     is_rgb = is_photograph(train[0][0])
-    augment = augmentation(config.crop_size, color=is_rgb)
-    train_set = SegmentationDataset(train, config.image_size, augment=augment, **options)
-    val_set = SegmentationDataset(val, config.image_size, **options)
-    loading = (min(config.batch_size, len(train)), config.num_workers, config.seed)
+    augment = augmentation(config.crop_size, is_rgb, config.crop)
+    kind = CropDataset if config.crop else SegmentationDataset
+    train_set = kind(train, config.image_size, augment=augment, **options)
+    val_set = kind(val, config.image_size, **options)
+    loading = (min(config.batch_size, len(train_set)), config.num_workers, config.seed)
     data = SegmentationDataModule(train_set, val_set, None, *loading)
     module = OwnModule(
         *(config.arch, config.encoder_name, config.encoder_weights, train.class_names, train.palette),
@@ -93,7 +98,8 @@ def main(config: Config) -> dict:
         say(load_weights(module.model, config.init, strict=False))
     if config.freeze is not None:
         freeze_blocks(module.model, config.freeze)
-    about = module.describe() | (read_json_object(config.about) if config.about else {})
+    about = module.describe() | ({"fit": "tiles"} if config.crop else {})
+    about |= read_json_object(config.about) if config.about else {}
     file = save_evaluated(module.model, config.out / "model.safetensors", val, about)
     return fit(module, data, config, select=None, score=file, check_val_every_n_epoch=-(-config.epochs // 10))
 

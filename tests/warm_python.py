@@ -16,6 +16,7 @@ from pathlib import Path
 _SERVER = """
 import importlib, json, os, sys, traceback
 import torch, timm, segmentation_models_pytorch, vitseg_zoo.weights.download, vitseg_zoo.cli
+import lightning.pytorch
 from huggingface_hub import constants
 
 def read_environment():

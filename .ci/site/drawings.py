@@ -182,6 +182,11 @@ def detail() -> None:
     d.save("detail")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Draw all of them."""
     for draw in (vit_seg, segformer, segmenter, eomt, segnet, detail):
         draw()
+
+
+if __name__ == "__main__":
+    main()

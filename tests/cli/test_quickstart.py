@@ -11,9 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from vitseg_zoo.cli import main
+from vitseg_zoo.cli import quickstart as quickstart_command
+from vitseg_zoo.cli.quickstart import Plan, plan
 
 SMALL = """
 import sys
@@ -50,14 +53,14 @@ def test_prints_the_comparison_and_the_path_of_the_report(quickstart):
         assert column in lines[scores]
     for column in ("parameters", "GMACs", "latency", "training"):
         assert column in lines[cost]
-    for name in ("ViT-seg", "U-Net"):
+    for name in ("ViT-seg", "Hybrid", "SegFormer-B0", "U-Net"):
         assert any(re.match(rf"{name} +\d+\.\d +\d+\.\d to \d+\.\d ", line) for line in lines[scores:cost])
         assert any(re.match(rf"{name} +[\d.]+ M +[\d.]+ +[\d.]+ ms ", line) for line in lines[cost:])
 
 
 @pytest.mark.slow  # the quickstart itself
 def test_writes_a_row_for_each_epoch_and_scores_of_each_model(quickstart):
-    for name in ("vit-seg", "u-net"):
+    for name in ("vit-seg", "hybrid", "segformer-b0", "u-net"):
         rows = (quickstart.out / name / "metrics.csv").read_text().strip().splitlines()
         assert len(rows) == 1 + 2
         scores = json.loads((quickstart.out / name / "results.json").read_text())["test_last"]
@@ -89,11 +92,50 @@ def test_the_report_refers_to_nothing_outside_itself(quickstart):
 def test_the_report_holds_the_gif_and_no_other_scores_than_the_trainings(quickstart):
     (data,) = re.findall(r'src="data:image/gif;base64,([^"]+)"', quickstart.html)
     gif = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert gif.n_frames == 2 and gif.height == 4 * (128 + 24)  # image, truth, and two models
-    for name in ("vit-seg", "u-net"):
+    assert gif.n_frames == 2 and gif.height == 6 * (128 + 24)  # image, truth, and four models
+    for name in ("vit-seg", "hybrid", "segformer-b0", "u-net"):
         miou = json.loads((quickstart.out / name / "results.json").read_text())["test_last"]["miou"]
         found = re.findall(rf"^{name} +(\d+\.\d) ", quickstart.printed, re.MULTILINE | re.IGNORECASE)
         assert float(found[0]) == pytest.approx(100 * miou, abs=0.6)  # there perhaps in bf16
+
+
+class _Clock:
+    """Time passes when a step says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0.002, 50), (0.05, 19), (0.3, 8), (2.0, 3), (60.0, 1)])
+def test_the_plan_fits_the_machine(step: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = _Clock()
+    monkeypatch.setattr("vitseg_zoo.cost.time", SimpleNamespace(perf_counter=clock))
+
+    def train(*_: object) -> torch.Tensor:
+        clock.now += step
+        return torch.zeros(1, requires_grad=True).sum()
+
+    layer = torch.nn.Conv2d(3, 3, 1)
+    layer.model, layer.loss = torch.nn.Identity(), train
+    monkeypatch.setattr(quickstart_command, "_module", lambda *_: layer)
+    monkeypatch.setattr(quickstart_command, "choose_precision", lambda *_: "32-true")
+    picture = torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.int64)
+    cost = quickstart_command._step_cost("U-Net", [picture] * 2, 0)
+    assert cost.seconds == pytest.approx(step)
+
+    made = plan(30.0, cost.seconds)
+    assert made.epochs == expected
+    assert made.steps <= 1000 // 32
+    validation = step * 64 / 32 / 3
+    seconds = made.epochs * (made.steps * step + validation)
+    assert 0.85 * 30 < seconds < 1.15 * 30 or made in (Plan(50, 31), Plan(1, 1))
+
+
+def test_bad_minutes_end_with_one_sentence(tmp_path, capsys):
+    assert main(["quickstart", "--minutes", "nan", "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "vitseg quickstart: --minutes should be more than 0, got nan.\n"
 
 
 def test_bad_epochs_end_with_one_sentence(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitseg_zoo.data.dataset import SegmentationDataset
+from vitseg_zoo.data.dataset import BadImage, SegmentationDataset
 from vitseg_zoo.data.oxford_pets import OxfordPets
 from vitseg_zoo.data.transforms import flip_and_jitter, resize
 
@@ -109,3 +109,79 @@ def test_pets_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torchvision.datasets.oxford_iiit_pet.download_and_extract_archive", no_network)
     with pytest.raises(FileNotFoundError, match=r"no route to host.*unpack it by hand: .*images\.tar\.gz"):
         OxfordPets(tmp_path, "train", download=True)
+
+
+class _Plain(torch.utils.data.Dataset):
+    """The addresses at which a worker sees a pair, and the pixels."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[bool, torch.Tensor]:
+        return self.dataset._kept.blocks[0].is_shared(), self.dataset[index][0]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_share_what_is_kept(start: str):
+    dataset = SegmentationDataset(_source(5), None, classes=3).cache()
+    expected = [dataset[index][0] for index in range(5)]
+    loader = torch.utils.data.DataLoader(
+        _Plain(dataset), None, num_workers=1, multiprocessing_context=start, persistent_workers=True
+    )
+    for (is_shared, image), other in zip(loader, expected, strict=True):
+        assert is_shared and torch.equal(image, other)
+    # What is written here is seen there: it is the same memory.
+    dataset._kept.blocks[0].zero_()
+    assert all(not image.any() for _, image in loader)
+
+
+def test_no_more_is_kept_than_half_of_the_free_memory_holds(monkeypatch: pytest.MonkeyPatch):
+    needed = 5 * (20 * 30 * 3 + 20 * 30)
+
+    def kept(free: int, source: list) -> bool:
+        monkeypatch.setattr("vitseg_zoo.data.dataset.free_memory", lambda: free)
+        return SegmentationDataset(source, None, classes=3).cache()._kept is not None
+
+    assert kept(3 * needed, _source(5)) and not kept(needed, _source(5))
+    # One that was not looked at is much larger.
+    assert not kept(3 * 20 * needed, _source(51) + _source(1, 2000, 3000) + _source(50))
+
+
+def test_images_of_other_sizes_and_types_are_kept_as_they_are():
+    rng = np.random.default_rng(0)
+    source = [
+        (rng.integers(0, 2**16, (20, 30), np.uint16), rng.integers(0, 3, (20, 30))),
+        (rng.random((7, 5, 4), np.float32), rng.integers(0, 3, (7, 5), np.uint8)),
+    ]
+    dataset = SegmentationDataset(source, None, classes=3)
+    before = [dataset[index] for index in range(2)]
+    for index, (image, mask) in enumerate(before):
+        after = dataset.cache()[index]
+        assert torch.equal(after[0], image) and torch.equal(after[1], mask)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_bad_image_is_named_or_passed_over(keeps: bool, monkeypatch: pytest.MonkeyPatch, capfd):
+    class Source(list):
+        def __getitem__(self, index: int):
+            if index == 1:
+                raise ValueError("b.png cannot be read as an image: truncated.")
+            return super().__getitem__(index)
+
+        def name(self, index: int) -> str:
+            return "abc"[index] + ".png"
+
+    if not keeps:
+        monkeypatch.setattr("vitseg_zoo.data.dataset.free_memory", lambda: 0)
+    source = Source(_source(3))
+    with pytest.raises(BadImage, match=r"^b\.png cannot be read as an image: truncated\.$"):
+        SegmentationDataset(source, None, classes=3)[1]
+    dataset = SegmentationDataset(source, None, classes=3, skip_bad=True).cache()
+    for _ in range(2):
+        assert torch.equal(dataset[1][0], dataset[2][0])  # the next stands in
+    assert capfd.readouterr().err == "passed over: b.png cannot be read as an image: truncated.\n"
+    with pytest.raises(BadImage, match="none of the 3 images can be read"):
+        SegmentationDataset(Source(_source(3)), None, classes=1, skip_bad=True)[0]

@@ -1,20 +1,22 @@
 """The recipes: each trains, on a small copy of its data in their documented layout, and leaves a model."""
 
 import importlib
+import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from warm_python import WarmPython
 
 from vitseg_zoo import load_model
 from vitseg_zoo.data.ade20k import Ade20k
 from vitseg_zoo.data.camvid import CamVid
 from vitseg_zoo.data.cityscapes import Cityscapes
-from vitseg_zoo.training.callbacks import TrainingStopped
 from vitseg_zoo.training.config import RunConfig
-from vitseg_zoo.training.module import SegmentationModule
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -72,9 +74,9 @@ def _folders(root: Path) -> Path:
     return root
 
 
-def _pets(root: Path) -> Path:
-    for split, count in {"trainval": 8, "test": 2}.items():
-        names = [f"{split}_{index}" for index in range(count)]
+def _pets(root: Path, count: int = 8) -> Path:
+    for split, number in {"trainval": count, "test": 2}.items():
+        names = [f"{split}_{index}" for index in range(number)]
         for index, name in enumerate(names):
             _write(root / "oxford-iiit-pet" / "images" / f"{name}.jpg", _photo(index))
             trimaps = root / "oxford-iiit-pet" / "annotations" / "trimaps"
@@ -115,27 +117,44 @@ RUNS = {
 }
 
 
+# Dies as by a power failure, a random moment after its second epoch began.
+KILLED = """
+import importlib, json, os, pathlib, signal, sys, threading
+import torch
+from vitseg_zoo.training.module import SegmentationModule
+
+name, paths, options, delay = json.loads(sys.argv[1])
+start = SegmentationModule.on_train_batch_start
+
+def start_and_die_later(self, batch, batch_index):
+    if self.current_epoch:
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    start(self, batch, batch_index)
+
+SegmentationModule.on_train_batch_start = start_and_die_later
+torch.set_num_threads(1)
+recipe = importlib.import_module(f"vitseg_zoo.recipes.{name}")
+recipe.main(recipe.Config(**{key: pathlib.Path(path) for key, path in paths.items()}, **options))
+"""
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_recipe_stopped_and_resumed_leaves_the_model_of_an_uninterrupted_one(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_recipe_killed_and_resumed_leaves_the_model_of_an_uninterrupted_one(name: str, tmp_path: Path):
+    if name == "finetune_vit":
+        pytest.importorskip("peft")
     write, options = RUNS[name]
     recipe = importlib.import_module(f"vitseg_zoo.recipes.{name}")
-    data, start = write(tmp_path / "data"), SegmentationModule.on_train_batch_start
+    data = write(tmp_path / "data")
 
     def run(out: str, **more: bool) -> tuple[RunConfig, dict]:
         config = recipe.Config(data=data, out=tmp_path / out, **{**SMALL, **options}, **more)
         return config, recipe.main(config)
 
-    def stop_in_the_second_epoch(self, batch, batch_index) -> None:
-        if self.current_epoch:
-            raise InterruptedError("killed")
-        start(self, batch, batch_index)
-
-    monkeypatch.setattr(SegmentationModule, "on_train_batch_start", stop_in_the_second_epoch)
-    with pytest.raises(TrainingStopped, match="killed"):
-        run("out")
-    monkeypatch.setattr(SegmentationModule, "on_train_batch_start", start)
+    paths = {"data": str(data), "out": str(tmp_path / "out")}
+    delay = np.random.default_rng(len(name)).uniform(0, 0.1)
+    asked = json.dumps([name, paths, {**SMALL, **options}, delay])
+    process = WarmPython(KILLED, asked, environment=dict(os.environ))
+    assert process.wait() == -signal.SIGKILL, process.communicate()[1]
     torch.manual_seed(1)  # another process has other random numbers
     config, results = run("out", resume=True)
     _, whole = run("whole")
@@ -159,7 +178,23 @@ def test_recipe_stopped_and_resumed_leaves_the_model_of_an_uninterrupted_one(
     assert len(metadata["class_names"]) == {"ade20k": 150, "cityscapes": 19, "camvid": 11}.get(name, 3)
 
 
-@pytest.mark.parametrize("name", [*RUNS, "own_data"])
+def test_drawn_animals_and_then_photographs_become_a_table_and_a_picture(tmp_path: Path):
+    recipe = importlib.import_module("vitseg_zoo.recipes.how_much_data")
+    small = {"images": 8, "max_steps": 1, "precision": "32-true", "num_workers": 0}
+    data, out = _pets(tmp_path / "data", 12), tmp_path / "out"
+    recipe.main(recipe.Config(configuration="vitseg-linear-16", data=data, out=out, **small))
+    run = out / "vitseg-linear-16-steps-1-images-8-seed-0"
+    drawn, pets = (json.loads((folder / "results.json").read_text()) for folder in (run, run / "pets"))
+    assert pets["epochs"] == recipe.PETS_EPOCHS and drawn["epochs"] == 1
+    rows = (out / "table.md").read_text().splitlines()[2:]
+    for row, on, result in zip(rows, ("drawn", "pets"), (drawn, pets), strict=True):
+        cells = ["`vitseg-linear-16-steps-1`", "8", on, f"{100 * result['test_last']['miou']:.1f}"]
+        assert [cell.strip() for cell in row.strip("|").split("|")] == cells
+    with Image.open(out / "scores.png") as picture:
+        assert picture.width > 2 * picture.height
+
+
+@pytest.mark.parametrize("name", [*RUNS, "own_data", "how_much_data"])
 def test_recipes_are_short_enough_to_be_read(name: str):
     assert len((RECIPES / f"{name}.py").read_text().splitlines()) <= 110
 

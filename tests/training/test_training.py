@@ -26,10 +26,10 @@ from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, OxfordPets
 from vitseg_zoo.data.transforms import flip_and_jitter
 from vitseg_zoo.training import pictures
-from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery
+from vitseg_zoo.training.callbacks import EpochLog, PredictionGallery, TrainingStopped
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO, MovableCheckpoint
 from vitseg_zoo.training.config import RunConfig
-from vitseg_zoo.training.data_module import SegmentationDataModule
+from vitseg_zoo.training.data_module import SegmentationDataModule, collate, to_model
 from vitseg_zoo.training.loop import fit, prepare
 from vitseg_zoo.training.module import SegmentationModule, _normalization
 from vitseg_zoo.training.precision import choose_precision
@@ -154,6 +154,73 @@ def test_every_epoch_is_augmented_anew_and_in_another_order(tmp_path: Path):
         order = torch.randperm(12, generator=torch.Generator().manual_seed(epoch)).tolist()
         expected += [int(np.random.SeedSequence([0, epoch, index]).generate_state(1)[0]) for index in order]
     assert drawn == expected
+
+
+def test_batches_are_what_the_data_set_gives():
+    rng = np.random.default_rng(0)
+    masks = rng.integers(0, 3, (4, 8, 6), np.uint8)
+    several = rng.integers(0, 2, (4, 8, 6, 3), np.uint8)
+    for images, targets in (
+        (rng.integers(0, 256, (4, 8, 6, 3), np.uint8), masks),
+        (rng.integers(0, 256, (4, 8, 6), np.uint8), masks.astype(np.int64) - 1),
+        (rng.integers(0, 2**16, (4, 8, 6, 5), np.uint16), masks.astype(np.uint16)),
+        (rng.random((4, 8, 6, 3), np.float32), several),
+    ):
+        dataset = SegmentationDataset(list(zip(images, targets, strict=True)), None, 3, ignore_index=-1)
+        expected = [torch.stack(parts) for parts in zip(*dataset, strict=True)]
+        batch = collate([dataset.augmented(index) for index in range(4)])
+        assert batch[0].dtype == (torch.uint8 if images.dtype == np.uint8 else torch.float32)
+        assert batch[0].is_contiguous(memory_format=torch.channels_last)
+        for found, one in zip(to_model(batch), expected, strict=True):
+            assert found.dtype == one.dtype and torch.equal(found, one)
+
+
+def test_workers_that_stay_augment_every_epoch_anew(tmp_path: Path):
+    def weights(workers: int) -> dict[str, torch.Tensor]:
+        train = SegmentationDataset(_pairs(12), 32, 3, augment=flip_and_jitter())
+        data = SegmentationDataModule(train, SegmentationDataset(_pairs(4), 32, 3), None, 4, workers)
+        seed_everything(0, verbose=False)
+        module, seen = _module("unet"), []
+
+        class Look(Callback):
+            def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+                seen.append(float(batch[0].sum()))
+
+        options = {"callbacks": [Look()], "logger": False, "enable_checkpointing": False}
+        trainer = Trainer(max_epochs=3, accelerator="cpu", **options)
+        trainer.fit(module, data)
+        assert trainer.train_dataloader.persistent_workers == (workers > 0)
+        assert len(set(seen)) == 9
+        return module.state_dict()
+
+    alone, together = weights(0), weights(2)
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_goes_bad_stops_the_training_with_its_name(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Source(list):
+        def __getitem__(self, index: int):
+            if index == 5 and (tmp_path / "out" / "checkpoints").exists():
+                raise ValueError("images/f.jpg cannot be read as an image: truncated.")
+            return super().__getitem__(index)
+
+        def name(self, index: int) -> str:
+            return "images/f.jpg"
+
+    monkeypatch.setattr("vitseg_zoo.data.dataset.free_memory", lambda: 0)
+    train, val = SegmentationDataset(Source(_pairs(8)), 32, 3), SegmentationDataset(_pairs(4), 32, 3)
+    config = RunConfig(out=tmp_path / "out", epochs=3, precision="32-true")
+    prepare(config)
+    with pytest.raises(
+        TrainingStopped,
+        match=r"^images/f\.jpg cannot be read as an image: truncated\. Mend or remove it; --skip-bad, .*"
+        r"last\.ckpt is whole: --resume goes on from it\.$",
+    ):
+        fit(_module("unet"), SegmentationDataModule(train, val, None, 4, workers), config)
 
 
 def test_the_picture_at_the_end_shows_the_averaged_weights(tmp_path: Path):

@@ -168,6 +168,34 @@ def to_picture(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
 
 
+def read_window(path: Path, window: tuple[int, int, int, int]) -> np.ndarray | None:
+    """Read a part of an image or mask as it is stored, without decoding the rest, if its format allows that.
+
+    Args:
+        path: A TIFF, by rasterio (extra `geo`).
+        window: Top, left, height and width in pixels, within the image.
+
+    Returns:
+        What `read_pixels` gives of that part; None for other files, for TIFFs with a palette, in other
+        orders of their rows or other kinds of color than RGB, and where rasterio is missing.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            tags = _tiff_tags(file)
+        if tags is None or not _has_windows(tags):
+            return None
+        top, left, height, width = window
+        with open_raster(path) as raster:
+            return _channels_last(raster.read(window=((top, top + height), (left, left + width))))
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # GDAL's
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+
+
 def read_size(path: Path) -> tuple[int, int]:
     """Read the (height, width) of an image, turned as its EXIF orientation says, without its pixels.
 
@@ -178,9 +206,11 @@ def read_size(path: Path) -> tuple[int, int]:
         if path.suffix.lower() == ".npy":
             return _read_array(path).shape[:2]
         with open(path, "rb") as file:
-            if _is_beyond_pillow(file):
+            tags = _tiff_tags(file)
+            if tags is not None and _is_beyond_pillow(tags):
                 with open_raster(path) as raster:
-                    return raster.height, raster.width
+                    turned = tags.get(ExifTags.Base.Orientation, 1) > 4
+                    return (raster.width, raster.height) if turned else (raster.height, raster.width)
             image = open_image(file)
             is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
             return (image.width, image.height) if is_turned else (image.height, image.width)
@@ -206,9 +236,12 @@ def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndar
         if path.suffix.lower() == ".npy":
             return _read_array(path), None
         with open(path, "rb") as file:
-            if _is_beyond_pillow(file):
-                return _read_raster(path), None
+            tags = _tiff_tags(file)
+            if tags is not None and _is_beyond_pillow(tags):
+                return _turn(_read_raster(path), tags.get(ExifTags.Base.Orientation, 1)), None
             image = open_image(file)
+            if (pixels := _read_jpeg(image, file)) is not None:
+                return pixels, None
             if image.format == "PNG" and image.mode in ("RGB", "RGBA") and _png_depth(image) == 16:
                 return _read_deep_png(path), None
             return _read_pillow(image)
@@ -222,6 +255,38 @@ def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndar
         raise ValueError(f"there is no file {path}.") from None
     except Exception as error:  # the decoders of Pillow raise many kinds on damaged files
         raise ValueError(f"{path} cannot be read as {what}: {error}.") from error
+
+
+def _read_jpeg(image: Image.Image, file: BinaryIO) -> np.ndarray | None:
+    """Decode a JPEG as Pillow does, bit for bit, in half of its time; None for what only Pillow decodes."""
+    if image.format != "JPEG" or image.mode not in ("L", "RGB"):
+        return None
+    try:
+        import simplejpeg
+    except ModuleNotFoundError:  # it comes with the extra `train`
+        return None
+    file.seek(0)
+    content = file.read()
+    file.seek(0)
+    try:
+        if simplejpeg.decode_jpeg_header(content)[:2] != (image.height, image.width):
+            return None
+        pixels = simplejpeg.decode_jpeg(content, "GRAY" if image.mode == "L" else "RGB")
+    except ValueError:  # damaged, perhaps only a little: Pillow says how, or reads it
+        return None
+    pixels = pixels[..., 0] if image.mode == "L" else pixels
+    return _turn(pixels, image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W) or (H, W, C) as `PIL.ImageOps.exif_transpose` does for this orientation of EXIF."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _read_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
@@ -261,18 +326,43 @@ def _to_array(image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def _is_beyond_pillow(file: BinaryIO) -> bool:
-    """Say whether a file is a TIFF of which Pillow would drop bands, or bits of several bands."""
+def _tiff_tags(file: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
+    """Read the tags of a TIFF; None of another file."""
     header = file.read(8)
     if not header.startswith(_TIFF):
         file.seek(0)
-        return False
+        return None
     if b"+" in header[2:4]:  # BigTIFF
         header += file.read(8)
     tags = TiffImagePlugin.ImageFileDirectory_v2(header)
     file.seek(tags.next)
     tags.load(file)
     file.seek(0)
+    return tags
+
+
+def _has_windows(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
+    """Say whether rasterio reads of a TIFF what `read_pixels` gives, number for number."""
+    if tags.get(ExifTags.Base.Orientation, 1) != 1:
+        return False
+    if _is_beyond_pillow(tags):
+        return True
+    kinds = {
+        (bits, kind)
+        for bits in tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+        for kind in tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
+    }
+    return (
+        (tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION), tags.get(TiffImagePlugin.COMPRESSION) == 7)
+        in {(1, False), (2, False), (2, True), (6, True)}  # black is 0, RGB, and JPEG's YCbCr
+        and len(kinds) == 1
+        and kinds <= {(8, 1), (16, 1), (32, 3)}  # whole numbers, and floats
+        and 1 not in tags.get(TiffImagePlugin.EXTRASAMPLES, ())  # colors times transparency
+    )
+
+
+def _is_beyond_pillow(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
+    """Say whether Pillow would drop bands of a TIFF, or bits of several bands."""
     bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
     is_alpha = bool(set(tags.get(TiffImagePlugin.EXTRASAMPLES, ())) & {1, 2})
     deepest = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
@@ -299,8 +389,12 @@ def _read_raster(path: Path) -> np.ndarray:
         size = raster.width * raster.height
         if size > MAX_PIXELS or size * raster.count * np.dtype(raster.dtypes[0]).itemsize > _MAX_BYTES:
             raise ValueError(_too_many(raster.width, raster.height))
-        pixels = np.moveaxis(raster.read(), 0, -1)
-    return np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        return _channels_last(raster.read())
+
+
+def _channels_last(pixels: np.ndarray) -> np.ndarray:
+    """Make (H, W, C) of (C, H, W), or (H, W) of one channel."""
+    return np.ascontiguousarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
 
 
 def _too_many(width: int, height: int) -> str:

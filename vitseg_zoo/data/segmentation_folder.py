@@ -1,22 +1,25 @@
 """Anybody's images and masks as a sequence of pairs, whatever `vitseg check` understands."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from vitseg_zoo.data.annotations import guess_annotations
+from vitseg_zoo.data.annotations import guess_annotations, is_annotation
 from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.guess_layout import guess_layout, has_masks, split_lists
-from vitseg_zoo.data.images import read_image
+from vitseg_zoo.data.images import as_image, read_image, read_size, read_window
 from vitseg_zoo.data.layouts import Matched, Pair, Part, list_files
-from vitseg_zoo.data.masks import Proposal, propose
+from vitseg_zoo.data.masks import Proposal, as_mask, propose
 from vitseg_zoo.data.pair_tables import guess_tables
 from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
+from vitseg_zoo.terminal import say
 
 _LOOKED_AT = 16  # images that say how many channels all have, where there is no dataset.yaml
 
@@ -82,9 +85,44 @@ class SegmentationFolder(Sequence):
         """Return the path of an image, relative to the data's folder."""
         return self.pairs[index].image
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the (height, width) of an image, without decoding it."""
+        return read_size(self.description.root / self.pairs[index].image)
+
+    def mask(self, index: int) -> np.ndarray:
+        """Return the class numbers (H, W) of an image."""
+        return read_classes(self.description, self.pairs[index])
+
+    def window(self, index: int, window: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return a part (top, left, height, width) of an image and its mask, read by region.
+
+        None if the image's format has no regions; its mask is read whole where only that has none.
+        """
+        root, pair = self.description.root, self.pairs[index]
+        pixels = read_window(root / pair.image, window)
+        if pixels is None:
+            return None
+        image = as_image(pixels, self.channels)
+        top, left, height, width = window
+        part = None
+        if len(pair.masks) == 1 and not pair.classes and not is_annotation(pair.masks[0]):
+            part = read_window(root / pair.masks[0], window)
+        mask = (
+            self.mask(index)[top : top + height, left : left + width]
+            if part is None
+            else self.description.encoding.decode(as_mask(part, root / pair.masks[0]))
+        )
+        if mask.shape != image.shape[:2]:
+            raise ValueError(f"{root / pair.masks[0]} is of another size than its image.")
+        return image, mask
+
 
 def open_folders(
-    path: str | Path, splits: Sequence[str], ignore_index: int | None = None, pets: bool = False
+    path: str | Path,
+    splits: Sequence[str],
+    ignore_index: int | None = None,
+    pets: bool = False,
+    skip_bad: bool = False,
 ) -> list[Sequence]:
     """Open the parts of a data set for a training.
 
@@ -94,6 +132,8 @@ def open_folders(
         ignore_index: Mask value of pixels without a label, where masks hold class numbers beside it and the
             folder has the layout of `ImageFolders`; by default it is found out.
         pets: The folder is that of the Oxford-IIIT Pet data set.
+        skip_bad: Read all at once, and leave out what cannot be read, which is named on the error stream; not
+            for `pets`.
 
     Returns:
         One sequence of pairs (image, mask) for each part, with `class_names`, `palette`, `ignore_index` and
@@ -104,14 +144,45 @@ def open_folders(
 
         return [OxfordPets(path, split) for split in splits]
     if ignore_index is not None:
-        return [ImageFolders(path, split, ignore_index).check() for split in splits]
+        folders = [ImageFolders(path, split, ignore_index) for split in splits]
+        if skip_bad:
+            for images in folders:
+                _leave_out_bad(images)
+        return [images.check() for images in folders]
     description = load_description(path)  # once: without dataset.yaml all masks are read
     opened: list[Sequence] = []
     for split in splits:
         folder = SegmentationFolder(description, split)
         folder.path = Path(path).expanduser()  # and not the data's folder, for dataset.yaml
+        if skip_bad:
+            _leave_out_bad(folder)
         opened.append(folder)
     return opened
+
+
+def _leave_out_bad(folder: SegmentationFolder | ImageFolders) -> None:
+    """Read all pairs, in threads, and leave out those that cannot be read.
+
+    Raises:
+        ValueError: If none is left.
+    """
+
+    def error_of(index: int) -> ValueError | None:
+        try:
+            folder[index]
+        except ValueError as error:
+            return error
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        errors = list(pool.map(error_of, range(len(folder))))
+    for error in filter(None, errors):
+        say(f"passed over: {error}", file=sys.stderr, flush=True)
+    for index in reversed(range(len(errors))):
+        if errors[index]:
+            del folder.pairs[index]
+    if not folder.pairs:
+        raise ValueError(f"none of the images of {folder.path} for {folder.split} can be read.")
 
 
 def read_classes(description: DatasetDescription, pair: Pair) -> np.ndarray:

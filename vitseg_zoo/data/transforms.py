@@ -12,11 +12,12 @@ import albumentations as A
 import cv2
 
 
-def resize(image_size: int | tuple[int, int]) -> A.Compose:
+def resize(image_size: int | tuple[int, int], interpolation: int = cv2.INTER_AREA) -> A.Compose:
     """Resize to a fixed size, aspect ratio not kept: images by area, masks by nearest neighbor.
 
     Args:
         image_size: side of the square, or (height, width), in pixels.
+        interpolation: OpenCV's number of another one, as cv2.INTER_LINEAR for what is enlarged.
 
     Returns:
         Pipeline for uint8 images (H, W, C) and integer masks (H, W).
@@ -28,7 +29,7 @@ def resize(image_size: int | tuple[int, int]) -> A.Compose:
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return A.Compose(
-        [A.Resize(height, width, interpolation=cv2.INTER_AREA, mask_interpolation=cv2.INTER_NEAREST)]
+        [A.Resize(height, width, interpolation=interpolation, mask_interpolation=cv2.INTER_NEAREST)]
     )
 
 

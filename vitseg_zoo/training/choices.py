@@ -34,6 +34,7 @@ class ChosenConfig(RunConfig):
         freeze: keep the encoder's embedding and this many of its blocks as they are
         image_size: side of the square that images are resized to, in pixels
         crop_size: side of what is trained on, a random part of that square resized to it
+        crop: train on parts at the images' own resolution, and predict in tiles: for large images
     """
 
     chosen = (
@@ -52,6 +53,7 @@ class ChosenConfig(RunConfig):
     freeze: int | None = None
     image_size: int | None = None  # type: ignore[assignment]
     crop_size: int | None = None
+    crop: bool = False
 
 
 def choose(config: ChosenConfig, images: Sequence[Any], device: torch.device | None = None) -> None:
@@ -78,13 +80,16 @@ def choose(config: ChosenConfig, images: Sequence[Any], device: torch.device | N
 
     sides = [np.sqrt(np.prod(images[i][0].shape[:2])) for i in range(0, count, max(1, count // 32))]
     side, most = float(np.median(sides)), 512 if gigabytes >= 6 else 256
-    image_size = _set(
-        config,
-        "image_size",
-        min(most, max(64, round(side / 32) * 32)),
-        f"images have about {side:.0f} x {side:.0f} pixels; at most {most} on {where}",
-    )
-    _set(config, "crop_size", max(64, round(image_size * 0.75 / 32) * 32), "three quarters of it")
+    fitting = min(most, max(64, round(side / 32) * 32))
+    why = f"images have about {side:.0f} x {side:.0f} pixels; at most {most} on {where}"
+    if config.crop:
+        image_size = _set(config, "crop_size", fitting, why)
+        config.image_size = image_size
+        # An epoch has as many parts as cover the images: about, as they need not be of one size.
+        count *= max(1, round(side / image_size)) ** 2
+    else:
+        image_size = _set(config, "image_size", fitting, why)
+        _set(config, "crop_size", max(64, round(image_size * 0.75 / 32) * 32), "three quarters of it")
     fits = max(2, int(gigabytes * (512 / image_size) ** 2)) if gigabytes else 16
     batch_size = min(count, _set(config, "batch_size", max(2, min(16, fits, count // 4)), f"on {where}"))
 
@@ -95,7 +100,7 @@ def choose(config: ChosenConfig, images: Sequence[Any], device: torch.device | N
         config,
         "epochs",
         min(most, max(20, epochs)),
-        f"about {steps} steps of {count} images, 20 to {most} epochs",
+        f"about {steps} steps of {count} {'parts' if config.crop else 'images'}, 20 to {most} epochs",
     )
 
 

@@ -28,6 +28,7 @@ from lightning.pytorch.utilities.memory import is_oom_error
 from torch import nn
 
 from vitseg_zoo.cost import describe_device
+from vitseg_zoo.data.dataset import BadImage
 from vitseg_zoo.data.origin import origin_of
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.ops.memory import keep_freed_memory
@@ -122,8 +123,9 @@ def fit(
 
     Raises:
         ValueError: If the model does not take the images; before the training starts.
-        TrainingStopped: If the loss is no longer finite, memory is short, or a file cannot be written; the
-            last whole checkpoint stays.
+        TrainingStopped: If the loss is no longer finite, memory is short, an image cannot be read, or a file
+            cannot be written; the last whole checkpoint stays.
+
 
     Example:
         >>> fit(module, data, config)["test_last"]["miou"]  # doctest: +SKIP
@@ -132,6 +134,7 @@ def fit(
     _write_config(config)  # with what the recipe has chosen
     if config.overfit:
         data.overfit(config.overfit)
+        score = None  # the few images are what is measured
     channels = getattr(module, "channels", 3)
     for name in ("crop_size", "image_size"):
         if hasattr(config, name):
@@ -283,6 +286,13 @@ def _train(
         raise KeyboardInterrupt from None
     except TrainingStopped:
         raise
+    except BadImage as error:
+        # From a worker it comes with the trace there; the sentence is its last line.
+        sentence = str(error).strip().splitlines()[-1].removeprefix(f"{BadImage.__module__}.BadImage: ")
+        raise TrainingStopped(
+            f"{sentence.rstrip('.')}. Mend or remove it; {option('skip_bad')}, where a recipe has it, passes "
+            f"over it. {kept()}."
+        ) from error
     except OSError as error:  # a full disk
         raise TrainingStopped(f"The training cannot go on ({error}). {kept()}.") from error
     except Exception as error:
