@@ -80,6 +80,10 @@ class ExportReport:
     quantized: Quantized | None = None
 
 
+class _AnotherModelError(ValueError):
+    """A file was made that gives other labels than the model."""
+
+
 class DeployedModel(nn.Module):
     """A model with what a file shall do beside it: normalization in front, arg-max behind.
 
@@ -218,6 +222,7 @@ def export_model(
             weights = stack.enter_context(atomic_path(path.with_suffix(".bin")))
             stack.callback(lambda: partial.with_suffix(".bin").unlink(missing_ok=True))
         text = json.dumps(said)
+        step = f"exported to {path.suffix}"
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -225,29 +230,29 @@ def export_model(
                 _WRITERS[path.suffix](deployed, traced, _dynamic(batch, size, input), partial, text)
             run = _OPENERS[path.suffix](partial)
             report = ExportReport(path, _compare_all(deployed, run, tests, seen))
-        except ModuleNotFoundError:
+            for agreement in report.agreements:
+                if not agreement.labels >= _LEAST_AGREEMENT:
+                    raise _AnotherModelError(f"the file is not what the model is, on {agreement}{fixed}.")
+            if quantize:
+                step = f"made {quantize} in {path.suffix}"
+                before = partial.stat().st_size + _size(partial.with_suffix(".bin"))
+                _QUANTIZERS[path.suffix](partial, seen, text)
+                small = _OPENERS[path.suffix](partial)
+                one = seen[0][: batch or 1]
+                times = take_turns([lambda: run(one), lambda: small(one)], _ROUNDS)
+                after = partial.stat().st_size + _size(partial.with_suffix(".bin"))
+                report.quantized = Quantized(
+                    _compare_all(deployed, small, tests, seen),
+                    (statistics.median(times[0]), statistics.median(times[1])),
+                    (before / 1e6, after / 1e6),
+                )
+        except (ModuleNotFoundError, _AnotherModelError):
             raise
         except Exception as error:  # of the exporter or a runtime: each has classes of its own
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"{said['architecture']} cannot be exported to {path.suffix} so "
-                f"({type(error).__name__}: {reason[:300]}){fixed}."
+                f"{said['architecture']} cannot be {step} so ({type(error).__name__}: {reason[:300]}){fixed}."
             ) from error
-        for agreement in report.agreements:
-            if not agreement.labels >= _LEAST_AGREEMENT:
-                raise ValueError(f"the file is not what the model is, on {agreement}{fixed}.")
-        if quantize:
-            before = partial.stat().st_size + _size(partial.with_suffix(".bin"))
-            _QUANTIZERS[path.suffix](partial, seen, text)
-            small = _OPENERS[path.suffix](partial)
-            one = seen[0][: batch or 1]
-            times = take_turns([lambda: run(one), lambda: small(one)], _ROUNDS)
-            after = partial.stat().st_size + _size(partial.with_suffix(".bin"))
-            report.quantized = Quantized(
-                _compare_all(deployed, small, tests, seen),
-                (statistics.median(times[0]), statistics.median(times[1])),
-                (before / 1e6, after / 1e6),
-            )
         if path.suffix == ".xml":
             os.replace(partial.with_suffix(".bin"), weights)
     write_notice(path.with_name(f"{path.stem}.LICENSE.txt"), said.get("license"))
