@@ -203,6 +203,17 @@ def test_a_file_that_is_another_gets_no_name(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("encoder", "size"), [("tiny_dinov3", None), ("tiny_relpos", (96, 64)), ("tiny_sam", (96, 64))]
+)
+def test_vits_of_other_kinds_in_onnx(encoder: str, size: tuple[int, int] | None, tmp_path: Path) -> None:
+    """Rotary embeddings at any size; relative positions, and SAM's windows and attention, at one."""
+    other = smp.create_model("vitseg", f"vz-{encoder}", None, classes=2, encoder_blocks=1)
+    for agreement in export_model(other, tmp_path / "model.onnx", {}, size=size).agreements:
+        assert agreement.labels > 0.999
+        assert agreement.difference < 1e-4
+
+
 def test_what_cannot_be_dynamic_is_offered_fixed(tmp_path: Path) -> None:
     beit = smp.create_model("vitseg", "vz-tiny_beit", None, classes=2).eval()
     with pytest.raises(ValueError, match=r"give it one size instead: size=\(512, 512\), or --size 512 512"):

@@ -383,10 +383,14 @@ def _write_onnx(
 ) -> None:
     import onnxruntime  # noqa: F401  to say now that it is missing
 
-    # OpenVINO takes ONNX's antialiased resampling for one without, so that there is none in the file.
-    resampling = {torch.ops.aten._upsample_bicubic2d_aa.vec: resample_bicubic}
+    # OpenVINO takes ONNX's antialiased resampling for one without, so that there is none in the file; and
+    # PyTorch writes no attention of three dimensions, as SAM's.
+    other_forms = {
+        torch.ops.aten._upsample_bicubic2d_aa.vec: resample_bicubic,
+        torch.ops.aten.scaled_dot_product_attention.default: _attend,
+    }
     program = torch.onnx.export(
-        _trace(deployed, traced, dynamic).run_decompositions(resampling),
+        _trace(deployed, traced, dynamic).run_decompositions(other_forms),
         dynamo=True,
         verbose=False,
         input_names=["images"],
@@ -394,6 +398,22 @@ def _write_onnx(
     )
     program.model.metadata_props[KEY] = text
     program.save(path, external_data=False)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *args: Any,
+    **options: Any,
+) -> torch.Tensor:
+    """Give attention (B, N, D) its usual four dimensions."""
+    if query.ndim != 3:
+        return NotImplemented  # what has them is left to PyTorch
+    mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
+    parts = (part[:, None] for part in (query, key, value))
+    return F.scaled_dot_product_attention(*parts, mask, *args, **options)[:, 0]
 
 
 def resample_bicubic(
