@@ -1,9 +1,12 @@
 """What the site adds to its pages: references, and a look at docstrings, images and links out of docs."""
 
 import argparse
+import contextlib
 import inspect
+import io
 import pkgutil
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -79,4 +82,8 @@ def commands() -> str:
 def _help(name: str) -> str:
     parser = cli._make_parser(name)
     subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return subparsers.choices[name].format_help().strip()
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        subparsers.choices[name].print_help()  # what --help does: `vitseg train` shows its recipe's options
+    lines = text.getvalue().strip().splitlines()
+    return "\n".join(textwrap.fill(line, 80) if len(line) > 110 else line.rstrip() for line in lines)
