@@ -97,8 +97,7 @@ def compare(folder: Path) -> None:
 def main(config: Config) -> None:
     if config.configuration:
         drawn = replace(config, out=config.out / config.name)
-        # Of more animals than there is time for, no more are drawn.
-        count = min(config.images, config.max_steps * BATCH_SIZE)
+        count = min(config.images, config.max_steps * BATCH_SIZE)  # no more than there is time for
         train(drawn, *(SyntheticPets(n, split) for n, split in ((count, "train"), (200, "test"))))
         if config.data is not None:
             photographs = (OxfordPets(config.data, split) for split in ("train", "test"))

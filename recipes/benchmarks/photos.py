@@ -34,7 +34,7 @@ def smp_loop(model_name: str, weights: str, folder: str, out: str) -> None:
     model.load_state_dict(load_file(weights))
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     for path in sorted(Path(folder).iterdir()):
-        photo = Image.open(path).convert("RGB")
+        photo = Image.open(path, formats=["JPEG", "PNG"]).convert("RGB")
         pixels = torch.from_numpy(np.array(photo.resize((SIZE, SIZE)))).permute(2, 0, 1) / 255
         with torch.no_grad():
             labels = model(((pixels - mean) / std)[None]).argmax(1)[0]
