@@ -22,6 +22,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF"
 MAX_PIXELS = 2**28
 
 _STRIP_ROWS = 64
+_STRIPS_FROM = 2**22  # pixels
 _MAX_BYTES = 2**31  # of a raster of many bands
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the first bytes of TIFF and of BigTIFF
 MAX_CHANNELS = 64  # an array whose last side is longer than this, and whose first is not, is (C, H, W)
@@ -308,10 +309,11 @@ def _read_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    """Copy an image's pixels in strips: of a large one Pillow would hold two more copies meanwhile."""
-    first = np.asarray(image.crop((0, 0, image.width, min(_STRIP_ROWS, image.height))))
-    if image.height <= _STRIP_ROWS:
-        return first
+    """Copy an image's pixels, of a large one in strips: Pillow would hold two more copies meanwhile."""
+    if image.height <= _STRIP_ROWS or image.width * image.height < _STRIPS_FROM:
+        return np.array(image)
+    first = np.asarray(image.crop((0, 0, image.width, _STRIP_ROWS)))
+
     pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
     for top in range(0, image.height, _STRIP_ROWS):
         bottom = min(top + _STRIP_ROWS, image.height)
