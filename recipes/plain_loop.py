@@ -37,8 +37,8 @@ class Folder(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         path = self.images[index]
-        image = np.asarray(Image.open(path).convert("RGB"))
-        mask = np.asarray(Image.open(self.masks / f"{path.stem}.png"))
+        image = np.asarray(Image.open(path, formats=["JPEG", "PNG", "TIFF", "WEBP"]).convert("RGB"))
+        mask = np.asarray(Image.open(self.masks / f"{path.stem}.png", formats=["PNG"]))
         out = self.augment(image=image, mask=mask)
         return torch.tensor(out["image"]).permute(2, 0, 1) / 255, torch.tensor(out["mask"]).long()
 

@@ -12,7 +12,7 @@ from torch import nn
 from vitseg_zoo import cli
 from vitseg_zoo.benchmark import count_gmacs, measure
 from vitseg_zoo.cli.bench import build_model
-from vitseg_zoo.cost import take_turns
+from vitseg_zoo.cost import count_macs, take_turns
 
 
 def test_runs_take_turns_after_those_that_do_not_count() -> None:
@@ -100,3 +100,11 @@ def test_models_of_every_library(tmp_path: Path) -> None:
     }
     for name, expected in classes.items():
         assert type(build_model(name, 3, (64, 64))).__name__ == expected
+
+
+def test_macs_in_inference_mode_are_counted() -> None:
+    layer, tokens = nn.Linear(8, 4), torch.rand(1, 16, 8)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    with torch.inference_mode():
+        assert count_macs(lambda: layer(tokens)) == 16 * 8 * 4
+        assert count_macs(lambda: attention(tokens, tokens, tokens)) == 2 * 16 * 16 * 8

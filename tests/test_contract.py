@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from unittest.mock import patch
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -12,6 +13,8 @@ from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vitseg_zoo
+from vitseg_zoo.ops import segformer_head
+from vitseg_zoo.ops.dispatch import plain_forms
 from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 # Architectures stand over a tiny plain ViT, but those that have an encoder of their own.
@@ -74,11 +77,49 @@ def test_types_of_numbers(arch: str, encoder: str) -> None:
             under_autocast = model(image)
         in_half = copy.deepcopy(model).bfloat16()(image.bfloat16())
         in_double = model.double()(image.double())
-    assert in_double.dtype == torch.float64
+    assert in_double.dtype == torch.float64 and in_half.dtype == torch.bfloat16
     scale = float(expected.abs().mean())
     torch.testing.assert_close(in_double.float(), expected, rtol=1e-3, atol=1e-2 * scale)
     for rough in (under_autocast, in_half):  # on the average: what a maximum picks may change altogether
         assert (rough - expected).abs().mean() < 0.4 * scale
+
+
+_WITH_FORMS_OF_THEIR_OWN = [case for case in ARCHITECTURES if not case[0].startswith("segnet")]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("arch", "encoder"), [*_WITH_FORMS_OF_THEIR_OWN, ("unet", "vz-tiny_vit")])
+def test_autocast_is_as_exact_as_with_plain_layers(arch: str, encoder: str, dtype: torch.dtype) -> None:
+    """Forms for a CPU and for a GPU, in a step scaled as `GradScaler` does, compared with fp64."""
+    torch.manual_seed(0)
+    model, image = build(arch, encoder).train(), torch.rand(2, 3, 32, 64)
+    for module in model.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+
+    def step(model: nn.Module, image: torch.Tensor, low: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        model = copy.deepcopy(model)
+        with torch.autocast("cpu", dtype, enabled=low):
+            logits = model(image)
+        scale = 65536 if dtype is torch.float16 and low else 1
+        loss = (logits.float() if low else logits).square().mean() * scale
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        return logits.detach().double(), torch.cat([grad.double().flatten() for grad in grads]) / scale
+
+    expected = step(model.double(), image.double(), low=False)
+    model.float()
+    with plain_forms():
+        plain = step(model, image)
+    on_cpu = step(model, image)
+    with (
+        patch.object(segformer_head, "runs_eagerly_on_gpu", return_value=True),
+        patch.object(segformer_head, "runs_eagerly_on_cpu", return_value=False),
+    ):
+        on_gpu = step(model, image)
+    for form in (on_cpu, on_gpu):
+        for ours, theirs, exact in zip(form, plain, expected, strict=True):
+            if theirs.isfinite().all():
+                assert (ours - exact).norm() <= 1.25 * (theirs - exact).norm()
 
 
 @each_model
@@ -113,7 +154,7 @@ def test_compiles_once_for_all_sizes(arch: str, encoder: str) -> None:
     assert counter.frame_count == graphs
 
 
-@pytest.mark.parametrize(("arch", "encoder"), ARCHITECTURES, ids="-".join)
+@pytest.mark.parametrize(("arch", "encoder"), ARCHITECTURES)
 def test_a_step_under_autocast_compiles_once_for_all_sizes(arch: str, encoder: str) -> None:
     torch.compiler.reset()
     model, counter = build(arch, encoder).train(), CompileCounter()

@@ -304,6 +304,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     ],
     "no package": lambda site: shutil.rmtree(site / "vitseg_zoo"),
     "a user's vitseg_zoo.py": lambda site: (site.parents[3] / "vitseg_zoo.py").write_text("exit(5)"),
+    "a moved checkout": lambda site: (site.parents[3] / "source").rename(site.parents[3] / "moved"),
 }
 
 
@@ -316,7 +317,8 @@ def test_a_damaged_installation_leaves_torch_alone(damage: str, tmp_path: Path) 
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     (site / "shared.pth").write_text(str(Path(pytest.__file__).parents[1]))
-    install = [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", tmp_path / "source"]
+    install = [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
+    install += ["-e"] * (damage == "a moved checkout") + [tmp_path / "source"]
     subprocess.run(install, check=True, capture_output=True)
     DAMAGES[damage](site)
     code = "import torch, timm; timm.create_model('resnet18'); print('ok')"

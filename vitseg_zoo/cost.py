@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 # PyTorch counts the operations of attention on GPUs only.
@@ -18,6 +20,19 @@ CPU_ATTENTION = {
         sdpa_flop_count(q, k, v)
     )
 }
+
+
+class _TakenApart(TorchDispatchMode):
+    """Takes operations apart as `nn.Linear` is into products, for torch 2.5 counts none in inference mode."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and isinstance(func, OpOverload):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return func(*args, **kwargs)
 
 
 def count_macs(function: Callable[[], Any]) -> int:
@@ -31,7 +46,7 @@ def count_macs(function: Callable[[], Any]) -> int:
         >>> count_macs(lambda: conv(torch.rand(1, 3, 16, 16))) == 16 * 16 * 8 * 27
         True
     """
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter, _TakenApart():
         function()
     return counter.get_total_flops() // 2
 

@@ -1,8 +1,12 @@
-"""What the site adds to its pages: references, and a look at images and at links out of docs."""
+"""What the site adds to its pages: references, and a look at docstrings, images and links out of docs."""
 
 import argparse
+import contextlib
 import inspect
+import io
+import pkgutil
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ def on_page_markdown(markdown: str, config: Any, **kwargs: Any) -> str:
     """Write references where a page asks for them; link what is outside to the repository, if known."""
     markdown = markdown.replace("<!-- public names -->", public_names())
     markdown = markdown.replace("<!-- commands -->", commands())
+    check_docstrings(markdown)
     link = rf"[\1]({config.repo_url}/blob/main/\2)" if config.repo_url else r"\1"
     return _OUTSIDE.sub(link, markdown)
 
@@ -39,12 +44,29 @@ def on_page_content(html: str, page: Any, config: Any, **kwargs: Any) -> str:
 
 
 def public_names() -> str:
-    """Ask mkdocstrings for all that `import vitseg_zoo` gives; a name without a docstring ends the build."""
+    """Ask mkdocstrings for all that `import vitseg_zoo` gives."""
     names = [name for name in vitseg_zoo.__all__ if not name.startswith("_")]
-    for name in names:
-        if not inspect.getdoc(getattr(vitseg_zoo, name)):
-            raise PluginError(f"vitseg_zoo.{name} has no docstring.")
     return "\n\n".join(f"::: {vitseg_zoo._PUBLIC[name]}.{name}" for name in names)
+
+
+def check_docstrings(markdown: str) -> None:
+    """Refuse a name of the reference, or a public one in it, that has no docstring."""
+    for path in re.findall(r"^::: ([\w.]+)", markdown, re.M):
+        _check_docstring(path, pkgutil.resolve_name(path))
+
+
+def _check_docstring(path: str, shown: Any) -> None:
+    if not shown.__doc__:  # its own: a class without one would have its base's
+        raise PluginError(f"{path} has no docstring.")
+    for name, member in vars(shown).items() if inspect.ismodule(shown) or inspect.isclass(shown) else ():
+        if name.startswith("_") or name == "forward":
+            continue
+        if inspect.ismodule(shown) and getattr(member, "__module__", "") == path and callable(member):
+            _check_docstring(f"{path}.{name}", member)
+        # A method may have that of the method that it stands for, as Lightning's hooks do.
+        is_method = callable(member) or isinstance(member, property | classmethod | staticmethod)
+        if inspect.isclass(shown) and is_method and not inspect.getdoc(getattr(shown, name)):
+            raise PluginError(f"{path}.{name} has no docstring.")
 
 
 def commands() -> str:
@@ -60,4 +82,8 @@ def commands() -> str:
 def _help(name: str) -> str:
     parser = cli._make_parser(name)
     subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return subparsers.choices[name].format_help().strip()
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        subparsers.choices[name].print_help()  # what --help does: `vitseg train` shows its recipe's options
+    lines = text.getvalue().strip().splitlines()
+    return "\n".join(textwrap.fill(line, 80) if len(line) > 110 else line.rstrip() for line in lines)

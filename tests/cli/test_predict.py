@@ -314,6 +314,7 @@ def test_tiles(weights, photograph, tmp_path, capsys):
 
 def test_everything_of_several_images(weights, photograph, tmp_path, capsys):
     """The tables hold all images, those of an earlier run as well."""
+    pytest.importorskip("pycocotools")
     for name in ("cat.png", "dog.png"):
         photograph.save(tmp_path / name)
     out = tmp_path / "out"

@@ -47,7 +47,8 @@ def test_too_many_pixels_are_refused_before_decoding(read, tmp_path: Path, monke
 def test_no_image_is_opened_in_a_format_that_is_not_named() -> None:
     opened = [
         (path.name, call)
-        for path in Path(vitseg_zoo.__file__).parent.rglob("*.py")
+        for folder in (Path(vitseg_zoo.__file__).parent, Path(__file__).parents[2] / "recipes")
+        for path in folder.rglob("*.py")
         for call in re.findall(r"Image\.open\(.*", path.read_text())
     ]
     assert opened and all("formats=" in call for _, call in opened), opened

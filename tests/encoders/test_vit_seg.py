@@ -68,6 +68,8 @@ def test_timm_channels_and_sizes(in_chans: int) -> None:
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_timm_symbolic_trace_and_script(strict: bool) -> None:
+    if torch.__version__.startswith("2.5."):
+        pytest.skip("torch 2.5 traces no model with timm's attention")
     with timm.layers.set_scriptable(True):
         model = timm.create_model("vitseg_tiny_patch16_128", depth=2, dynamic_img_size=not strict).eval()
     tracer = {"autowrap_functions": get_notrace_functions(), "param_shapes_constant": True}

@@ -142,6 +142,40 @@ def test_fixed_sizes_and_eight_bits(model: nn.Module, images: list[np.ndarray], 
         predictor.model(torch.rand(1, 3, 96, 96))
 
 
+def test_eight_bits_in_openvino(model: nn.Module, images: list[np.ndarray], tmp_path: Path) -> None:
+    openvino, _ = pytest.importorskip("openvino"), pytest.importorskip("nncf")
+    path = tmp_path / "model.xml"
+    report = export_model(
+        model, path, METADATA, size=(96, 96), input="uint8_nchw", images=images, quantize="int8"
+    )
+    assert sorted(file.name for file in tmp_path.iterdir() if "LICENSE" not in file.name) == [
+        *("model.bin", "model.xml")
+    ]
+    kinds = {node.get_type_name() for node in openvino.Core().read_model(path).get_ops()}
+    assert "FakeQuantize" in kinds
+    assert report.quantized.megabytes[1] < report.quantized.megabytes[0] / 2
+    assert report.quantized.agreements[-1].what == "2 given images"
+    assert report.quantized.agreements[-1].difference > report.agreements[-1].difference
+    found = Predictor(path, "cpu")
+    assert found.metadata["class_names"] == METADATA["class_names"] and found.size == (96, 96)
+    expected = Predictor(model, "cpu", metadata=METADATA)
+    assert (found(images[0]).labels == expected(images[0]).labels).mean() > 0.97
+
+
+def test_what_eight_bits_cannot_be_dynamic_is_offered_fixed(
+    model: nn.Module, images: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SegFormer in OpenVINO, which runs at the size that it was calibrated on, and fails at another."""
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("Eltwise shape infer\nmore")
+
+    monkeypatch.setitem(export._QUANTIZERS, ".onnx", fail)
+    with pytest.raises(ValueError, match=r"cannot be made int8 in \.onnx so \(RuntimeError: Eltwise.*--size"):
+        export_model(model, tmp_path / "model.onnx", METADATA, images=images, quantize="int8")
+    assert not list(tmp_path.iterdir())
+
+
 def test_torch_export_for_any_size(model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     assert export_model(model, path, METADATA).agreements[0].labels == 1
@@ -167,6 +201,17 @@ def test_a_file_that_is_another_gets_no_name(
     with pytest.raises(ValueError, match="the file is not what the model is, on 1 x 64 x 64"):
         export_model(model, tmp_path / "model.pt2", METADATA, size=(64, 64), batch=1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("encoder", "size"), [("tiny_dinov3", None), ("tiny_relpos", (96, 64)), ("tiny_sam", (96, 64))]
+)
+def test_vits_of_other_kinds_in_onnx(encoder: str, size: tuple[int, int] | None, tmp_path: Path) -> None:
+    """Rotary embeddings at any size; relative positions, and SAM's windows and attention, at one."""
+    other = smp.create_model("vitseg", f"vz-{encoder}", None, classes=2, encoder_blocks=1)
+    for agreement in export_model(other, tmp_path / "model.onnx", {}, size=size).agreements:
+        assert agreement.labels > 0.999
+        assert agreement.difference < 1e-4
 
 
 def test_what_cannot_be_dynamic_is_offered_fixed(tmp_path: Path) -> None:

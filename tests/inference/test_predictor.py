@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vitseg_zoo import Predictor, save_model
 from vitseg_zoo.weights.catalog import get_entry
@@ -230,3 +231,15 @@ def test_convolutions_of_smp_run_channels_last(image):
     result = Predictor(model, "cpu")(image, probabilities=True).probabilities
     assert seen == [True]
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_a_gpu_gets_bytes_from_pinned_memory_and_normalizes_them(monkeypatch):
+    predictor = Predictor(PerPixel(), "cpu", metadata={"mean": MEAN, "std": STD})
+    pinned: list[torch.dtype] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.dtype) or x)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # which knows no pinned memory
+        predictor.device = torch.device("cuda")
+        predictor._mean, predictor._std = predictor._mean.to("cuda"), predictor._std.to("cuda")
+        pixels = predictor._to_pixels(np.zeros((2, 32, 64, 3), np.uint8))
+    assert pinned == [torch.uint8]
+    assert (pixels.device.type, pixels.dtype, pixels.shape) == ("cuda", torch.float32, (2, 3, 32, 64))

@@ -83,3 +83,25 @@ def test_a_model_without_borders_sees_no_tiles():
     with torch.no_grad():
         expected = model(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
     torch.testing.assert_close(_blended(model, image, tile=(64, 32)), expected)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_logits_are_summed_in_float32(half):
+    """What a model gives in half precision is blended as exactly as the same numbers in float32."""
+    image = np.random.default_rng(0).random((100, 130, 3), np.float32)
+
+    def blend(dtype):
+        whole = torch.empty(3, 100, 130)
+        blocks = blend_tiles(
+            lambda tiles: (8 * torch.from_numpy(tiles).permute(0, 3, 1, 2)).to(half).to(dtype),
+            lambda top, bottom: image[top:bottom],
+            image.shape[:2],
+            (64, 64),
+            0.5,
+        )
+        for top, left, block in blocks:
+            assert block.dtype == torch.float32
+            whole[:, top : top + block.shape[1], left : left + block.shape[2]] = block
+        return whole
+
+    torch.testing.assert_close(blend(half), blend(torch.float32), rtol=0, atol=0)

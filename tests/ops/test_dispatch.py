@@ -87,6 +87,7 @@ def test_hooks_that_only_collect_outputs_do_not_count() -> None:
     assert may_bypass((layer, nn.Linear))
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.5."), reason="its graphs know of no later hooks")
 def test_predicate_is_compiled_without_a_break() -> None:
     layer = nn.Linear(2, 2)
 

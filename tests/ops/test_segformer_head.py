@@ -1,14 +1,18 @@
 """The fused head in strips against SMP's own decoder and classifier: outputs, statistics, all gradients."""
 
 import copy
+from unittest.mock import patch
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
+import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from torch import nn
 
 from vitseg_zoo.decoders.segformer import FusedSegformerDecoder
 from vitseg_zoo.ops import segformer_head
+from vitseg_zoo.ops.segformer_head import add_resampled
 
 CHANNELS = [3, 6, 8, 10, 12, 14]
 
@@ -84,3 +88,36 @@ def test_one_value_a_channel_is_refused_as_by_torch() -> None:
     _, _, fused, classifier = pair()
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         fused([f[:1] for f in levels(4, 4)], classifier)
+
+
+def test_one_product_resamples_and_adds_all_levels() -> None:
+    output = torch.rand(2, 8, 16, 32, dtype=torch.float64)
+    maps = [
+        torch.rand(2, 8, *size, dtype=torch.float64, requires_grad=True) for size in ((8, 16), (5, 7), (2, 4))
+    ]
+    like = torch.rand_like(output)
+    expected = output + sum(F.interpolate(x, (16, 32), mode="bilinear") for x in maps)
+    grads = torch.autograd.grad((expected * like).sum(), maps)
+    found = add_resampled(output.contiguous(memory_format=torch.channels_last), maps)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad((found * like).sum(), maps), grads)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_gpus_form_is_the_plain_one(training: bool) -> None:
+    model = smp.create_model("fusedsegformer", "vz-mit_b0", encoder_weights=None, classes=5).double()
+    model.train(training)
+    for module in model.modules():
+        if hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
+    image = torch.rand(2, 3, 64, 96, dtype=torch.float64)
+    runs = []
+    for form in (False, True):
+        with (
+            patch.object(segformer_head, "runs_eagerly_on_gpu", return_value=form) as asked,
+            patch.object(segformer_head, "runs_eagerly_on_cpu", return_value=False),
+        ):
+            logits = model(image)
+        assert asked.called
+        runs.append((logits, *torch.autograd.grad(logits.square().mean(), list(model.parameters()))))
+    torch.testing.assert_close(*runs, rtol=1e-10, atol=1e-12)

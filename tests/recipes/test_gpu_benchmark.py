@@ -19,6 +19,7 @@ def gpu() -> ModuleType:
 
 
 def test_quick(gpu: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("transformers")
     assert gpu.main(["--device", "cpu", "--quick"]) == 0
     page = capsys.readouterr().out
     rows = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ") and "ours" in line]

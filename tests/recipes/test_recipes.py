@@ -74,9 +74,9 @@ def _folders(root: Path) -> Path:
     return root
 
 
-def _pets(root: Path) -> Path:
-    for split, count in {"trainval": 8, "test": 2}.items():
-        names = [f"{split}_{index}" for index in range(count)]
+def _pets(root: Path, count: int = 8) -> Path:
+    for split, number in {"trainval": count, "test": 2}.items():
+        names = [f"{split}_{index}" for index in range(number)]
         for index, name in enumerate(names):
             _write(root / "oxford-iiit-pet" / "images" / f"{name}.jpg", _photo(index))
             trimaps = root / "oxford-iiit-pet" / "annotations" / "trimaps"
@@ -140,6 +140,8 @@ recipe.main(recipe.Config(**{key: pathlib.Path(path) for key, path in paths.item
 
 @pytest.mark.parametrize("name", RUNS)
 def test_recipe_killed_and_resumed_leaves_the_model_of_an_uninterrupted_one(name: str, tmp_path: Path):
+    if name == "finetune_vit":
+        pytest.importorskip("peft")
     write, options = RUNS[name]
     recipe = importlib.import_module(f"vitseg_zoo.recipes.{name}")
     data = write(tmp_path / "data")
@@ -176,7 +178,23 @@ def test_recipe_killed_and_resumed_leaves_the_model_of_an_uninterrupted_one(name
     assert len(metadata["class_names"]) == {"ade20k": 150, "cityscapes": 19, "camvid": 11}.get(name, 3)
 
 
-@pytest.mark.parametrize("name", [*RUNS, "own_data"])
+def test_drawn_animals_and_then_photographs_become_a_table_and_a_picture(tmp_path: Path):
+    recipe = importlib.import_module("vitseg_zoo.recipes.how_much_data")
+    small = {"images": 8, "max_steps": 1, "precision": "32-true", "num_workers": 0}
+    data, out = _pets(tmp_path / "data", 12), tmp_path / "out"
+    recipe.main(recipe.Config(configuration="vitseg-linear-16", data=data, out=out, **small))
+    run = out / "vitseg-linear-16-steps-1-images-8-seed-0"
+    drawn, pets = (json.loads((folder / "results.json").read_text()) for folder in (run, run / "pets"))
+    assert pets["epochs"] == recipe.PETS_EPOCHS and drawn["epochs"] == 1
+    rows = (out / "table.md").read_text().splitlines()[2:]
+    for row, on, result in zip(rows, ("drawn", "pets"), (drawn, pets), strict=True):
+        cells = ["`vitseg-linear-16-steps-1`", "8", on, f"{100 * result['test_last']['miou']:.1f}"]
+        assert [cell.strip() for cell in row.strip("|").split("|")] == cells
+    with Image.open(out / "scores.png") as picture:
+        assert picture.width > 2 * picture.height
+
+
+@pytest.mark.parametrize("name", [*RUNS, "own_data", "how_much_data"])
 def test_recipes_are_short_enough_to_be_read(name: str):
     assert len((RECIPES / f"{name}.py").read_text().splitlines()) <= 110
 

@@ -78,9 +78,11 @@ def test_early_stopping_ends_where_nothing_gets_better(tmp_path: Path):
 
 def test_overfit_learns_a_few_images(tmp_path: Path, capsys: pytest.CaptureFixture):
     run = {"overfit": 2, "epochs": 20, "batch_size": 2}
-    _fit(tmp_path, run=run)
-    assert "6 train, 2 val images" in capsys.readouterr().out  # as many steps as otherwise
-    assert read_metrics(tmp_path / "metrics.csv")["val_miou"][-1] > 0.95
+    _, results = _fit(tmp_path, run=run)
+    said = capsys.readouterr().out
+    assert "6 train, 2 val, 2 test images" in said  # as many steps as otherwise
+    assert results["test_last"]["miou"] > 0.95  # of these two, not of the validation images
+    assert f"last: mIoU {100 * results['test_last']['miou']:.1f} %" in said
 
 
 def test_a_learning_rate_is_found_and_nothing_trained(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -14,7 +14,7 @@ from vitseg_zoo.data.layouts import Part, list_files, match
 from vitseg_zoo.data.masks import read_mask
 
 CLASS_NAMES = (
-    *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian"),
+    *("sky", "building", "pole", "road", "pavement", "tree", "signsymbol", "fence", "car", "pedestrian"),
     "bicyclist",
 )
 PALETTE = (

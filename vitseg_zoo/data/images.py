@@ -21,8 +21,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF"
 # Width times height, known before anything is decoded: 16384 x 16384. A file of 50 kB can ask for gigabytes.
 MAX_PIXELS = 2**28
 
-_STRIP_ROWS = 64
-_STRIPS_FROM = 2**22  # pixels
+_PART = 2**20  # bytes
 _MAX_BYTES = 2**31  # of a raster of many bands
 _TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the first bytes of TIFF and of BigTIFF
 MAX_CHANNELS = 64  # an array whose last side is longer than this, and whose first is not, is (C, H, W)
@@ -309,15 +308,21 @@ def _read_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    """Copy an image's pixels, of a large one in strips: Pillow would hold two more copies meanwhile."""
-    if image.height <= _STRIP_ROWS or image.width * image.height < _STRIPS_FROM:
-        return np.array(image)
-    first = np.asarray(image.crop((0, 0, image.width, _STRIP_ROWS)))
-
+    """Copy an image's pixels in parts: of a large one `np.asarray` would hold two more copies meanwhile."""
+    first = np.asarray(image.crop((0, 0, image.width, 1)))
     pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
-    for top in range(0, image.height, _STRIP_ROWS):
-        bottom = min(top + _STRIP_ROWS, image.height)
-        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    flat, at = pixels.reshape(-1).view(np.uint8), 0
+    image.load()
+    # As `Image.tobytes`, which keeps all parts and joins them.
+    encoder = Image._getencoder(image.mode, "raw", ("L" if image.mode == "1" else image.mode,))
+    encoder.setimage(image.im, (0, 0, image.width, image.height))
+    done = 0
+    while not done:
+        _, done, data = encoder.encode(max(_PART, 4 * image.width))
+        flat[at : at + len(data)] = np.frombuffer(data, np.uint8)
+        at += len(data)
+    if done < 0 or at < len(flat):
+        raise ValueError(f"the pixels of mode {image.mode} cannot be read")
     return pixels
 
 

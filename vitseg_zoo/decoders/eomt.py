@@ -125,7 +125,6 @@ class SemanticHead(nn.Module):
         scores = F.interpolate(scores, size=prediction.padded_size, mode="bilinear", align_corners=False)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))  # half has no 1 - 1e-6
         scores = scores.clamp_min(1e-6)
-        if scores.shape[1] > 1:
-            return scores.log()
         # Several queries may claim a pixel: as a probability, the score ends at one.
-        return torch.logit(scores.clamp_max(1 - 1e-6))
+        logits = scores.log() if scores.shape[1] > 1 else torch.logit(scores.clamp_max(1 - 1e-6))
+        return logits.to(prediction.mask_logits.dtype)

@@ -57,7 +57,7 @@ class PatchHead(nn.Sequential):
         super().__init__(
             nn.Linear(channels, classes * patch_size**2),
             ChannelsFirst(),
-            nn.PixelShuffle(patch_size),  # what `nn.Fold` computes for patches that do not overlap
+            JoinPatches(patch_size),
             Activation(activation),
         )
 
@@ -67,3 +67,15 @@ class ChannelsFirst(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(0, 3, 1, 2)
+
+
+class JoinPatches(nn.PixelShuffle):
+    """(B, C p p, h, w) to (B, C, h p, w p): what `nn.Fold` computes for patches that do not overlap."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        # The gradient of this is one copy; that of a pixel shuffle of a map that is channels-last is two.
+        side = self.upscale_factor
+        x = x.permute(0, 2, 3, 1).unflatten(3, (-1, side, side)).permute(0, 3, 1, 4, 2, 5)
+        return x.flatten(4, 5).flatten(2, 3)

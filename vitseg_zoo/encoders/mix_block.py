@@ -75,6 +75,8 @@ class EfficientAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
+        if x.dtype is torch.float32 and torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # once for both layers that read it
         q = self.q(x)  # (B, H, W, C)
         # (B, h, w, C) each; sizes are given, as ONNX's converter to opset 17 has no way of writing `chunk`
         k, v = self.kv(self.reduce(x)).split([self.dim, self.dim], dim=-1)

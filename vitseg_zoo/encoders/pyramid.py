@@ -26,6 +26,7 @@ from timm.layers.fast_norm import fast_layer_norm
 from torch import nn
 
 from vitseg_zoo.encoders.plain_vit import TimmViT
+from vitseg_zoo.ops.dispatch import may_bypass
 
 _MIN_CHANNELS = 8  # of a level that unfolds channels: Linknet divides them by four
 
@@ -55,6 +56,8 @@ class PyramidEncoder(TimmViT):
         self._depth = depth
         self._output_stride = 32
         super().__init__(name, **kwargs)
+        # Of the power of two that is nearest to the patch's side; torch 2.5 cannot compile the logarithm.
+        self._grid_level = round(math.log2(self.patch_size))
         if output_stride != 32:
             self.make_dilated(output_stride)
 
@@ -67,8 +70,7 @@ class PyramidEncoder(TimmViT):
 
     @property
     def _grid_stride(self) -> int:
-        """Stride of the power of two that is nearest to the patch's side."""
-        return 2 ** round(math.log2(self.patch_size))
+        return 2**self._grid_level
 
     @property
     def _level_channels(self) -> list[int]:
@@ -160,7 +162,7 @@ class SimpleFeaturePyramidEncoder(PyramidEncoder):
 
     def _ups(self, level: int) -> int:
         """Say how many times a level doubles the grid's resolution."""
-        return max(0, int(math.log2(self._grid_stride)) - level)
+        return max(0, self._grid_level - level)
 
     def _to_level(self, grid: torch.Tensor, level: int, stride: int) -> torch.Tensor:
         up = 2 ** self._ups(level)
@@ -173,7 +175,8 @@ class _LearnedLevel(nn.Sequential):
     """ViTDet's path to one level: `ups` transposed convolutions, then the two that all levels have.
 
     All but the last convolution work on each cell of the grid by itself: what a cell becomes stays together
-    in memory until then, so that the map is put together once, whatever the number of `ups`.
+    in memory until then, so that the map is put together once, whatever the number of `ups`. The last of the
+    transposed convolutions and the convolution behind it, with nothing between them, are one linear layer.
     """
 
     def __init__(self, channels_in: int, channels: int, ups: int) -> None:
@@ -190,10 +193,16 @@ class _LearnedLevel(nn.Sequential):
 
     def forward(self, grid: torch.Tensor) -> torch.Tensor:
         """Map (B, D, h, w) to (B, C, h * 2 ** ups, w * 2 ** ups)."""
-        *layers, conv, norm = self
+        *layers, pointwise, cell_norm, conv, norm = self
         cells = grid.permute(0, 2, 3, 1)
+        up = (
+            layers.pop()
+            if layers and may_bypass((layers[-1], _CellsOfFour), (pointwise, _Pointwise))
+            else None
+        )
         for layer in layers:
             cells = layer(cells)  # (B, h, w, 2, 2, ..., C)
+        cells = cell_norm(pointwise(cells) if up is None else _in_one(up, pointwise, cells))
         return norm(conv(_join_cells(cells)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -210,6 +219,16 @@ class _Pointwise(nn.Conv2d):
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         return F.linear(cells, self.weight.flatten(1), self.bias)
+
+
+def _in_one(up: _CellsOfFour, pointwise: _Pointwise, cells: torch.Tensor) -> torch.Tensor:
+    """Compute `pointwise(up(cells))` by the product of their weights."""
+    matrix = pointwise.weight.flatten(1)  # (D, C)
+    with torch.autocast(cells.device.type, enabled=False):
+        # (4, D, C_in); `@` would copy what it is made of
+        weight = torch.bmm(matrix.expand(4, -1, -1), up.weight.flatten(2).permute(2, 1, 0))
+        bias = matrix @ up.bias
+    return F.linear(cells, weight.flatten(0, 1), bias.repeat(4)).unflatten(-1, (2, 2, -1))
 
 
 class _Norm(LayerNorm):

@@ -4,7 +4,6 @@ timm runs all blocks in one go, and its families differ in two points: how the i
 else a block is given. Both are answered here for each family once.
 """
 
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -16,7 +15,11 @@ from torch import nn
 TokensAndArguments = tuple[torch.Tensor, list[dict[str, Any]]]
 
 
-@singledispatch
+def takes_tokens(model: nn.Module) -> bool:
+    """Say whether further tokens can be put among those of a timm ViT."""
+    return isinstance(model, VisionTransformer | Eva)
+
+
 def embed_tokens(model: nn.Module, image: torch.Tensor, extra_tokens: int) -> TokensAndArguments:
     """Turn an image into what the first block of a timm ViT is given.
 
@@ -31,22 +34,15 @@ def embed_tokens(model: nn.Module, image: torch.Tensor, extra_tokens: int) -> To
     Raises:
         NotImplementedError: If it is another kind of model; `takes_tokens` says so beforehand.
     """
+    if isinstance(model, Eva):
+        return _embed_eva(model, image, extra_tokens)
+    if isinstance(model, VisionTransformer):
+        tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
+        return tokens, [{} for _ in model.blocks]
     raise NotImplementedError(f"{type(model).__name__} has no place for further tokens.")
 
 
-def takes_tokens(model: nn.Module) -> bool:
-    """Say whether further tokens can be put among those of a timm ViT."""
-    return embed_tokens.dispatch(type(model)) is not embed_tokens.dispatch(object)
-
-
-@embed_tokens.register
-def _(model: VisionTransformer, image: torch.Tensor, extra_tokens: int) -> TokensAndArguments:
-    tokens = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(image))))
-    return tokens, [{} for _ in model.blocks]
-
-
-@embed_tokens.register
-def _(model: Eva, image: torch.Tensor, extra_tokens: int) -> TokensAndArguments:
+def _embed_eva(model: Eva, image: torch.Tensor, extra_tokens: int) -> TokensAndArguments:
     tokens, rope = model._pos_embed(model.patch_embed(image))
     tokens = model.norm_pre(tokens)
     if rope is None:

@@ -80,6 +80,10 @@ class ExportReport:
     quantized: Quantized | None = None
 
 
+class _AnotherModelError(ValueError):
+    """A file was made that gives other labels than the model."""
+
+
 class DeployedModel(nn.Module):
     """A model with what a file shall do beside it: normalization in front, arg-max behind.
 
@@ -218,6 +222,7 @@ def export_model(
             weights = stack.enter_context(atomic_path(path.with_suffix(".bin")))
             stack.callback(lambda: partial.with_suffix(".bin").unlink(missing_ok=True))
         text = json.dumps(said)
+        step = f"exported to {path.suffix}"
         try:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -225,29 +230,29 @@ def export_model(
                 _WRITERS[path.suffix](deployed, traced, _dynamic(batch, size, input), partial, text)
             run = _OPENERS[path.suffix](partial)
             report = ExportReport(path, _compare_all(deployed, run, tests, seen))
-        except ModuleNotFoundError:
+            for agreement in report.agreements:
+                if not agreement.labels >= _LEAST_AGREEMENT:
+                    raise _AnotherModelError(f"the file is not what the model is, on {agreement}{fixed}.")
+            if quantize:
+                step = f"made {quantize} in {path.suffix}"
+                before = partial.stat().st_size + _size(partial.with_suffix(".bin"))
+                _QUANTIZERS[path.suffix](partial, seen, text)
+                small = _OPENERS[path.suffix](partial)
+                one = seen[0][: batch or 1]
+                times = take_turns([lambda: run(one), lambda: small(one)], _ROUNDS)
+                after = partial.stat().st_size + _size(partial.with_suffix(".bin"))
+                report.quantized = Quantized(
+                    _compare_all(deployed, small, tests, seen),
+                    (statistics.median(times[0]), statistics.median(times[1])),
+                    (before / 1e6, after / 1e6),
+                )
+        except (ModuleNotFoundError, _AnotherModelError):
             raise
         except Exception as error:  # of the exporter or a runtime: each has classes of its own
             reason = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"{said['architecture']} cannot be exported to {path.suffix} so "
-                f"({type(error).__name__}: {reason[:300]}){fixed}."
+                f"{said['architecture']} cannot be {step} so ({type(error).__name__}: {reason[:300]}){fixed}."
             ) from error
-        for agreement in report.agreements:
-            if not agreement.labels >= _LEAST_AGREEMENT:
-                raise ValueError(f"the file is not what the model is, on {agreement}{fixed}.")
-        if quantize:
-            before = partial.stat().st_size + _size(partial.with_suffix(".bin"))
-            _QUANTIZERS[path.suffix](partial, seen, text)
-            small = _OPENERS[path.suffix](partial)
-            one = seen[0][: batch or 1]
-            times = take_turns([lambda: run(one), lambda: small(one)], _ROUNDS)
-            after = partial.stat().st_size + _size(partial.with_suffix(".bin"))
-            report.quantized = Quantized(
-                _compare_all(deployed, small, tests, seen),
-                (statistics.median(times[0]), statistics.median(times[1])),
-                (before / 1e6, after / 1e6),
-            )
         if path.suffix == ".xml":
             os.replace(partial.with_suffix(".bin"), weights)
     write_notice(path.with_name(f"{path.stem}.LICENSE.txt"), said.get("license"))
@@ -378,10 +383,14 @@ def _write_onnx(
 ) -> None:
     import onnxruntime  # noqa: F401  to say now that it is missing
 
-    # OpenVINO takes ONNX's antialiased resampling for one without, so that there is none in the file.
-    resampling = {torch.ops.aten._upsample_bicubic2d_aa.vec: resample_bicubic}
+    # OpenVINO takes ONNX's antialiased resampling for one without, so that there is none in the file; and
+    # PyTorch writes no attention of three dimensions, as SAM's.
+    other_forms = {
+        torch.ops.aten._upsample_bicubic2d_aa.vec: resample_bicubic,
+        torch.ops.aten.scaled_dot_product_attention.default: _attend,
+    }
     program = torch.onnx.export(
-        _trace(deployed, traced, dynamic).run_decompositions(resampling),
+        _trace(deployed, traced, dynamic).run_decompositions(other_forms),
         dynamo=True,
         verbose=False,
         input_names=["images"],
@@ -389,6 +398,22 @@ def _write_onnx(
     )
     program.model.metadata_props[KEY] = text
     program.save(path, external_data=False)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *args: Any,
+    **options: Any,
+) -> torch.Tensor:
+    """Give attention (B, N, D) its usual four dimensions."""
+    if query.ndim != 3:
+        return NotImplemented  # what has them is left to PyTorch
+    mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
+    parts = (part[:, None] for part in (query, key, value))
+    return F.scaled_dot_product_attention(*parts, mask, *args, **options)[:, 0]
 
 
 def resample_bicubic(

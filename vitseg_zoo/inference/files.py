@@ -15,8 +15,8 @@ from vitseg_zoo.inference.predictor import Predictor
 
 Result = TypeVar("Result")
 
-# Files that are read before their turn.
-_AHEAD = 1
+# Threads that read files, at most: a GPU waits for one.
+_READERS = 4
 
 
 def find_images(paths: Sequence[str | Path], without: Path | None = None) -> dict[Path, Path]:
@@ -63,7 +63,7 @@ def find_images(paths: Sequence[str | Path], without: Path | None = None) -> dic
 def predict_files(
     predictor: Predictor, files: Sequence[Path], use: Callable[[Path, np.ndarray, np.ndarray], Result]
 ) -> Iterator[tuple[Path, Result | ValueError]]:
-    """Predict image files; the next is read and the last is written while the model runs.
+    """Predict image files; the next batch is read and the last is written while the model runs.
 
     Images of one size that follow each other go through the model together, `predictor.batch_size` at a time.
 
@@ -75,7 +75,8 @@ def predict_files(
     Yields:
         Each file in its turn, and what `use` returned, or the error that reading or using it raised.
     """
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+    ahead = predictor.batch_size
+    with ThreadPoolExecutor(min(ahead, _READERS)) as reader, ThreadPoolExecutor(1) as writer:
         coming = iter(files)
         reads: deque[tuple[Path, Future[np.ndarray]]] = deque()
         waiting: deque[tuple[Path, Any]] = deque()
@@ -93,7 +94,7 @@ def predict_files(
             batch.clear()
 
         while True:
-            while len(reads) <= _AHEAD and (file := next(coming, None)) is not None:
+            while len(reads) <= ahead and (file := next(coming, None)) is not None:
                 reads.append((file, reader.submit(read_image, file, predictor.channels)))
             if not reads:
                 break

@@ -135,7 +135,9 @@ class Predictor:
             self._order = torch.channels_last
             self.model.to(memory_format=self._order)
         self._mean, self._std = (
-            torch.tensor(self.metadata.get(key) or [default], dtype=torch.float32).view(1, -1, 1, 1)
+            torch.tensor(self.metadata.get(key) or [default], dtype=torch.float32, device=self.device).view(
+                1, -1, 1, 1
+            )
             for key, default in (("mean", 0.0), ("std", 1.0))
         )
 
@@ -283,10 +285,13 @@ class Predictor:
         images = images.reshape(*images.shape[:3], -1)
         if images.dtype != np.uint8:
             images = to_unit(images)
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(images)
+        if self.device.type == "cuda":  # copied while the processor goes on
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        pixels = pixels.to(self.device).permute(0, 3, 1, 2)
         pixels = pixels.contiguous(memory_format=self._order)
         pixels = pixels if pixels.is_floating_point() else pixels / 255
-        return (pixels - self._mean.to(self.device)) / self._std.to(self.device)
+        return (pixels - self._mean) / self._std
 
     def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return logits (B, classes, h, w) of the model, averaged over `tta`."""

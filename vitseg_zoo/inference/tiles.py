@@ -73,8 +73,8 @@ def blend_tiles(
             earlier run ended.
 
     Yields:
-        Top row, left column and logits (classes, rows, columns) of blocks that tile the image, from left to
-        right and from top to bottom.
+        Top row, left column and logits (classes, rows, columns), at least float32, of blocks that tile the
+        image, from left to right and from top to bottom.
 
     Example:
         >>> image = np.random.rand(100, 90, 3).astype(np.float32)
@@ -107,6 +107,7 @@ def blend_tiles(
             if index % batch_size == 0:
                 windows = [rows[:, x : x + tile[1]] for x in lefts[index : index + batch_size]]
                 batch = logits(np.stack(windows))
+                batch = batch.to(torch.promote_types(batch.dtype, torch.float32))  # of half ones, too
                 weights = weights.to(batch)
             weighted = torch.cat([batch[index % batch_size] * weights, weights[None]])
             if sums is not None:

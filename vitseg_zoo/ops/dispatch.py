@@ -115,6 +115,14 @@ def runs_eagerly_on_cpu(x: torch.Tensor) -> bool:
     )
 
 
+def runs_eagerly_on_gpu(x: torch.Tensor) -> bool:
+    """Tell whether the forms of an operation on `x` that only pay on a GPU may be used.
+
+    Not while a graph is recorded: what compilers fuse is the plain forms.
+    """
+    return x.is_cuda and not (_plain_only or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
 def may_bypass(*parts: Part) -> bool:
     """Tell whether parts of a model may be computed from their weights instead of being called.
 

@@ -10,6 +10,8 @@ Bilinear weights sum to one, so resampling commutes with linear layers on channe
 The products F_i W_i are small and made anew in each pass: parameters, gradients and batch statistics are
 those of the original, and nothing can be out of date. In evaluation the batch norm is folded into them too.
 
+On a GPU, where nothing else fuses them, the levels are resampled and added by one product of matrices.
+
 On a CPU the sum is made a strip of rows at a time: the map of E channels stays in the cache. In evaluation
 `HeadRows` gives the output row by row. In training `classified_head` has gradients of its own, which keep one
 map of E channels instead of several: what the backward pass needs beside it is computed again.
@@ -31,6 +33,7 @@ from vitseg_zoo.ops.dispatch import (
     may_bypass,
     reason_to_call,
     runs_eagerly_on_cpu,
+    runs_eagerly_on_gpu,
 )
 from vitseg_zoo.ops.linear import pointwise, pointwise_backward
 
@@ -95,8 +98,9 @@ def fuse_head(
     """
     with torch.autocast(fuse.weight.device.type, enabled=False):
         # (E, E) each; sizes are given, as ONNX's converter to opset 17 has no way of writing `chunk`
-        parts = _wide(fuse.weight).flatten(1).split([len(linear.weight) for linear in linears], dim=1)
-        bias = sum(part @ _wide(linear.bias) for part, linear in zip(parts, linears, strict=True))
+        whole = _wide(fuse.weight).flatten(1)
+        parts = whole.split([len(linear.weight) for linear in linears], dim=1)
+        bias = whole @ _wide(torch.cat([linear.bias for linear in linears]))
         if fuse.bias is not None:
             bias = bias + fuse.bias
         if not uses_batch_statistics(norm):
@@ -151,13 +155,21 @@ def fused_head(
         if _trains(norm, classify, size) and not torch.is_autocast_enabled("cpu"):
             return classified_head(HeadRows(maps, weights, bias, size), norm, classify)
     output: Any = None
+    coarse = []
     for level, weight in zip(maps[::-1], weights[::-1], strict=True):
         # The finest level takes the bias, and the others are added to it in place.
         level = _project(_wide(level), weight, bias if output is None else None, size)
-        output = level if output is None else output.add_(level)
+        if output is None:
+            output = _resampled(level, size)
+        elif level.shape[2:] != output.shape[2:] and runs_eagerly_on_gpu(level):
+            coarse.append(level)
+        else:
+            output.add_(_resampled(level, size))
+    if coarse:
+        output = add_resampled(output, coarse)
     output = output.half() if is_half else output
     output = F.relu_(norm(output) if uses_batch_statistics(norm) else output)
-    return classify(output)
+    return _classified(output, classify)
 
 
 def _trains(norm: nn.BatchNorm2d, classify: Layer, size: Sequence[int]) -> bool:
@@ -174,20 +186,61 @@ def _trains(norm: nn.BatchNorm2d, classify: Layer, size: Sequence[int]) -> bool:
 
 
 def _project(x: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int]) -> Tensor:
-    """Apply a linear layer on channels, and resample: (B, C, h, w) to (B, E, *size)."""
-    finer = x.shape[2] * x.shape[3] > size[0] * size[1]
-    if finer:  # resampled first, which leaves less to project
+    """Apply a linear layer on channels, (B, C, h, w) to (B, E, h, w); what is finer than `size` gets it."""
+    if x.shape[2] * x.shape[3] > size[0] * size[1]:  # resampled first, which leaves less to project
         x = resample(x, size)
-    learns = torch.is_grad_enabled()
-    if x.is_contiguous(memory_format=torch.channels_last) and not learns:  # on a GPU one kernel with the bias
-        x = F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
-    else:
-        x = F.conv2d(x, weight[:, :, None, None], bias)
-    if finer:
-        return x
+    learns_on_cpu = torch.is_grad_enabled() and not x.is_cuda
+    if x.is_contiguous(memory_format=torch.channels_last) and not learns_on_cpu:  # one kernel with the bias
+        return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight[:, :, None, None], bias)
+
+
+def _resampled(x: Tensor, size: Sequence[int]) -> Tensor:
     # Autocast resamples in full precision, for the many sums of a gradient: without one, maps stay narrow.
+    learns = torch.is_grad_enabled()
     with torch.autocast(x.device.type, enabled=learns and torch.is_autocast_enabled(x.device.type)):
         return resample(x, size)
+
+
+def add_resampled(output: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """Add to (B, E, H, W) maps (B, E, h, w), resampled bilinearly, all of them in one product.
+
+    Each map is brought to the output's rows by itself; their columns, side by side, are what the columns of
+    the output are made of. Products add up in fp32, forwards and backwards, and resampling by whole powers
+    of two has weights that bf16 and fp16 hold exactly.
+    """
+    size = output.shape[2:]
+    rows, to_columns = [], []
+    with torch.autocast(output.device.type, enabled=False):
+        for x in maps:
+            to_height = resampling_matrix(x.shape[2], size[0], like=x)
+            same = (x.shape[2], size[0]) == (x.shape[3], size[1])
+            to_columns.append(to_height if same else resampling_matrix(x.shape[3], size[1], like=x))
+            nhwc = x.permute(0, 2, 3, 1)
+            part = torch.bmm(to_height.expand(len(x), -1, -1), nhwc.flatten(2))  # (B, H, w E)
+            rows.append(part.unflatten(2, nhwc.shape[2:]))
+        part = torch.cat(rows, 2).flatten(0, 1)  # (B H, sum of w, E)
+        matrix = torch.cat(to_columns, 1).expand(len(part), -1, -1)  # (B H, W, sum of w)
+        flat = output.permute(0, 2, 3, 1).flatten(0, 1)  # (B H, W, E)
+        return torch.baddbmm(flat, matrix, part).unflatten(0, (-1, size[0])).permute(0, 3, 1, 2)
+
+
+def _classified(x: Tensor, classify: Layer) -> Tensor:
+    """Apply a classifier to (B, E, H, W); a convolution on a GPU as a product, which adds the bias itself."""
+    if not (
+        runs_eagerly_on_gpu(x)
+        and isinstance(classify, nn.Conv2d)
+        and classify.bias is not None
+        and is_pixelwise(classify)
+        and may_bypass((classify, nn.Conv2d))
+    ):
+        return classify(x)
+    weight = classify.weight.flatten(1)
+    if not torch.is_grad_enabled():
+        return F.linear(x.permute(0, 2, 3, 1), weight, classify.bias).permute(0, 3, 1, 2)
+    # In the order of NCHW, into which losses would copy the large logits.
+    logits = torch.baddbmm(classify.bias[:, None], weight.expand(len(x), -1, -1), x.flatten(2))
+    return logits.unflatten(2, x.shape[2:])
 
 
 class HeadRows:

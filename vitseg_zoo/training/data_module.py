@@ -169,7 +169,7 @@ class SegmentationDataModule(LightningDataModule):
             )
             for length in (count, len(train))
         )
-        self.datasets = {"train": often, "val": few, "test": None}
+        self.datasets = {"train": often, "val": few, "test": few}
 
     def train_dataloader(self) -> DataLoader:
         dataset, trainer = self._dataset("train").cache(), self.trainer

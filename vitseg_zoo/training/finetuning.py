@@ -100,6 +100,8 @@ def weight_averaging(decay: float = 0.998) -> WeightAveraging:
     """
 
     def average(averaged: Tensor, current: Tensor, steps: Tensor) -> Tensor:
+        if not averaged.is_floating_point():  # counts of batch norms, which torch 2.5 averages, too
+            return current
         return torch.lerp(current, averaged, ((1 + steps) / (10 + steps)).clamp(max=decay))
 
     return WeightAveraging(avg_fn=average)

@@ -134,6 +134,7 @@ def fit(
     _write_config(config)  # with what the recipe has chosen
     if config.overfit:
         data.overfit(config.overfit)
+        score = None  # the few images are what is measured
     channels = getattr(module, "channels", 3)
     for name in ("crop_size", "image_size"):
         if hasattr(config, name):

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,11 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
         is_archive = file.read(2) == b"PK"
     if is_archive and (fault := archive_fault(path)):
         raise ValueError(f"{path} {fault}: get it again.")
+    if is_archive and _is_torchscript(path):
+        raise ValueError(
+            f"{path} is a TorchScript archive, whose code is not run: save the weights alone, "
+            "torch.save(torch.jit.load(path).state_dict(), ...)."
+        )
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -119,15 +125,16 @@ def _read_pickle(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
             "run code from the file: save the weights alone, torch.save(model.state_dict(), ...)."
         ) from error
     except Exception as error:  # PyTorch has many for a damaged file
-        if "TorchScript" in str(error):
-            raise ValueError(
-                f"{path} is a TorchScript archive, whose code is not run: save the weights alone, "
-                "torch.save(torch.jit.load(path).state_dict(), ...)."
-            ) from error
         raise ValueError(f"{path} is damaged or no PyTorch checkpoint: get it again.") from error
     if isinstance(content, torch.Tensor) or not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__} instead of a state dict.")
     return content, {}
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Tell it as PyTorch does, which before 2.6 loads such archives even if asked for weights only."""
+    with zipfile.ZipFile(path) as archive:
+        return any(name.rpartition("/")[2] == "constants.pkl" for name in archive.namelist())
 
 
 def _find_weights(content: Mapping[str, Any], notes: dict[str, Any]) -> StateDict:
