@@ -55,7 +55,8 @@ def read_mask(path: Path, colors: bool = False) -> np.ndarray:
 def as_mask(pixels: np.ndarray, path: Path) -> np.ndarray:
     """Make (H, W) integers or (H, W, 3) uint8 of what a file holds, or say why that is no mask."""
     if pixels.ndim == 3:
-        if pixels.shape[2] in (2, 4):  # the last is transparency
+        # The last is transparency; of an array it may be anything.
+        if pixels.shape[2] in (2, 4) and (path.suffix.lower() != ".npy" or (pixels[..., -1] == 255).all()):
             pixels = pixels[..., :-1]
         if pixels.shape[2] == 1:
             pixels = pixels[..., 0]
