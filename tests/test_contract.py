@@ -2,8 +2,10 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from unittest.mock import patch
 
+import gpu_counts
 import pytest
 import segmentation_models_pytorch as smp
 import tiny_vits
@@ -165,6 +167,24 @@ def test_a_step_under_autocast_compiles_once_for_all_sizes(arch: str, encoder: s
         logits.float().square().mean().backward()
     assert counter.frame_count == 1
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("arch", "encoder"), ARCHITECTURES)
+def test_a_compiled_graph_is_all_on_the_gpu(arch: str, encoder: str) -> None:
+    """As CUDA graphs, `mode="reduce-overhead"`, ask: no tensor of the host, and no break to wait for one."""
+    devices: set[str] = set()
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        values = [*inputs, *(node.meta.get("example_value") for node in graph.graph.nodes)]
+        devices.update(value.device.type for value in values if isinstance(value, torch.Tensor))
+        return graph.forward
+
+    torch.compiler.reset()
+    model = build(arch, encoder).train()
+    with gpu_counts.fake_gpu(model), torch.autocast("cuda", torch.bfloat16):
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        compiled(torch.empty(2, 3, 64, 96, device="cuda"))
+    assert devices == {"cuda"}
 
 
 @each_model

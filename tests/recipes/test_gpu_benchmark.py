@@ -7,7 +7,8 @@ from types import ModuleType
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "recipes" / "benchmarks" / "gpu.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "recipes" / "benchmarks" / "gpu.py"
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,15 @@ def test_models_of_the_tables(gpu: ModuleType, name: str) -> None:
         model = gpu.build(name, 5, 64)
     assert {name for part in gpu.PARTS for name in part.models} >= {name}
     assert sum(parameter.numel() for parameter in model.parameters()) > 20e6
+
+
+def test_the_page_has_a_place_for_each_row(gpu: ModuleType) -> None:
+    measured = (ROOT / "docs" / "how_to" / "gpu.md").read_text(encoding="utf-8").split("## Measured")[1]
+    tables = {table.splitlines()[0]: table for table in measured.split("### ")[1:]}
+    assert list(tables) == [part.title for part in gpu.PARTS]
+    for part in gpu.PARTS:
+        rows = tables[part.title].split(gpu.HEADER)[1].split("\n")
+        places = [tuple(cell.strip() for cell in row.split("|")) for row in rows if row]
+        assert [(row[1], row[4]) for row in places] == [
+            (model, str(batch)) for batch in part.batches for model in part.models
+        ]

@@ -1,5 +1,7 @@
 """Losses by name, against PyTorch's and SMP's own, and masks of one class or of several labels."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
@@ -33,6 +35,8 @@ def test_cross_entropy_with_weights_and_smoothing_is_pytorchs(pair):
 def test_a_sum_is_the_sum_of_smps_losses(name: str, pair):
     logits, mask = pair
     cls = getattr(smp.losses, f"{name.removesuffix('Loss').capitalize()}Loss")
+    if "ignore_index" not in signature(cls).parameters:
+        pytest.skip("SMP 0.5 knows it for fewer losses")
     loss = create_loss(f"cross_entropy + {name}", ignore_index=255)
     expected = F.cross_entropy(logits, mask, ignore_index=255)
     expected = expected + cls("multiclass", ignore_index=255)(logits, mask)
