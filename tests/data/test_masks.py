@@ -164,6 +164,18 @@ def test_fractions_and_arrays_that_lie_about_their_size(tmp_path: Path):
         read_mask(tmp_path / "o.npy")
 
 
+@pytest.mark.parametrize("planes", [2, 4])
+def test_planes_of_an_array_are_not_dropped_as_transparency(planes: int, tmp_path: Path):
+    masks = np.zeros((4, 4, planes), np.uint8)
+    masks[1:3, :, -1] = 1
+    np.save(tmp_path / "a.npy", masks)
+    with pytest.raises(ValueError, match=rf"a\.npy has {planes} channels of uint8: a mask has one"):
+        read_mask(tmp_path / "a.npy")
+    masks[..., -1] = 255
+    np.save(tmp_path / "a.npy", masks)
+    assert not read_mask(tmp_path / "a.npy").any()
+
+
 def test_levels_of_smoothed_edges_are_no_classes():
     """A mask that was enlarged twofold has its edges at a quarter and three quarters."""
     blocks = np.kron(np.random.default_rng(0).integers(0, 2, (12, 12)), np.ones((16, 16), int))

@@ -55,7 +55,8 @@ def read_mask(path: Path, colors: bool = False) -> np.ndarray:
 def as_mask(pixels: np.ndarray, path: Path) -> np.ndarray:
     """Make (H, W) integers or (H, W, 3) uint8 of what a file holds, or say why that is no mask."""
     if pixels.ndim == 3:
-        if pixels.shape[2] in (2, 4):  # the last is transparency
+        # The last is transparency; of an array it may be anything.
+        if pixels.shape[2] in (2, 4) and (path.suffix.lower() != ".npy" or (pixels[..., -1] == 255).all()):
             pixels = pixels[..., :-1]
         if pixels.shape[2] == 1:
             pixels = pixels[..., 0]
@@ -146,6 +147,10 @@ class MaskEncoding:
         """
         numbers = self._numbers(pixels)
         known, classes = self._table
+        # The usual case, which is quick: bytes that are all known.
+        if numbers.dtype == classes.dtype == np.uint8 and count_values(numbers).keys() <= self.values.keys():
+            every = np.searchsorted(known, np.arange(256)).clip(max=len(known) - 1)
+            return cv2.LUT(numbers, classes[every])
         at = np.searchsorted(known, numbers).clip(max=len(known) - 1)
         strange = known[at] != numbers
         if strange.any():

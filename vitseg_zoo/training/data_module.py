@@ -174,6 +174,9 @@ class SegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset, trainer = self._dataset("train").cache(), self.trainer
         sampler = EpochSampler(_Stored(dataset), trainer.world_size, trainer.global_rank, seed=self.seed)
+        # A resumed training starts its workers before Lightning says which epoch it is, and before
+        # `current_epoch` is right.
+        sampler.set_epoch(trainer.fit_loop.epoch_progress.current.processed)
         # A last batch of one image would break batch normalization.
         return self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True)
 
