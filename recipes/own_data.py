@@ -77,14 +77,15 @@ def main(config: Config) -> dict:
     options["skip_bad"] = config.skip_bad
     is_rgb = is_photograph(train[0][0])
     augment = augmentation(config.crop_size, is_rgb, config.crop)
+    size = config.crop_size if config.crop else config.image_size
     kind = CropDataset if config.crop else SegmentationDataset
-    train_set = kind(train, config.image_size, augment=augment, **options)
-    val_set = kind(val, config.image_size, **options)
+    train_set = kind(train, size, augment=augment, **options)
+    val_set = kind(val, size, **options)
     loading = (min(config.batch_size, len(train_set)), config.num_workers, config.seed)
     data = SegmentationDataModule(train_set, val_set, None, *loading)
     module = OwnModule(
         *(config.arch, config.encoder_name, config.encoder_weights, train.class_names, train.palette),
-        **{"image_size": config.image_size, "ignore_index": train.ignore_index, "learning_rate": config.lr},
+        **{"image_size": size, "ignore_index": train.ignore_index, "learning_rate": config.lr},
         **({} if is_rgb else train_set.measure_channels()),  # RGB is normalized as the weights were
         **{"model_args": {"in_channels": train.channels, **config.model_args}, "mode": config.mode},
         seed=config.seed,

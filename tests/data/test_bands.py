@@ -84,7 +84,9 @@ def root(tmp_path: Path) -> Path:
 def test_four_bands_of_16_bits_from_check_to_prediction(root: Path, tmp_path: Path, capsys) -> None:
     written = tmp_path / "dataset.yaml"
     assert main(["check", str(root), "--write", str(written), "--html", str(tmp_path / "check.html")]) == 0
-    assert "4 channels" in capsys.readouterr().out and "channels: 4" in written.read_text()
+    said = capsys.readouterr().out
+    assert "4 channels" in said and "channels: 4" in written.read_text()
+    assert "10 images of 16 bits without a number above 3499, as of 12 bits" in said
     train = SegmentationFolder(root, "train")
     assert train.channels == 4 and train[0][0].shape == (40, 48, 4) and train[0][0].dtype == np.uint16
 

@@ -226,3 +226,27 @@ def _assert_lora_is_merged(model: torch.nn.Module, checkpoint: dict[str, torch.T
     merged = model.encoder.model.blocks[3].mlp.fc1.weight  # of a file without a trace of LoRA
     torch.testing.assert_close(merged, base + 2 * b @ a, rtol=1e-2, atol=1e-3)  # saved in half precision
     assert not torch.allclose(merged, base, rtol=1e-2, atol=1e-3)
+
+
+def test_own_data_of_large_images_with_a_damaged_one(tmp_path: Path, capfd: pytest.CaptureFixture):
+    from vitseg_zoo.recipes import own_data
+
+    data, out = tmp_path / "data", tmp_path / "out"
+    for index in range(4):
+        _write(data / "train" / "images" / f"{index}.tif", _photo(index, 150, 200))
+        _write(data / "train" / "masks" / f"{index}.png", _blocks([0, 1], 150, 200))
+    for kind in ("images", "masks"):
+        (data / "val" / kind).mkdir(parents=True)
+    for path in ("images/3.tif", "masks/3.png"):
+        (data / "train" / path).rename(data / "val" / path)
+    (data / "train" / "images" / "1.tif").write_bytes(b"II*\x00")
+    options = {**SMALL, "data": data, "out": out, "encoder_weights": None, "epochs": 1, "crop_size": 64}
+    with pytest.raises(ValueError, match=r"train/images/1\.tif cannot be read"):
+        own_data.main(own_data.Config(**options, crop=True))
+    results = own_data.main(own_data.Config(**options, crop=True, skip_bad=True))
+    captured = capfd.readouterr()
+    assert captured.err.count("passed over: ") == 1 and "1.tif cannot be read" in captured.err
+    assert "24 train, 12 val images" in captured.out  # parts that cover two images, and one
+    assert 0 <= results["test_last"]["miou"] <= 1
+    _, metadata = load_model(out / "model.safetensors")
+    assert metadata["fit"] == "tiles" and list(metadata["input_size"]) == [64, 64]

@@ -74,3 +74,13 @@ def test_the_chosen_encoder_suits_the_architecture(arch: str, tmp_path: Path):
     model = smp.create_model(arch, config.encoder_name, None, classes=2).eval()
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 2, 64, 64)
+
+
+def test_crops_are_of_the_images_own_resolution(tmp_path: Path, capsys: pytest.CaptureFixture):
+    config = ChosenConfig(out=tmp_path, encoder_weights=None, crop=True)
+    choose(config, _images(10, 1200, 1000), torch.device("cpu"))
+    assert (config.crop_size, config.image_size, config.batch_size) == (256, 256, 16)
+    assert "steps of 160 parts" in capsys.readouterr().out
+    given = ChosenConfig(out=tmp_path, encoder_weights=None, crop=True, image_size=64, crop_size=96)
+    choose(given, _images(10, 1200, 1000), torch.device("cpu"))
+    assert (given.crop_size, given.image_size) == (96, 64)  # what is given stays, to be compared when resumed

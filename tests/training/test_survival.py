@@ -105,22 +105,25 @@ def _constant(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRSc
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_resumed_it_equals_an_uninterrupted_one(data: Path, tmp_path: Path):
+@pytest.mark.parametrize("words", [(), ("--crop", "--crop-size", "32", "--num-workers", "1")])
+def test_killed_at_any_moment_and_resumed_it_equals_an_uninterrupted_one(
+    words: tuple[str, ...], data: Path, tmp_path: Path
+):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = _start(data, whole, "--epochs", "4")
+    process = _start(data, whole, "--epochs", "4", *words)
     assert process.wait() == 0, process.communicate()[1]
 
     kills, rng = 0, np.random.default_rng(0)
     last = killed / "checkpoints" / "last.ckpt"
     for awaited in (killed / "config.json", killed / "metrics.csv", last):
-        process = _start(data, killed, "--epochs", "4", *(["--resume"] if kills else []))
+        process = _start(data, killed, "--epochs", "4", *words, *(["--resume"] if kills else []))
         _wait_for(awaited, process)
         time.sleep(rng.uniform(0, 0.5))
         process.kill()
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
     assert kills
-    process = _start(data, killed, "--epochs", "4", "--resume")
+    process = _start(data, killed, "--epochs", "4", *words, "--resume")
     said = process.communicate()[1]
     if process.returncode:  # the last kill came behind the last epoch
         assert "is of epoch 4 already" in said, said

@@ -198,6 +198,26 @@ def test_workers_that_stay_augment_every_epoch_anew(tmp_path: Path):
         torch.testing.assert_close(together[name], value, rtol=0, atol=0, msg=name)
 
 
+def test_workers_of_a_resumed_training_see_what_those_of_an_uninterrupted_one_saw(tmp_path: Path):
+    def batches(epochs: int, resumed: Path | None = None) -> list[float]:
+        seen = []
+
+        class Look(Callback):
+            def on_train_batch_start(self, trainer, module, batch, batch_index) -> None:
+                seen.append(float(batch[0].sum()))
+
+        train = SegmentationDataset(_pairs(12), 32, 3, augment=flip_and_jitter())
+        data = SegmentationDataModule(train, SegmentationDataset(_pairs(4), 32, 3), None, 4, num_workers=1)
+        saver = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        options = {"accelerator": "cpu", "logger": False, "callbacks": [Look(), saver]}
+        trainer = Trainer(max_epochs=epochs, use_distributed_sampler=False, **options)
+        trainer.fit(_module("unet"), data, ckpt_path=resumed)
+        return seen
+
+    whole = batches(2)
+    assert batches(1) + batches(2, tmp_path / "last.ckpt") == whole and len(set(whole)) == 6
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_goes_bad_stops_the_training_with_its_name(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

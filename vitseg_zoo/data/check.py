@@ -76,8 +76,8 @@ class Report:
         height, width = self.size
         if max(height, width) > 1024:
             return (
-                f"images are large (median {height} x {width}): train on crops of 512 x 512 at "
-                "full resolution, and predict in tiles"
+                f"images are large (median {height} x {width}): train on parts at full resolution, and "
+                "predict in tiles (vitseg train --crop)"
             )
         side = min(512, max(64, round(float(np.sqrt(height * width)) / 32) * 32))
         return f"a suggested image size is {side} (median {height} x {width}, height x width)"
@@ -411,6 +411,19 @@ def _channels(description: DatasetDescription, records: Sequence[Record]) -> lis
                 "Whole numbers are divided by the largest of their type, so these may be far darker or "
                 "brighter: store all alike.",
                 odd,
+            )
+        )
+    deep = tuple(r.pair.image for r in records if r.dtype == "uint16")
+    largest = max((r.largest for r in records), default=0)
+    if deep and 0 < largest < 2**15:
+        findings.append(
+            Finding(
+                "warning",
+                f"{_number(deep, 'image')} of 16 bits without a number above {largest}, as of "
+                f"{largest.bit_length()} bits: nearly black, as 65535 is white.",
+                "A training here measures mean and deviation, and loses nothing; for other programs, "
+                f"multiply the numbers by {65535 // largest}.",
+                deep,
             )
         )
     return findings

@@ -35,6 +35,7 @@ class Record:
 
     Attributes:
         channels: Channels of the image as stored, the last for transparency if `has_alpha`.
+        largest: Number in an image of 16 bits; 0 of others.
         errors: What cannot be read and why, one sentence each, naming the file.
         values: Value of the mask -> pixels, packed colors if `colored`.
         palette: Number -> color, of a mask with a palette.
@@ -53,6 +54,7 @@ class Record:
     mask_size: tuple[int, int] | None = None
     channels: int = 0
     dtype: str = ""
+    largest: int = 0
     has_alpha: bool = False
     values: dict[int, int] = field(default_factory=dict)
     colored: bool = False
@@ -210,6 +212,7 @@ def _measure_image(record: Record, path: Path) -> None:
         record.image_size = pixels.shape[:2]
         record.channels = 1 if pixels.ndim == 2 else pixels.shape[2]
         record.dtype = str(pixels.dtype)
+        record.largest = int(pixels.max()) if pixels.dtype == np.uint16 else 0
         record.has_alpha = _has_alpha(pixels, path)
         gray = _gray(pixels)
         if pixels.dtype != np.uint8:

@@ -405,15 +405,16 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None = None,
-    *args: Any,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
     **options: Any,
 ) -> torch.Tensor:
     """Give attention (B, N, D) its usual four dimensions."""
     if query.ndim != 3:
         return NotImplemented  # what has them is left to PyTorch
     mask = mask[:, None] if mask is not None and mask.ndim == 3 else mask
-    parts = (part[:, None] for part in (query, key, value))
-    return F.scaled_dot_product_attention(*parts, mask, *args, **options)[:, 0]
+    query, key, value = query[:, None], key[:, None], value[:, None]
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, **options)[:, 0]
 
 
 def resample_bicubic(

@@ -84,7 +84,7 @@ def choose(config: ChosenConfig, images: Sequence[Any], device: torch.device | N
     why = f"images have about {side:.0f} x {side:.0f} pixels; at most {most} on {where}"
     if config.crop:
         image_size = _set(config, "crop_size", fitting, why)
-        config.image_size = image_size
+        config.image_size = config.image_size or image_size  # of no meaning then
         # An epoch has as many parts as cover the images: about, as they need not be of one size.
         count *= max(1, round(side / image_size)) ** 2
     else:

@@ -149,6 +149,7 @@ class SegmentationDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.first_epoch = 0  # of a training that is resumed, a later one
 
     def overfit(self, count: int) -> None:
         """Train and measure on the first training images alone, without augmentation.
@@ -174,6 +175,9 @@ class SegmentationDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset, trainer = self._dataset("train").cache(), self.trainer
         sampler = EpochSampler(_Stored(dataset), trainer.world_size, trainer.global_rank, seed=self.seed)
+        # Workers start before Lightning says which epoch it is, and where a schedule asks for the number of
+        # steps, before it has read the checkpoint.
+        sampler.set_epoch(max(self.first_epoch, trainer.fit_loop.epoch_progress.current.processed))
         # A last batch of one image would break batch normalization.
         return self._loader(dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True)
 

@@ -149,7 +149,9 @@ def fit(
     for path in config.out.glob("hpc_ckpt_*.ckpt"):
         # Of Lightning's requeue by SLURM, from within an epoch: last.ckpt repeats an uninterrupted training.
         path.unlink(missing_ok=True)
-    precision = _check_checkpoint(last, config) if resumed else config.precision
+    precision = config.precision
+    if resumed:
+        precision, data.first_epoch = _check_checkpoint(last, config)
     several = config.num_nodes > 1 or config.devices not in ("auto", "1") or "WORLD_SIZE" in os.environ
     if precision == "auto" and several and not torch.cuda.is_available():
         precision = "32-true"  # each process would measure for itself, and they must agree
@@ -353,8 +355,8 @@ def _last(config: RunConfig) -> Path:
     return config.out / "checkpoints" / "last.ckpt"
 
 
-def _check_checkpoint(last: Path, config: RunConfig) -> str:
-    """See whether a checkpoint can be gone on with; give the precision of the training so far."""
+def _check_checkpoint(last: Path, config: RunConfig) -> tuple[str, int]:
+    """See whether a checkpoint can be gone on with; give its precision and the next epoch."""
     try:
         checkpoint = torch.load(last, map_location="cpu", weights_only=True)
         before, epochs, steps = (checkpoint[key] for key in ("hyper_parameters", "epoch", "global_step"))
@@ -369,7 +371,8 @@ def _check_checkpoint(last: Path, config: RunConfig) -> str:
             f"{last} is of step {steps} already: give --max-steps {steps} or more, or leave it out."
         )
     # As before, whatever a new trial would say.
-    return before.get("precision", "auto") if config.precision == "auto" else config.precision
+    precision = before.get("precision", "auto") if config.precision == "auto" else config.precision
+    return precision, epochs + 1
 
 
 @torch.no_grad()

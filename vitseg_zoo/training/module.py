@@ -39,7 +39,8 @@ class SegmentationModule(LightningModule):
         lr_gamma: see `lr_step`.
         seed: start of each epoch's random numbers (dropout), so that a resumed training repeats an
             uninterrupted one.
-        channels_last: keep images and weights in the memory format torch.channels_last.
+        channels_last: keep images and weights in the memory format torch.channels_last, as batches come; by
+            default where there is a GPU.
         model_args: further arguments of the architecture.
         mode: SMP's word: "multiclass"; "binary" for one class, whose masks hold 0 and 1 and whose logit is
             positive where it is; "multilabel" for classes that a pixel may have several of, with masks
@@ -71,7 +72,7 @@ class SegmentationModule(LightningModule):
         lr_step: int = 12,
         lr_gamma: float = 0.8,
         seed: int = 0,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
         model_args: dict | None = None,
         mode: str = "multiclass",
         mean: Sequence[float] | None = None,
@@ -98,7 +99,8 @@ class SegmentationModule(LightningModule):
             classes=len(class_names),
             **model_args,
         )
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        is_last = torch.cuda.is_available() if channels_last is None else channels_last
+        self.memory_format = torch.channels_last if is_last else torch.contiguous_format
         self.model.to(memory_format=self.memory_format)
         usual_mean, usual_std = _normalization(encoder_name, encoder_weights)
         mean, std = list(mean or usual_mean), list(std or usual_std)
