@@ -63,8 +63,10 @@ def run(args: argparse.Namespace) -> int:
 
     say(f"drawing {sum(COUNTS.values())} animals", flush=True)
     datasets = {split: _dataset(split, args.seed).cache() for split in COUNTS}
-    say("timing a few steps of each model", flush=True)
-    costs = {name: _step_cost(name, datasets["train"], args.seed) for name in MODELS}
+    costs = {}
+    for name in MODELS:
+        say(f"timing a few steps of {name}", flush=True)
+        costs[name] = _step_cost(name, datasets["train"], args.seed)
     left = 60 * args.minutes * TRAINING_SHARE - (time.perf_counter() - started)
     plans = {name: plan(max(0.0, left) / len(MODELS), cost.seconds) for name, cost in costs.items()}
     if args.epochs is not None:
