@@ -40,7 +40,6 @@ class SegmentationDataset(Dataset):
     interrupted and resumed training sees exactly what an uninterrupted one sees, whatever the number of
     workers.
 
-
     Args:
         source: a sequence of pairs (image, mask): (H, W, C) or (H, W) uint8, uint16 or floats, and class
             indices (H, W), of any sizes; or 0 and 1 (H, W, classes), where a pixel may have several classes.

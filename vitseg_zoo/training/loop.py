@@ -126,7 +126,6 @@ def fit(
         TrainingStopped: If the loss is no longer finite, memory is short, an image cannot be read, or a file
             cannot be written; the last whole checkpoint stays.
 
-
     Example:
         >>> fit(module, data, config)["test_last"]["miou"]  # doctest: +SKIP
         0.53
