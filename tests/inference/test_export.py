@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vitseg_zoo import Predictor, cli, save_model
-from vitseg_zoo.inference import export
+from vitseg_zoo.inference import export, formats
 from vitseg_zoo.inference.export import ExportReport, export_model
 from vitseg_zoo.inference.exported import load_exported
 
@@ -170,7 +170,7 @@ def test_what_eight_bits_cannot_be_dynamic_is_offered_fixed(
     def fail(*args: object) -> None:
         raise RuntimeError("Eltwise shape infer\nmore")
 
-    monkeypatch.setitem(export._QUANTIZERS, ".onnx", fail)
+    monkeypatch.setitem(formats.QUANTIZERS, ".onnx", fail)
     with pytest.raises(ValueError, match=r"cannot be made int8 in \.onnx so \(RuntimeError: Eltwise.*--size"):
         export_model(model, tmp_path / "model.onnx", METADATA, images=images, quantize="int8")
     assert not list(tmp_path.iterdir())
@@ -194,10 +194,10 @@ def test_a_file_that_is_another_gets_no_name(
 ) -> None:
     def write_another(deployed: nn.Module, *args: object) -> None:
         deployed.model.segmentation_head[0].bias.data[:256] += 1
-        export._write_pt2(deployed, *args)
+        formats._write_pt2(deployed, *args)
         deployed.model.segmentation_head[0].bias.data[:256] -= 1
 
-    monkeypatch.setitem(export._WRITERS, ".pt2", write_another)
+    monkeypatch.setitem(formats.WRITERS, ".pt2", write_another)
     with pytest.raises(ValueError, match="the file is not what the model is, on 1 x 64 x 64"):
         export_model(model, tmp_path / "model.pt2", METADATA, size=(64, 64), batch=1)
     assert not list(tmp_path.iterdir())
