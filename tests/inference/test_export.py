@@ -159,7 +159,7 @@ def test_eight_bits_in_openvino(model: nn.Module, images: list[np.ndarray], tmp_
     found = Predictor(path, "cpu")
     assert found.metadata["class_names"] == METADATA["class_names"] and found.size == (96, 96)
     expected = Predictor(model, "cpu", metadata=METADATA)
-    assert (found(images[0]).labels == expected(images[0]).labels).mean() > 0.97
+    assert (found(images[0]).labels == expected(images[0]).labels).mean() > 0.95
 
 
 def test_what_eight_bits_cannot_be_dynamic_is_offered_fixed(
