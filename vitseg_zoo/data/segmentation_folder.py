@@ -298,7 +298,7 @@ def _propose_multilabel(labels: Sequence[str], records: Sequence[Record]) -> Pro
     several = [record.overlaps for record in records if record.overlaps]
     images = f"{len(several)} image{'s' * (len(several) > 1)}"
     note = (
-        f"{images} with pixels of several classes, {sum(several)} in all: the masks are multi-label, and each "
+        f"{images} with pixels of several classes, {sum(several)} in all: the masks are multi-label, each "
         "class is learned by itself"
     )
     encoding = MaskEncoding("multilabel", {index + 1: index for index in range(len(labels))})
