@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from vitseg_zoo import Predictor, cli, save_model
-from vitseg_zoo.inference import export, formats
+from vitseg_zoo.inference import formats
 from vitseg_zoo.inference.export import ExportReport, export_model
 from vitseg_zoo.inference.exported import load_exported
 
