@@ -10,11 +10,11 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from vitseg_zoo.recipes import own_data
 
 from vitseg_zoo import Predictor, load_model, save_model
 from vitseg_zoo.inference.evaluate import evaluate
 from vitseg_zoo.inference.export import export_model
-from vitseg_zoo.recipes import own_data
 from vitseg_zoo.weights.metadata import check_metadata
 
 NAMES = ["bar", "disk"]
