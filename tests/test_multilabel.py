@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 from vitseg_zoo.recipes import own_data
 
-from vitseg_zoo import Predictor, load_model, save_model
+from vitseg_zoo import Predictor, cli, load_model, save_model
+from vitseg_zoo.comparison.evaluation import evaluate_images
+from vitseg_zoo.data.segmentation_folder import SegmentationFolder
 from vitseg_zoo.inference.evaluate import evaluate
 from vitseg_zoo.inference.export import export_model
 from vitseg_zoo.weights.metadata import check_metadata
@@ -39,6 +41,15 @@ def _draw(seed: int) -> tuple[np.ndarray, np.ndarray]:
     image[..., 0] += 180 * masks[1]
     image[..., 1] += 180 * masks[0]
     return image, np.moveaxis(masks, 0, 2)
+
+
+def _plain(folder: Path) -> Path:
+    """The same with one class a pixel."""
+    for i in range(4):
+        image, masks = _draw(i)
+        _save(folder / f"plain/images/{i}.png", image)
+        _save(folder / f"plain/masks/{i}.png", masks[..., 0])
+    return folder / "plain"
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +96,7 @@ def test_a_folder_is_trained_without_an_option_and_the_file_says_what_it_is(run:
 def test_options_that_do_not_fit_are_refused(data: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="the masks are multilabel, with which --mode binary does not go"):
         own_data.main(own_data.Config(**SMALL, data=data, out=tmp_path / "a", mode="binary"))
-    plain = tmp_path / "plain"
-    for i in range(4):
-        image, masks = _draw(i)
-        _save(plain / f"images/{i}.png", image)
-        _save(plain / f"masks/{i}.png", masks[..., 0])
+    plain = _plain(tmp_path)
     with pytest.raises(
         ValueError, match="the masks are multiclass, with which --mode multilabel does not go"
     ):
@@ -155,3 +162,92 @@ def test_an_exported_file_gives_logits_and_says_what_they_are(tmp_path: Path):
         export_model(model, tmp_path / "m.pt2", metadata, size=(64, 64), batch=1, labels=True)
     report = export_model(model, tmp_path / "m.pt2", metadata, size=(64, 64), batch=1)
     assert report.agreements[0].labels > 0.99
+
+
+def test_predict_writes_a_mask_a_class_and_an_overlay(run: Path, data: Path, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    words = [
+        "predict",
+        str(data / "val/images"),
+        "--weights",
+        str(run / "model.safetensors"),
+        "--out",
+        str(out),
+    ]
+    assert cli.main([*words, "--outputs", "mask,overlay,areas,coco"]) == 0
+    predictor = Predictor(run / "model.safetensors", "cpu")
+    image = _draw(8)[0]
+    labels = predictor(image).labels
+    for index, name in enumerate(NAMES):
+        mask = np.asarray(Image.open(out / f"8_mask/{name}.png"))
+        np.testing.assert_array_equal(mask, labels[..., index] * 255)
+    shown = np.asarray(Image.open(out / "8_overlay.jpg"))[:48, :64].astype(int)
+    mean = np.mean(predictor.palette, axis=0)  # where both are
+    both = cv2.erode(labels.all(2).astype(np.uint8), np.ones((5, 5))) > 0  # away from JPEG's edges
+    assert np.abs(shown[both].mean(0) - (image[both].mean(0) + mean) / 2).max() < 12
+    rows = json.loads((out / "areas.json").read_text())
+    shares = {row["class"]: row["share"] for row in rows if row["image"].endswith("8.png")}
+    assert shares == {n: round(s, 6) for n, s in zip(NAMES, labels.mean((0, 1)), strict=True) if s}
+    annotations = json.loads((out / "coco.json").read_text())["annotations"]
+    assert {annotation["category_id"] for annotation in annotations} == {1, 2}
+    capsys.readouterr()
+    assert cli.main(words) == 0 and "4 of 4 images have their mask and overlay" in capsys.readouterr().out
+    assert cli.main([*words, "--outputs", "geojson"]) == 1
+    assert "geojson is made of one class a pixel, but the model is multi-label" in capsys.readouterr().err
+
+
+def test_a_georeference_is_refused_in_one_sentence(run: Path, tmp_path: Path, capsys):
+    rasterio = pytest.importorskip("rasterio")
+    path = tmp_path / "a.tif"
+    options = dict(driver="GTiff", height=48, width=64, count=3, dtype="uint8", crs="EPSG:32632")
+    with rasterio.open(
+        path, "w", **options, transform=rasterio.transform.from_origin(5e5, 5e6, 1, 1)
+    ) as raster:
+        raster.write(np.moveaxis(_draw(0)[0], 2, 0))
+    words = [
+        "predict",
+        str(path),
+        "--weights",
+        str(run / "model.safetensors"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert cli.main(words) == 1
+    assert (
+        "a.tif has a georeference, which the masks of a multi-label model do not keep"
+        in capsys.readouterr().err
+    )
+
+
+def test_evaluate_and_compare_agree_with_the_training(run: Path, data: Path, tmp_path: Path, capsys):
+    assert cli.main(["evaluate", str(run), str(data), "--out", str(tmp_path / "a")]) == 0
+    assert cli.main(["compare", str(run), "--out", str(tmp_path / "b")]) == 0
+    trained = json.loads((run / "results.json").read_text())["test_last"]
+    for folder in ("a", "b"):
+        table = (tmp_path / folder / "table.md").read_text()
+        for name in NAMES:
+            assert f"| {name} | {100 * trained[f'iou_{name}']:.1f} |" in table
+        assert (
+            f" {100 * trained['miou']:.1f} |" in table
+            and f" {100 * trained['pixel_accuracy']:.1f} |" in table
+        )
+        page = (tmp_path / folder / "report.html").read_text()
+        assert "What is taken for what" not in page and "their colors are mixed" in page
+    assert len(list((tmp_path / "a/confidence").iterdir())) == 4
+
+
+def test_a_model_is_measured_on_data_of_its_own_kind(run: Path, data: Path, tmp_path: Path, capsys):
+    plain = _plain(tmp_path)
+    assert cli.main(["evaluate", str(run), str(plain), "--out", str(tmp_path / "a")]) == 1
+    assert "the model is multilabel, but the data are multiclass" in capsys.readouterr().err
+    assert cli.main(["evaluate", "segformer_b0.pets", str(data), "--out", str(tmp_path / "a")]) == 1
+    assert "the model is multiclass, but the data are multilabel" in capsys.readouterr().err
+
+
+def test_classes_in_another_order_are_matched_by_their_names(run: Path, data: Path):
+    model, metadata = load_model(run / "model.safetensors")
+    val = SegmentationFolder(data, "val")
+    one = evaluate_images(Predictor(model, "cpu", metadata=metadata), val)
+    val.class_names = tuple(NAMES[::-1])
+    other = evaluate_images(Predictor(model, "cpu", metadata=metadata), val)
+    np.testing.assert_allclose(other.counts.predicted, one.counts.predicted[:, ::-1])

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -45,6 +46,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder, which takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as outer:
+        folder = Path(outer) / "folder"
+        folder.mkdir()
+        yield folder
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(folder, path)
 
 
 def file_names(texts: Sequence[str]) -> list[str]:
