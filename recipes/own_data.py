@@ -44,7 +44,6 @@ class Config(ChosenConfig):
     loss: str = "cross_entropy+dice"  # these, and SMP's: focal, jaccard, lovasz, tversky, mcc
     class_weights: Literal["auto"] | None = None  # auto: rare classes count more, by median frequency
     label_smoothing: float = 0.0  # of the cross-entropy
-    mode: Literal["multiclass", "binary"] = "multiclass"  # binary: of two classes the second, by a sigmoid
     ema: float | None = 0.998  # decay of the average of the weights, which is the model
     about: Path | None = None  # JSON file of what else is said of the model: license, limits, ...
 

@@ -32,6 +32,8 @@ class Segment:
         from vitseg_zoo import Predictor
 
         self.predictor, self.out, self.kind = Predictor(weights), Path(out), kind
+        if self.predictor.multilabel:
+            raise ValueError(f"{weights} is multi-label: `vitseg predict` writes a mask a class.")
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         rows = [

@@ -40,7 +40,8 @@ def slow_counts(prediction: np.ndarray, truth: np.ndarray, classes: int, seen: n
             for line, other in (lines, lines[::-1])
         ]
         row = [masks[0] & masks[1], *masks, bands[0] & bands[1], *bands]
-        rows.append([part.sum() for part in [*row, lines[0], near[0], lines[1], near[1]]])
+        row += [lines[0], near[0], lines[1], near[1], masks[0] & masks[1], masks[1]]
+        rows.append([part.sum() for part in row])
     return Counts(*np.array(rows).T)
 
 

@@ -31,6 +31,9 @@ class Counts(NamedTuple):
         contour_predicted_near: Of these, those near the class's contour in the truth.
         contour_true: On the contour of the class in the truth.
         contour_true_near: Of these, those near the class's contour in the prediction.
+        agreed: Decisions that are right: `right`; where a pixel may have several classes, all of whether the
+            class is there.
+        decided: All decisions: `true`; where a pixel may have several classes, all pixels.
     """
 
     right: np.ndarray
@@ -43,6 +46,8 @@ class Counts(NamedTuple):
     contour_predicted_near: np.ndarray
     contour_true: np.ndarray
     contour_true_near: np.ndarray
+    agreed: np.ndarray
+    decided: np.ndarray
 
 
 def count_pixels(
@@ -103,10 +108,11 @@ def count_pixels(
         lines = [line & (values == index) for values, line in zip((predicted, true), contours, strict=True)]
         for side in (0, 1):
             near[side][index] = np.count_nonzero(lines[side] & _within(tolerance, lines[1 - side]))
+    right, all_true = count(true, same), count(true, ~ignored)
     return Counts(
-        count(true, same),
+        right,
         count(predicted, ~ignored),
-        count(true, ~ignored),
+        all_true,
         count(true, same & bands[0] & bands[1]),
         count(predicted, bands[0]),
         count(true, bands[1]),
@@ -114,7 +120,32 @@ def count_pixels(
         near[0],
         counted[1],
         near[1],
+        right,
+        all_true,
     )
+
+
+def count_multilabel(prediction: np.ndarray, truth: np.ndarray, ignore_index: int | None = None) -> Counts:
+    """Compare a prediction with the truth where a pixel may have several classes, each class by itself.
+
+    Args:
+        prediction: (H, W, classes) of 0 and 1.
+        truth: (H, W, classes) of 0 and 1, or `ignore_index`.
+        ignore_index: See `count_pixels`.
+
+    Returns:
+        (classes,) int64 each.
+
+    Example:
+        >>> truth = np.ones((4, 4, 2), np.uint8)
+        >>> counts = count_multilabel(np.stack([truth[..., 0], truth[..., 0] * 0], 2), truth)
+        >>> counts.right, counts.agreed, counts.decided
+        (array([16,  0]), array([16,  0]), array([16, 16]))
+    """
+    layers = zip(np.moveaxis(prediction, 2, 0), np.moveaxis(truth, 2, 0), strict=True)
+    parts = [np.stack(count_pixels(*layer, classes=2, ignore_index=ignore_index)) for layer in layers]
+    absent, present = (Counts(*np.stack(parts, axis=2)[:, index]) for index in (0, 1))
+    return present._replace(agreed=absent.right + present.right, decided=absent.true + present.true)
 
 
 def _differs(labels: np.ndarray, ignored: np.ndarray, kernel: np.ndarray) -> np.ndarray:
@@ -157,7 +188,7 @@ def scores(counts: Counts) -> dict[str, np.ndarray]:
         recall = c.contour_true_near / np.maximum(c.contour_true, 1)
         f1 = 2 * precision * recall / np.where(precision + recall > 0, precision + recall, 1)
         per_class["class_boundary_f1"] = np.where(c.contour_predicted + c.contour_true > 0, f1, np.nan)
-        accuracy = c.right.sum(-1) / c.true.sum(-1)
+        accuracy = c.agreed.sum(-1) / c.decided.sum(-1)
         means = {name: np.nansum(part, -1) / (~np.isnan(part)).sum(-1) for name, part in per_class.items()}
     return {
         "pixel_accuracy": accuracy,

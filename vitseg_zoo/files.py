@@ -1,8 +1,10 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and their names."""
 
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -44,3 +46,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder, which takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as outer:
+        folder = Path(outer) / "folder"
+        folder.mkdir()
+        yield folder
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(folder, path)
+
+
+def file_names(texts: Sequence[str]) -> list[str]:
+    """Make of any texts, as the names of classes, as many names for files, all different and none a path.
+
+    Example:
+        >>> file_names(["cat", "../a:b"]), file_names(["Cat", "cat"])
+        (['cat', 'a_b'], ['0 Cat', '1 cat'])
+    """
+    names = [re.sub(r"[^\w .-]+", "_", text).strip(" ._")[:100] or "class" for text in texts]
+    if len({name.casefold() for name in names}) == len(names):
+        return names
+    return [f"{index} {name}" for index, name in enumerate(names)]

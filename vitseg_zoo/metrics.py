@@ -105,6 +105,7 @@ class MultilabelMetrics(Metric):
     Args:
         class_names: one name for each class, in order.
         ignore_index: value of mask pixels that count nowhere; None if there are none.
+        kwargs: of `torchmetrics.Metric`.
 
     Example:
         >>> metrics = MultilabelMetrics(["cat", "fur"])
@@ -115,8 +116,8 @@ class MultilabelMetrics(Metric):
 
     full_state_update = False
 
-    def __init__(self, class_names: Sequence[str], ignore_index: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, class_names: Sequence[str], ignore_index: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.class_names = tuple(class_names)
         self.ignore_index = ignore_index
         zeros = torch.zeros(len(self.class_names), 2, 2, dtype=torch.int64)

@@ -252,6 +252,10 @@ def _agree(report, out: Path) -> None:
             except ValueError:
                 failed += 1
                 continue
+            if mask.ndim == 3:  # the last two are pixels of no class, and of several
+                several = mask.sum(2, dtype=int)
+                counted += [*mask.sum((0, 1)), (several == 0).sum(), (several > 1).sum()]
+                continue
             counted += np.bincount(
                 np.where(mask == 255, len(counted) - 1, mask).ravel(), minlength=len(counted)
             )

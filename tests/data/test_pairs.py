@@ -108,9 +108,24 @@ def test_masks_of_one_class_each(image: str, mask: str, tmp_path: Path):
             _save(tmp_path / mask.format(i=i, c="dog"), _dog())
     report = check(tmp_path)
     assert not report.has_errors, report.findings
-    assert report.description.class_names == ("background", "cat", "dog")
+    assert report.description.class_names == ("cat", "dog") and report.description.multilabel
     (finding,) = [finding for finding in report.findings if "several classes" in finding.text]
     overlap = sum(int(((_mask(i) > 0) & (_dog() > 0)).sum()) for i in (0, 2, 3, 4))
+    assert f"4 images with pixels of several classes, {overlap} in all: the masks are" in finding.text
+    for split in ("train", "val"):
+        for pair, (_, masks) in zip(
+            (folder := SegmentationFolder(tmp_path, split)).pairs, folder, strict=True
+        ):
+            dog = _dog() if pair.name != "1" else np.zeros(SHAPE)
+            np.testing.assert_array_equal(masks, np.stack([_mask(int(pair.name)) > 0, dog > 0], axis=2))
+    write_description(report.description, tmp_path / "dataset.yaml")
+    assert read_description(tmp_path / "dataset.yaml") == report.description
+    text = (tmp_path / "dataset.yaml").read_text().replace("multilabel", "gray")
+    background = "- {name: background, color: '#000000', values: [0]}\n"
+    (tmp_path / "dataset.yaml").write_text(text.replace("- {name: cat", background + "- {name: cat"))
+    report = check(tmp_path)  # one class a pixel, as the file says now
+    assert not report.has_errors, report.findings
+    (finding,) = [finding for finding in report.findings if "several classes" in finding.text]
     assert finding.text == f"4 images with pixels of several classes, {overlap} in all."
     for split in ("train", "val"):
         for pair, (_, labels) in zip(
@@ -118,7 +133,6 @@ def test_masks_of_one_class_each(image: str, mask: str, tmp_path: Path):
         ):
             i = int(pair.name)
             np.testing.assert_array_equal(labels, _mask(i) > 0 if i == 1 else _expected(i))
-    write_description(report.description, tmp_path / "dataset.yaml")
     text = (tmp_path / "dataset.yaml").read_text().replace("labels: [cat, dog]", "labels: [dog, cat]")
     (tmp_path / "dataset.yaml").write_text(text)
     edited = SegmentationFolder(tmp_path, "train")

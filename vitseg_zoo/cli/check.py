@@ -55,7 +55,12 @@ def _text(report: Report) -> str:
     lines += [f"  {split}: {_part(part)}" for split, part in description.parts.items()]
     if set(description.parts) == {"all"}:
         lines.append(f"  divided at random, seed {description.seed}: {description.val:.0%} to measure on")
-    kind = {"gray": "gray levels", "colors": "colors"}[description.encoding.kind]
+    kinds_of_masks = {
+        "gray": "gray levels",
+        "colors": "colors",
+        "multilabel": "multi-label, one of each class, of which a pixel may have several",
+    }
+    kind = kinds_of_masks[description.encoding.kind]
     lines.append(f"masks: {'class numbers' if description.encoding.is_plain else kind}")
     kinds = Counter((r.channels, r.dtype) for r in report.records if r.channels)
     lines.append(
@@ -91,13 +96,15 @@ def _table(report: Report) -> list[str]:
     rows = [[name, ", ".join(values.get(index, [])[:4])] for index, name in enumerate(names)]
     if report.description.ignore_index is not None:
         rows.append(["(no label)", ", ".join(values.get(report.description.ignore_index, [])[:4])])
+    if report.description.multilabel:
+        rows += [["(no class)", ""], ["(several)", ""]]
     for split, pixels in report.pixels.items():
         header += [f"{split} pixels", "images"]
-        total = max(1, int(pixels.sum()))
+        total = max(1, report.totals[split])
         for row, count, images in zip(rows, pixels, report.images[split], strict=False):
             row += [f"{100 * count / total:.2f} %", str(images)]
     header.append("weight")
-    for row, weight in zip(rows, [*report.weights, None], strict=False):
+    for row, weight in zip(rows, [*report.weights, None, None], strict=False):
         row.append("" if weight is None else f"{weight:.3g}")
     widths = [max(len(row[at]) for row in [header, *rows]) for at in range(len(header))]
     return [

@@ -95,15 +95,19 @@ def make_page(models: Sequence[str], device: str = "auto") -> Any:
             raise gradio.Error(str(error).replace(path, "the image")) from error
         names, palette = predictor.class_names, predictor.palette
         counts = count_classes(labels, len(names))
-        rows = [[row["class"], f"{row['share']:.1%}", row["pixels"]] for row in areas("", counts, names)]
-        mask = Path(tempfile.mkdtemp()) / f"{Path(path).stem}_mask.png"
-        palette_image(labels, palette).save(mask)
+        total = labels.shape[0] * labels.shape[1] if predictor.multilabel else None
+        found = areas("", counts, names, total=total)
+        rows = [[row["class"], f"{row['share']:.1%}", row["pixels"]] for row in found]
+        mask = None
+        if not predictor.multilabel:  # of which one file would not hold all
+            mask = str(Path(tempfile.mkdtemp()) / f"{Path(path).stem}_mask.png")
+            palette_image(labels, palette).save(mask)
         picture = overlay(to_picture(reduced(image)), reduced(labels), names, palette)
-        height, width = labels.shape
+        height, width = labels.shape[:2]
         said = (
             f"{width} x {height} pixels in {seconds:.2f} s on {predictor.device.type}; {predictor.describe()}"
         )
-        return picture, rows, said, str(mask)
+        return picture, rows, said, mask
 
     load(models[0])
     with gradio.Blocks(title="vitseg demo", analytics_enabled=False, delete_cache=(600, 3600)) as page:

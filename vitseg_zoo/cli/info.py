@@ -23,6 +23,7 @@ _LABELS = {
     "mean": "mean",
     "std": "std",
     "input_size": "trained at",
+    "mode": "mode",
     "license": "license",
     "commercial_use": "commercial use",
     "training_data": "trained on",

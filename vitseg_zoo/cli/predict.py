@@ -5,7 +5,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from vitseg_zoo.data.images import to_picture
-from vitseg_zoo.files import atomic_path
+from vitseg_zoo.files import atomic_folder, atomic_path, file_names
 from vitseg_zoo.inference.augmentation import TTA, cost
 from vitseg_zoo.inference.files import find_images, predict_files
-from vitseg_zoo.inference.outputs import areas, count_classes, overlay, palette_image, reduced
+from vitseg_zoo.inference.outputs import areas, class_shares, count_classes, overlay, palette_image, reduced
 from vitseg_zoo.inference.predictor import Predictor
 from vitseg_zoo.inference.rasters import (
     is_georeferenced,
@@ -66,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("masks"),
         metavar="DIR",
-        help="folder for NAME_mask.png, NAME_overlay.jpg and so on, of videos NAME_overlay.mp4 [%(default)s]",
+        help="folder for NAME_mask.png, of several classes a pixel NAME_mask/CLASS.png, NAME_overlay.jpg and "
+        "so on, of videos NAME_overlay.mp4 [%(default)s]",
     )
     add(
         "--outputs",
@@ -141,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
     names, palette = predictor.class_names, predictor.palette
     if len(names) > 255:
         raise ValueError(f"a mask holds 255 classes, but the model has {len(names)}.")
+    if predictor.multilabel:
+        _name_folders(targets, outputs)
     about = without_password(str(args.checkpoint or args.weights))
     say(f"{about} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
     alike: dict[tuple[int, ...], list[str]] = {}
@@ -157,11 +160,14 @@ def run(args: argparse.Namespace) -> int:
         made = targets[path]
         mask = made["mask"]
         try:
-            if mask.suffix == ".tif":
+            if predictor.multilabel:
+                with atomic_folder(mask) as folder:
+                    for name, layer in zip(file_names(names), np.moveaxis(labels, 2, 0), strict=True):
+                        Image.fromarray(layer * np.uint8(255)).save(folder / f"{name}.png")
+            elif mask.suffix == ".tif":
                 write_raster(labels, path, mask, palette)
             else:
                 _save(palette_image(labels, palette), mask, "PNG")
-            counts = count_classes(labels, len(names))
             if "overlay" in made:
                 picture = overlay(to_picture(reduced(image)), reduced(labels), names, palette)
                 _save(picture, made["overlay"], "JPEG")
@@ -169,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
                 write_geojson(mask, made["geojson"], names, skip)
         except OSError as error:
             raise ValueError(f"{mask} cannot be written: {error}.") from error
-        return counts
+        return class_shares(labels, len(names))
 
     def write_windowed(path: Path) -> np.ndarray | ValueError:
         made = targets[path]
@@ -180,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
                 _save(overlay(*pictures, names, palette), made["overlay"], "JPEG")
             if "geojson" in made:
                 write_geojson(made["mask"], made["geojson"], names, skip)
-            return counts
+            return counts / max(counts.sum(), 1)
         except (ValueError, OSError) as error:
             return error if isinstance(error, ValueError) else ValueError(f"{path}: {error}.")
 
@@ -201,15 +207,18 @@ def run(args: argparse.Namespace) -> int:
 
     skip = names.index("background") if "background" in names else None
     videos = [path for path in files if is_video(path)]
-    windowed = [path for path in files if path not in videos and is_windowed(path, predictor)]
+    windowed = [
+        path
+        for path in files
+        if path not in videos and not predictor.multilabel and is_windowed(path, predictor)
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
     Image.MAX_IMAGE_PIXELS = None  # the limit of `data.images` holds: photographs have up to 200 million
     errors = {}
-    for path, counts in results():
-        if isinstance(counts, ValueError):
-            errors[path] = counts
+    for path, shares in results():
+        if isinstance(shares, ValueError):
+            errors[path] = shares
             continue
-        shares = counts / max(counts.sum(), 1)
         largest = [
             f"{names[index]} {shares[index]:.1%}" for index in np.argsort(-shares)[:5] if shares[index]
         ]
@@ -217,7 +226,8 @@ def run(args: argparse.Namespace) -> int:
     masks = {path: made["mask"] for path, made in targets.items() if path not in errors and "mask" in made}
     asked = [what for what in outputs if what in ALL]
     if asked:
-        _write_tables(args.out, asked, {path: images[path] for path in masks}, masks, names, skip)
+        named = {path: images[path] for path in masks}
+        _write_tables(args.out, asked, named, masks, names, skip, predictor.multilabel)
     for error in errors.values():
         say(f"vitseg predict: {error}", file=sys.stderr)
     return 1 if errors else 0
@@ -230,6 +240,7 @@ def _write_tables(
     masks: Mapping[Path, Path],
     names: list[str],
     skip: int | None,
+    multilabel: bool,
 ) -> None:
     """Write the files that hold all images, from the masks: those of earlier runs are in them, too."""
     rows: list[dict] = []
@@ -237,12 +248,15 @@ def _write_tables(
     pictures: list[dict] = []
     annotations: list[dict] = []
     for number, (path, mask) in enumerate(masks.items(), 1):
-        labels = read_labels(mask)
+        if multilabel:
+            layers = [read_labels(mask / f"{name}.png") > 0 for name in file_names(names)]
+        labels = np.stack(layers, axis=2) if multilabel else read_labels(mask)
         name = images[path].with_name(images[path].name + path.suffix).as_posix()
         if "areas" in asked:
-            rows += areas(name, count_classes(labels, len(names)), names, pixel_area(path))
+            total = labels.shape[0] * labels.shape[1] if multilabel else None
+            rows += areas(name, count_classes(labels, len(names)), names, pixel_area(path), total)
         if "coco" in asked:
-            height, width = labels.shape
+            height, width = labels.shape[:2]
             pictures.append({"id": number, "file_name": name, "width": width, "height": height})
             annotations += coco_annotations(labels, number, len(annotations) + 1, skip)
         if "label-studio" in asked:
@@ -272,8 +286,26 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _is_there(made: Path) -> bool:
-    """Say whether a file, or of a video's masks the folder, is there."""
-    return os.path.isfile(made) or (made.name.endswith(_FRAMES) and os.path.isdir(made))
+    """Say whether a file is there, or the folder of a video's masks or of an image's, one a class."""
+    folder = made if made.name.endswith(_FRAMES) else made.with_suffix("")
+    return os.path.isfile(made) or (folder.name.endswith((_FRAMES, "_mask")) and os.path.isdir(folder))
+
+
+def _name_folders(targets: Mapping[Path, dict[str, Path]], outputs: Sequence[str]) -> None:
+    """Write masks of several classes a pixel into a folder an image, a PNG a class.
+
+    Raises:
+        ValueError: If an output cannot have several classes a pixel.
+    """
+    if "geojson" in outputs:
+        raise ValueError("geojson is made of one class a pixel, but the model is multi-label: leave it out.")
+    for path, made in targets.items():
+        if "mask" in made and made["mask"].suffix == ".tif":
+            raise ValueError(
+                f"{path} has a georeference, which the masks of a multi-label model do not keep: predict it "
+                "with vitseg_zoo.Predictor, or a copy without it."
+            )
+        made |= {"mask": made["mask"].with_suffix("")} if "mask" in made else {}
 
 
 def name_outputs(

@@ -37,7 +37,7 @@ def resample(
 def _mean_scores(evaluations: Sequence[Evaluation], drawn: np.ndarray) -> dict[str, np.ndarray]:
     found = []
     for evaluation in evaluations:
-        # (images, 10 * classes); sums of products of float64 are exact here.
+        # (images, 12 * classes); sums of products of float64 are exact here.
         flat = np.stack(evaluation.counts, 1).reshape(len(evaluation.names), -1).astype(np.float64)
         sums = (drawn.astype(np.float64) @ flat).reshape(len(drawn), len(Counts._fields), -1)
         found.append(scores(Counts(*sums.swapaxes(0, 1))))

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitseg_zoo.counts import Counts, count_pixels, scores
+from vitseg_zoo.counts import Counts, count_multilabel, count_pixels, scores
 from vitseg_zoo.data.images import as_image
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.inference.predictor import Predictor
@@ -28,10 +28,12 @@ class Evaluation:
         names: Of the images.
         class_names: Of the classes, in the order of the data.
         counts: (images, classes) each.
-        confusion: (classes, classes) pixels of all images; rows are the truth, columns the prediction.
+        confusion: (classes, classes) pixels of all images; rows are the truth, columns the prediction; (0, 0)
+            where a pixel may have several classes.
         labels: Of each image the predicted classes, shrunk to `SIDE`.
         margins: Of each image how sure the model is, shrunk likewise: the largest probability less the
-            second, from 0 to 255; empty if they were not asked for.
+            second, from 0 to 255, of several classes a pixel that of the least sure one; empty if they were
+            not asked for.
     """
 
     names: tuple[str, ...]
@@ -62,8 +64,8 @@ def evaluate_images(
 
     Args:
         predictor: The model. Where its metadata name the data's classes in another order, they are matched.
-        pairs: Images (H, W, 3) and masks (H, W), with `class_names` and `ignore_index`, as
-            `SegmentationFolder` has them.
+        pairs: Images (H, W, 3) and masks (H, W), or (H, W, classes) where their `mode` is "multilabel", with
+            `class_names` and `ignore_index`, as `SegmentationFolder` has them.
         margins: Keep how sure the model is of each pixel, too.
         use: Called with each image's name and its margins (H, W) float32, `None` if they are not asked for.
         progress: Called with the number of images that are done, and of all.
@@ -72,24 +74,34 @@ def evaluate_images(
         The evaluation.
 
     Raises:
-        ValueError: If the model's classes are not those of the data.
+        ValueError: If the model's classes are not those of the data, or only one of both is multi-label.
     """
+    mode = getattr(pairs, "mode", "multiclass")
+    if predictor.multilabel != (mode == "multilabel"):
+        own = "multilabel" if predictor.multilabel else "multiclass"
+        raise ValueError(f"the model is {own}, but the data are {mode}: measure it on data like its own.")
     class_names = tuple(pairs.class_names)  # type: ignore[attr-defined]
     ignore_index = pairs.ignore_index  # type: ignore[attr-defined]
     to_data = match_classes(predictor, class_names)
     classes = len(class_names)
     names, counts, kept, kept_margins = [], [], [], []
-    confusion = np.zeros((classes, classes), np.int64)
+    confusion = np.zeros((0, 0) if predictor.multilabel else (classes, classes), np.int64)
     for index in range(len(pairs)):
         image, truth = pairs[index]
         name = image_name(pairs, index)
         prediction = predictor(as_image(image, predictor.channels), probabilities=margins)
-        labels = prediction.labels if to_data is None else to_data[prediction.labels]
-        counts.append(np.stack(count_pixels(labels, truth, classes, ignore_index)))
-        seen = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index
-        pairs_of_classes = truth[seen].astype(np.int64) * classes + labels[seen]
-        confusion += np.bincount(pairs_of_classes, minlength=classes**2).reshape(classes, classes)
-        margin = None if prediction.probabilities is None else _margin(prediction.probabilities)
+        labels = prediction.labels
+        if predictor.multilabel:
+            labels = labels if to_data is None else labels[..., np.argsort(to_data)]
+            counts.append(np.stack(count_multilabel(labels, truth, ignore_index)))
+        else:
+            labels = labels if to_data is None else to_data[labels]
+            counts.append(np.stack(count_pixels(labels, truth, classes, ignore_index)))
+            seen = np.ones(truth.shape, bool) if ignore_index is None else truth != ignore_index
+            pairs_of_classes = truth[seen].astype(np.int64) * classes + labels[seen]
+            confusion += np.bincount(pairs_of_classes, minlength=classes**2).reshape(classes, classes)
+        chances = prediction.probabilities
+        margin = None if chances is None else _margin(chances, predictor.multilabel)
         names.append(name)
         kept.append(shrink(labels))
         if margin is not None:
@@ -159,10 +171,10 @@ def shrink(pixels: np.ndarray) -> np.ndarray:
     return pixels[rows[:, None], columns]
 
 
-def _margin(probabilities: np.ndarray) -> np.ndarray:
-    """Return the largest probability less the second: (classes, H, W) to (H, W)."""
-    if len(probabilities) == 1:
-        return np.abs(2 * probabilities[0] - 1)
+def _margin(probabilities: np.ndarray, multilabel: bool) -> np.ndarray:
+    """Return the largest probability less the second, (classes, H, W) to (H, W); of sigmoids the least."""
+    if multilabel or len(probabilities) == 1:
+        return np.abs(2 * probabilities - 1).min(0)
     top = np.partition(probabilities, -2, axis=0)[-2:]
     return top[1] - top[0]
 

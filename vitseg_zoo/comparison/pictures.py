@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vitseg_zoo.comparison.evaluation import Evaluation, shrink
 from vitseg_zoo.comparison.runs import Run
 from vitseg_zoo.data.images import open_image, to_picture
+from vitseg_zoo.palette import mix_colors
 from vitseg_zoo.training.pictures import COLUMNS, color
 
 # Vermilion of the palette of Okabe and Ito: on gray it is seen by color-blind people, too.
@@ -21,11 +22,15 @@ _CAPTION = 24  # pixels above the pictures of an epoch, as `training.pictures.fr
 
 
 def show_errors(image: np.ndarray, labels: np.ndarray, truth: np.ndarray, ignore: int | None) -> np.ndarray:
-    """Paint what is wrong on a pale gray image: (H, W, 3) uint8 of three arrays of one size."""
+    """Paint what is wrong on a pale gray image: (H, W, 3) uint8 of three arrays of one size.
+
+    Of labels (H, W, classes) a pixel is wrong where any of them is.
+    """
     pale = (150 + image.mean(2, keepdims=True) * (105 / 255)).astype(np.uint8).repeat(3, 2)
     wrong = labels != truth
     if ignore is not None:
         wrong &= truth != ignore
+    wrong = wrong.any(2) if wrong.ndim == 3 else wrong
     return np.where(wrong[..., None], np.array(_WRONG, np.uint8), pale)
 
 
@@ -40,7 +45,7 @@ def disagreement(labels: Sequence[np.ndarray]) -> float:
     """Return the share of pixels in which two models differ, on the average over all pairs of models.
 
     Args:
-        labels: Of each model the predicted classes (H, W) of one image.
+        labels: Of each model the predicted classes (H, W) of one image, or (H, W, classes).
 
     Example:
         >>> disagreement([np.array([[0, 1]]), np.array([[0, 0]])])
@@ -84,7 +89,7 @@ class Tiles:
         if index not in self._kept:
             image, mask = self.pairs[index]
             mask = shrink(mask)
-            picture = Image.fromarray(to_picture(image)).resize(mask.shape[::-1], Image.Resampling.BOX)
+            picture = Image.fromarray(to_picture(image)).resize(mask.shape[1::-1], Image.Resampling.BOX)
             self._kept[index] = np.asarray(picture), mask
         return self._kept[index]
 
@@ -98,7 +103,8 @@ class Tiles:
 
     def labels(self, labels: np.ndarray) -> str:
         """Give predicted classes in their colors."""
-        return data_uri(color(labels, self.palette), "PNG")
+        colored = mix_colors(labels, self.palette) if labels.ndim == 3 else color(labels, self.palette)
+        return data_uri(colored, "PNG")
 
     def errors(self, index: int, labels: np.ndarray) -> str:
         """Give what is wrong on the pale image."""

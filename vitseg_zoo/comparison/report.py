@@ -256,7 +256,8 @@ def write_report(
         ],
         has_seeds=any(len(model.evaluations) > 1 for model in models),
         has_margins=any(evaluation.margins for evaluation in firsts),
-        confusions=[_confusion(model) for model in models],
+        confusions=[_confusion(model) for model in models if model.evaluations[0].confusion.size],
+        multilabel=not firsts[0].confusion.size,
         gif=None
         if gif is None or len(gif) > _LARGEST_GIF
         else f"data:image/gif;base64,{base64.b64encode(gif).decode('ascii')}",

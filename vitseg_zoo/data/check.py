@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vitseg_zoo.data.class_files import find_class_file, read_class_file
 from vitseg_zoo.data.class_weights import median_frequency
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, read_description
 from vitseg_zoo.data.layouts import Matched, list_files
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding
+from vitseg_zoo.data.outlines import is_background
 from vitseg_zoo.data.segmentation_folder import describe, find_parts
 from vitseg_zoo.data.survey import Record, survey
 
@@ -46,8 +48,10 @@ class Report:
         description: Where the files are and what the masks mean, as dataset.yaml says it.
         records: What was measured of each pair.
         findings: The worst first.
-        pixels: Split -> pixels of each class, and last of those without a label.
+        pixels: Split -> pixels of each class, and last of those without a label; of multi-label masks last of
+            those of no class and of those of several.
         images: Split -> images that have the class.
+        totals: Split -> pixels of all masks.
         weights: Suggested weight of each class in the loss: the median frequency over its own, by
             D. Eigen and R. Fergus, ICCV 2015 (section 6.3.2), of the first split; 0 where it has none.
         size: Median (height, width).
@@ -60,6 +64,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     pixels: dict[str, np.ndarray] = field(default_factory=dict)
     images: dict[str, np.ndarray] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=dict)
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
     size: tuple[int, int] = (0, 0)
     smallest: tuple[int, int] = (0, 0)
@@ -127,6 +132,7 @@ def check(path: str | Path, progress: Callable[[int, int], None] | None = None) 
             Finding("warning" if "pixels (" in n or "are these" in n else "note", f"{n}.", "")
             for n in notes.notes
         ]
+        findings += _other_labels(description, files, records)
     report = Report(description, records)
     findings += _files_alone(matched)
     findings += _count_classes(report)
@@ -140,7 +146,7 @@ def check(path: str | Path, progress: Callable[[int, int], None] | None = None) 
 
 def class_counts(record: Record, encoding: MaskEncoding) -> tuple[dict[int, int], list[int]]:
     """Count the pixels of each class in a mask, and list the values that are none."""
-    values = record.values
+    values = record.values if encoding.kind != "multilabel" else record.label_pixels
     if encoding.kind == "colors" and not record.colored:
         if record.palette:
             merged: Counter[int] = Counter()
@@ -178,7 +184,8 @@ def _files_alone(matched: dict[str, Matched]) -> list[Finding]:
                 Finding(
                     "warning",
                     f"{_number(found.images_alone, 'image')} of {split} without a mask.",
-                    "They are left out: add the masks, or take the images away.",
+                    "They are left out: add the masks, empty ones where there is nothing, or take the images "
+                    "away.",
                     tuple(found.images_alone),
                 )
             )
@@ -212,13 +219,45 @@ def _files_alone(matched: dict[str, Matched]) -> list[Finding]:
     return findings
 
 
+def _other_labels(
+    description: DatasetDescription, files: Sequence[str], records: Sequence[Record]
+) -> list[Finding]:
+    """Find labels of masks of one class each that the file of class names does not have, and the reverse."""
+    class_file = find_class_file(files)
+    if class_file is None or not any("{class}" in part.masks for part in description.parts.values()):
+        return []
+    names = read_class_file(description.root / class_file)[0]
+    findings = []
+    if strange := [label for label in description.labels if label not in names]:
+        masks = (zip(record.pair.classes, record.pair.masks, strict=True) for record in records)
+        findings.append(
+            Finding(
+                "warning",
+                f"{class_file} does not name {_few(strange)}, of which there are masks.",
+                "They become classes behind the others: rename the masks, or add the names.",
+                tuple(path for some in masks for label, path in some if label in strange),
+            )
+        )
+    if lacking := [name for name in names if name not in description.labels and not is_background(name)]:
+        findings.append(
+            Finding(
+                "warning",
+                f"{class_file} names {_few(lacking)}, of which there is no mask.",
+                "They are left out of the classes: add masks, or take the names out.",
+            )
+        )
+    return findings
+
+
 def _count_classes(report: Report) -> list[Finding]:
     """Fill in the classes' pixels, images and weights, and find what is odd about them."""
     description = report.description
     count = len(description.class_names)
     splits = list(dict.fromkeys(record.split for record in report.records))
-    report.pixels = {split: np.zeros(count + 1, np.int64) for split in splits}
-    report.images = {split: np.zeros(count + 1, np.int64) for split in splits}
+    further = 2 if description.multilabel else 1
+    report.pixels = {split: np.zeros(count + further, np.int64) for split in splits}
+    report.images = {split: np.zeros(count + further, np.int64) for split in splits}
+    report.totals = dict.fromkeys(splits, 0)
     present = np.zeros(count)  # pixels of the images of the first split that have the class
     undeclared: dict[str, list[int]] = {}
     unlabeled, single = [], []
@@ -229,6 +268,12 @@ def _count_classes(report: Report) -> list[Finding]:
         if strange:
             undeclared[_mask_file(record)] = strange
         total = sum(counts.values())
+        if description.multilabel:
+            total = sum(record.values.values())
+            for at, pixels in ((count, record.values.get(0, 0)), (count + 1, record.overlaps)):
+                report.pixels[record.split][at] += pixels
+                report.images[record.split][at] += pixels > 0
+        report.totals[record.split] += total
         for index, pixels in counts.items():
             at = count if index == IGNORE_INDEX and description.ignore_index is not None else index
             report.pixels[record.split][at] += pixels
@@ -237,7 +282,7 @@ def _count_classes(report: Report) -> list[Finding]:
                 present[at] += total
         if counts and set(counts) == {IGNORE_INDEX} and description.ignore_index is not None:
             unlabeled.append(_mask_file(record))
-        elif set(counts) == {0}:
+        elif set(counts) == (set() if description.multilabel else {0}):
             single.append(_mask_file(record))
     first = report.pixels[splits[0]][:count]
     report.weights = median_frequency(first, present)
@@ -266,7 +311,9 @@ def _count_classes(report: Report) -> list[Finding]:
         findings.append(
             Finding(
                 "note",
-                f"{_number(single, 'mask')} with nothing but {description.class_names[0]}.",
+                f"{_number(single, 'image')} without a pixel of any class."
+                if description.multilabel
+                else f"{_number(single, 'mask')} with nothing but {description.class_names[0]}.",
                 "Right if there is nothing else to see in the images.",
                 tuple(single),
             )
@@ -348,7 +395,7 @@ def _images(report: Report) -> list[Finding]:
                 files = tuple(read[index].pair.image for index in worst)
                 findings.append(Finding("warning", f"{_number(files, 'image')} {text}.", advice, files))
     overlapping = [r for r in report.records if r.overlaps]
-    if overlapping:
+    if overlapping and not report.description.multilabel:
         labels = report.description.labels
         findings.append(
             Finding(

@@ -13,6 +13,7 @@ from vitseg_zoo.data.images import read_pixels, to_picture
 from vitseg_zoo.data.segmentation_folder import read_classes
 from vitseg_zoo.data.survey import Record, read_masks
 from vitseg_zoo.files import atomic_path
+from vitseg_zoo.palette import mix_colors
 
 _SIDE = 256  # pixels of a picture's longer side
 _PICTURES = 8  # of a class or finding
@@ -32,7 +33,7 @@ def write_page(report: Report, path: str | Path) -> None:
     # Names of files and classes are anybody's: autoescape.
     environment = Environment(loader=PackageLoader("vitseg_zoo", "data"), autoescape=True)
     description = report.description
-    totals = {split: max(1, int(pixels.sum())) for split, pixels in report.pixels.items()}
+    totals = {split: max(1, total) for split, total in report.totals.items()}
     classes = [
         {
             "name": name,
@@ -63,16 +64,19 @@ def write_page(report: Report, path: str | Path) -> None:
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, palette: tuple[Color, ...]) -> np.ndarray:
-    """Lay the colors of classes over an image, all but the first class's.
+    """Lay the colors of classes over an image, of class numbers all but the first class's.
 
     Args:
         image: (H, W, 3) uint8.
-        mask: (H, W) class numbers.
+        mask: (H, W) class numbers, or 0 and 1 (H, W, classes).
         palette: Color of each class.
 
     Returns:
         (H, W, 3) uint8.
     """
+    if mask.ndim == 3:
+        mixed = image // 2 + mix_colors(mask, palette[: mask.shape[2]]) // 2
+        return np.where(mask.max(2, keepdims=True) > 0, mixed, image)
     colors = np.full((256, 3), 128, np.uint8)
     colors[: len(palette)] = palette
     mixed = image // 2 + colors[np.minimum(mask, 255)] // 2
@@ -85,7 +89,7 @@ def _class_pictures(report: Report, index: int) -> list[dict]:
     for record in report.records:
         counts, _ = class_counts(record, report.description.encoding)
         if counts.get(index) and record.image_size == record.mask_size and not record.errors:
-            found.append((counts[index] / sum(counts.values()), record))
+            found.append((counts[index] / sum(record.values.values()), record))
     found.sort(key=lambda item: -item[0])
     chosen = np.unique(np.linspace(0, len(found) - 1, min(_PICTURES, len(found))).astype(int))
     pictures: list[dict] = []
@@ -94,7 +98,7 @@ def _class_pictures(report: Report, index: int) -> list[dict]:
         image, mask = _small(report, record)
         if mask is None:
             continue
-        inside = (mask == index)[..., None]
+        inside = (mask[..., index] > 0 if mask.ndim == 3 else mask == index)[..., None]
         color = np.array(report.description.palette[index], np.uint8)
         if color.max() < 90:
             color = np.array(_HIGHLIGHT, np.uint8)
@@ -129,18 +133,20 @@ def _finding_pictures(report: Report, finding: Finding) -> list[dict]:
 
 
 def _small(report: Report, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the image and the class numbers of a pair, shrunk; no mask where it does not fit."""
+    """Return the image and mask of a pair, shrunk; no mask where it does not fit."""
     image = _shrink(_visible(report.description.root / record.pair.image))
     try:
         mask = read_classes(report.description, record.pair)
     except ValueError:
+        if report.description.multilabel:
+            return image, None
         try:  # only what is no class
             encoding = report.description.encoding
             pixels = read_masks(report.description.root, record.pair, encoding.kind == "colors")
             mask = np.where(encoding.knows(pixels), 0, len(report.description.class_names))
         except ValueError:
             return image, None
-    if mask.shape != record.image_size:
+    if mask.shape[:2] != record.image_size:
         return image, None
     rows = (np.arange(image.shape[0]) * mask.shape[0]) // image.shape[0]
     columns = (np.arange(image.shape[1]) * mask.shape[1]) // image.shape[1]

@@ -30,7 +30,11 @@ def median_frequency(pixels: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def class_weights(masks: Iterable[np.ndarray], classes: int) -> list[float]:
-    """Weigh the classes of masks (H, W) by `median_frequency`; other values only make images larger.
+    """Weigh the classes of masks by `median_frequency`; other values only make images larger.
+
+    Args:
+        masks: (H, W) class numbers, or (H, W, classes) of 0 and 1, where a pixel may have several classes.
+        classes: Number of classes.
 
     Example:
         >>> class_weights([np.array([[0, 0, 0, 1]]), np.array([[0, 0, 255, 255]])], classes=2)
@@ -38,7 +42,10 @@ def class_weights(masks: Iterable[np.ndarray], classes: int) -> list[float]:
     """
     pixels, present = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
     for mask in masks:
-        counts = np.bincount(mask.ravel(), minlength=classes)[:classes]
+        if mask.ndim == 3:
+            counts = np.count_nonzero(mask, axis=(0, 1))
+        else:
+            counts = np.bincount(mask.ravel(), minlength=classes)[:classes]
         pixels += counts
-        present[counts > 0] += mask.size
+        present[counts > 0] += mask.shape[0] * mask.shape[1]
     return median_frequency(pixels, present).tolist()

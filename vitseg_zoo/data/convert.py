@@ -1,4 +1,7 @@
-"""A copy of a data set in the plain layout: SPLIT/images, SPLIT/masks with class numbers, and classes.txt."""
+"""A copy of a data set in the plain layout: SPLIT/images, SPLIT/masks with class numbers, and classes.txt.
+
+Where a pixel may have several classes, SPLIT/masks has a folder a class, with masks of 0 and 255.
+"""
 
 import shutil
 import tempfile
@@ -6,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from os import cpu_count
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from PIL import Image
 
 from vitseg_zoo.data.description import DatasetDescription
 from vitseg_zoo.data.layouts import Pair
 from vitseg_zoo.data.segmentation_folder import read_classes
+from vitseg_zoo.files import file_names
 
 
 def convert(description: DatasetDescription, out: str | Path) -> int:
@@ -43,7 +48,8 @@ def convert(description: DatasetDescription, out: str | Path) -> int:
         with ThreadPoolExecutor(cpu_count()) as pool:
             for _ in pool.map(lambda item: _write(description, partial, *item), pairs):
                 pass
-        (partial / "classes.txt").write_text("\n".join(description.class_names) + "\n", encoding="utf-8")
+        names = file_names(description.class_names) if description.multilabel else description.class_names
+        (partial / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
         partial.chmod(0o755)
         partial.rename(out)
     except BaseException:
@@ -55,8 +61,14 @@ def convert(description: DatasetDescription, out: str | Path) -> int:
 def _write(description: DatasetDescription, folder: Path, split: str, pair: Pair) -> None:
     ending = PurePosixPath(pair.image).suffix
     image = folder / split / "images" / (pair.name + ending)
-    mask = folder / split / "masks" / (pair.name + ".png")
-    for path in (image, mask):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    mask, classes = Path(pair.name + ".png"), read_classes(description, pair)
+    masks = {mask: classes}
+    if description.multilabel:
+        names = enumerate(file_names(description.class_names))
+        masks = {Path(name) / mask: classes[..., index] * np.uint8(255) for index, name in names}
+    image.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(description.root / pair.image, image)
-    Image.fromarray(read_classes(description, pair)).save(mask)
+    for name, pixels in masks.items():
+        path = folder / split / "masks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)

@@ -39,7 +39,8 @@ class DatasetDescription:
         ignore_index: Class number of pixels without a label, or None if there are none.
         val: Share of the images that are measured on, where `parts` has only "all".
         seed: Seed of that division.
-        labels: Names in files of outlines, the n-th of which is drawn with the value n, and nothing with 0.
+        labels: Names in files of outlines, or of masks of one class each, the n-th of which is drawn with the
+            value n, and nothing with 0.
         channels: How many channels images are read with, as `vitseg_zoo.data.images.read_image` does.
     """
 
@@ -53,6 +54,11 @@ class DatasetDescription:
     seed: int = 0
     channels: int = 3
     labels: tuple[str, ...] = ()
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether a pixel may have several classes."""
+        return self.encoding.kind == "multilabel"
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -135,7 +141,7 @@ def write_description(description: DatasetDescription, path: Path) -> None:
     encoding = description.encoding
     by_class: dict[int, list] = {}
     for value, index in encoding.values.items():
-        by_class.setdefault(index, []).append(value if encoding.kind == "gray" else encoding.name(value))
+        by_class.setdefault(index, []).append(encoding.name(value) if encoding.kind == "colors" else value)
     same = path.parent.resolve() == description.root.resolve()
     content: dict[str, Any] = {
         "root": "." if same else str(description.root.resolve()),
@@ -255,8 +261,12 @@ def _parse(content: Any, path: Path) -> DatasetDescription:
     if "all" in parts and len(parts) > 1:
         raise _Invalid('splits has "all", which is divided at random, beside others: take one out.')
     kind = _take(content, "masks", str, "gray")
-    if kind not in ("gray", "colors"):
-        raise _Invalid(f"masks should be gray or colors, got {kind[:60]!r}.")
+    if kind not in ("gray", "colors", "multilabel"):
+        raise _Invalid(f"masks should be gray, colors or multilabel, got {kind[:60]!r}.")
+    if kind == "multilabel" and not all("{class}" in part.masks for part in parts.values()):
+        raise _Invalid("multilabel masks should be a file a class, as masks/{class}/{name}.png.")
+    if kind == "multilabel" and _take(content, "ignore", list, []):
+        raise _Invalid("multilabel masks have no values of pixels without a label: leave out ignore.")
     names, palette, values = _parse_classes(content, kind)
     channels = _take(content, "channels", int, 3)
     if not 0 < channels <= MAX_CHANNELS:
@@ -288,7 +298,7 @@ def _parse_classes(content: Any, kind: str) -> tuple[list[str], list[Color], dic
         for value in listed:
             key = _value(value, kind)
             if key is None:
-                wanted = "whole numbers" if kind == "gray" else 'colors as "#ff0000"'
+                wanted = 'colors as "#ff0000"' if kind == "colors" else "whole numbers"
                 raise _Invalid(f"{where} should be {wanted}, got {str(value)[:60]!r}.")
             if key in values:
                 raise _Invalid(f"{where}: the value {value} stands for two classes.")
@@ -313,7 +323,7 @@ def _parse_classes(content: Any, kind: str) -> tuple[list[str], list[Color], dic
 
 
 def _value(value: Any, kind: str) -> int | None:
-    if kind == "gray":
+    if kind != "colors":
         return value if type(value) is int and abs(value) < 2**31 else None
     color = parse_color(value)
     return None if color is None else int(pack(np.array(color)))

@@ -109,7 +109,9 @@ class MaskEncoding:
     """Which value or color of a mask is which class.
 
     Args:
-        kind: "gray" (`values` are gray levels or numbers of a palette) or "colors" (`values` are packed).
+        kind: "gray" (`values` are gray levels or numbers of a palette), "colors" (`values` are packed), or
+            "multilabel" (a mask a class, of which a pixel may have several: `values` are the positions, from
+            1, of the masks' labels).
         values: Value -> class number, or `IGNORE_INDEX` for pixels without a label.
         snap: Whether other values become the nearest one that is known, as for JPEG and smoothed masks.
 
@@ -173,7 +175,7 @@ class MaskEncoding:
 
     def name(self, value: int) -> str:
         """Write a value as people know it: `255`, or `#ff0000`."""
-        return str(value) if self.kind == "gray" else "#{:02x}{:02x}{:02x}".format(*unpack(value))
+        return str(value) if self.kind != "colors" else "#{:02x}{:02x}{:02x}".format(*unpack(value))
 
     def _numbers(self, pixels: np.ndarray) -> np.ndarray:
         if self.kind == "colors":

@@ -16,9 +16,10 @@ from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.guess_layout import guess_layout, has_masks, split_lists
 from vitseg_zoo.data.images import as_image, read_image, read_size, read_window
 from vitseg_zoo.data.layouts import Matched, Pair, Part, list_files
-from vitseg_zoo.data.masks import Proposal, as_mask, propose
+from vitseg_zoo.data.masks import MaskEncoding, Proposal, as_mask, propose
 from vitseg_zoo.data.pair_tables import guess_tables
-from vitseg_zoo.data.survey import Record, choose_channels, read_masks, survey
+from vitseg_zoo.data.survey import Record, choose_channels, read_masks, read_multilabel, survey
+from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.terminal import say
 
 _LOOKED_AT = 16  # images that say how many channels all have, where there is no dataset.yaml
@@ -26,6 +27,8 @@ _LOOKED_AT = 16  # images that say how many channels all have, where there is no
 
 class SegmentationFolder(Sequence):
     """Images with masks in a folder of any layout, as pairs (image, mask) with class numbers.
+
+    Where the masks are multi-label, one of each class that may overlap, a mask is (H, W, classes) of 0 and 1.
 
     Args:
         path: The folder, or its dataset.yaml as `vitseg check DIR --write` writes it. A folder without one is
@@ -38,6 +41,7 @@ class SegmentationFolder(Sequence):
         palette: Their colors (red, green, blue).
         ignore_index: Value of pixels without a label in the masks that come out; None if there are none.
         channels: Of the images.
+        mode: SMP's word: "multiclass" or "multilabel".
         pairs: The files.
 
     Raises:
@@ -60,6 +64,7 @@ class SegmentationFolder(Sequence):
         self.palette = self.description.palette
         self.ignore_index = self.description.ignore_index
         self.channels = self.description.channels
+        self.mode = "multilabel" if self.description.multilabel else "multiclass"
         matched = self.description.match()[split]
         if not matched.pairs:
             raise FileNotFoundError(f"{path} has no images with masks for {split}.")
@@ -74,7 +79,7 @@ class SegmentationFolder(Sequence):
         pair = self.pairs[index]
         image = read_image(self.description.root / pair.image, self.channels)
         mask = read_classes(self.description, pair)
-        if mask.shape != image.shape[:2]:
+        if mask.shape[:2] != image.shape[:2]:
             raise ValueError(
                 f"{self.description.root / pair.masks[0]} is {mask.shape[1]} x {mask.shape[0]} pixels, but "
                 f"its image is {image.shape[1]} x {image.shape[0]}."
@@ -90,7 +95,7 @@ class SegmentationFolder(Sequence):
         return read_size(self.description.root / self.pairs[index].image)
 
     def mask(self, index: int) -> np.ndarray:
-        """Return the class numbers (H, W) of an image."""
+        """Return the class numbers (H, W) of an image, or 0 and 1 (H, W, classes)."""
         return read_classes(self.description, self.pairs[index])
 
     def window(self, index: int, window: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -112,7 +117,7 @@ class SegmentationFolder(Sequence):
             if part is None
             else self.description.encoding.decode(as_mask(part, root / pair.masks[0]))
         )
-        if mask.shape != image.shape[:2]:
+        if mask.shape[:2] != image.shape[:2]:
             raise ValueError(f"{root / pair.masks[0]} is of another size than its image.")
         return image, mask
 
@@ -186,11 +191,13 @@ def _leave_out_bad(folder: SegmentationFolder | ImageFolders) -> None:
 
 
 def read_classes(description: DatasetDescription, pair: Pair) -> np.ndarray:
-    """Read the class numbers (H, W) of a pair's mask.
+    """Read the class numbers (H, W) of a pair's mask, or of multi-label ones 0 and 1 (H, W, classes).
 
     Raises:
         ValueError: If it cannot be read or has values that are no class; the message names the file.
     """
+    if description.multilabel:
+        return read_multilabel(description.root, pair, description.encoding.values)
     pixels = read_masks(description.root, pair, description.encoding.kind == "colors")
     try:
         return description.encoding.decode(pixels)
@@ -274,10 +281,26 @@ def describe(
         names = ("background", *labels)
     elif class_file:
         names, name_colors = read_class_file(root / class_file)
-    found = propose(gray, colors, names, name_colors, palette if one_palette else None)
+    if labels and any(record.overlaps for record in kept):
+        found = _propose_multilabel(labels, kept)
+    else:
+        found = propose(gray, colors, names, name_colors, palette if one_palette else None)
     description = DatasetDescription(
         *(root, parts, found.encoding, found.class_names, found.palette, found.ignore_index),
         channels=choose_channels(kept),
         labels=labels,
     )
     return description, found, kept
+
+
+def _propose_multilabel(labels: Sequence[str], records: Sequence[Record]) -> Proposal:
+    """Make each label a class of its own, and no background."""
+    several = [record.overlaps for record in records if record.overlaps]
+    images = f"{len(several)} image{'s' * (len(several) > 1)}"
+    note = (
+        f"{images} with pixels of several classes, {sum(several)} in all: the masks are multi-label, each "
+        "class is learned by itself"
+    )
+    encoding = MaskEncoding("multilabel", {index + 1: index for index in range(len(labels))})
+    palette = distinct_colors(len(labels) + 1)[1:]  # black is for pixels of no class
+    return Proposal(encoding, tuple(labels), tuple(palette), None, (note,))

@@ -5,7 +5,7 @@ import io
 import mmap
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -45,6 +45,7 @@ class Record:
         sharpness: Variance of the Laplacian over that of the gray levels, at a side of at most 256 pixels.
         specks: Single pixels whose four neighbors agree with each other and not with them.
         overlaps: Pixels that masks of several classes claim.
+        label_pixels: Position of a label, from 1 -> pixels, of masks of one class each.
     """
 
     split: str
@@ -65,6 +66,7 @@ class Record:
     sharpness: float = 0.0
     specks: int = 0
     overlaps: int = 0
+    label_pixels: dict[int, int] = field(default_factory=dict)
 
 
 def survey(
@@ -124,7 +126,7 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
     if is_annotation(pair.masks[0]):
         return draw_pair(root, pair, lambda: read_size(root / pair.image))
     if pair.classes:
-        return _merge_classes(root, pair)[0]
+        return _merge_classes(root, pair, Record("", pair))
     merged = read_mask(root / pair.masks[0], colors)
     for path in pair.masks[1:]:
         mask = read_mask(root / path, colors)
@@ -134,27 +136,62 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
     return merged
 
 
-def _merge_classes(root: Path, pair: Pair) -> tuple[np.ndarray, int]:
-    """Merge masks of one class each: the n-th label is n + 1, and lies on those before it; count overlaps.
+def read_multilabel(root: Path, pair: Pair, values: Mapping[int, int]) -> np.ndarray:
+    """Read masks of one class each as (H, W, classes) uint8: 1 where a pixel has the class.
 
-    What lies above half of a mask's largest value is inside.
+    Args:
+        root: Folder of the data.
+        pair: The pair; of a class without a mask there is nothing in the image.
+        values: Position of a label, from 1 -> number of its class.
+
+    Raises:
+        ValueError: If a mask cannot be read or is of no class, or sizes differ.
+    """
+    stacked = None
+    for position, inside in _masks_of_classes(root, pair):
+        if stacked is None:
+            stacked = np.zeros((*inside.shape, max(values.values(), default=-1) + 1), np.uint8)
+        if position and position not in values:
+            raise ValueError(
+                f"{root / pair.masks[0]}: there is a mask of {pair.labels[position - 1]!r}, no class."
+            )
+        if position:
+            stacked[..., values[position]] |= inside
+    assert stacked is not None
+    return stacked
+
+
+def _masks_of_classes(root: Path, pair: Pair) -> Iterator[tuple[int, np.ndarray]]:
+    """Read masks of one class each in the order of the labels: position, from 1, and (H, W) bool.
+
+    What lies above half of a mask's largest value is inside. The background's position is 0.
     """
     masks = sorted(zip(pair.classes, pair.masks, strict=True), key=lambda item: _rank(item[0], pair.labels))
-    merged, overlaps = None, 0
+    shape = None
     for label, path in masks:
         mask = read_mask(root / path)
         if mask.ndim == 3:
             mask = mask.max(2)
-        if merged is None:
-            merged = np.zeros(mask.shape, np.uint8 if len(pair.labels) < 256 else np.uint16)
-        if mask.shape != merged.shape:
+        shape = shape or mask.shape
+        if mask.shape != shape:
             raise ValueError(f"{root / path} is of another size than {pair.masks[0]}.")
-        inside = 2 * mask.astype(np.int64) > mask.max(initial=0)
-        value = _rank(label, pair.labels) + 1
-        overlaps += int(np.count_nonzero(inside & (merged != 0) & (merged != value)))
-        merged[inside] = value
-    assert merged is not None
-    return merged, overlaps
+        yield _rank(label, pair.labels) + 1, 2 * mask.astype(np.int64) > mask.max(initial=0)
+
+
+def _merge_classes(root: Path, pair: Pair, record: Record) -> np.ndarray:
+    """Merge masks of one class each: the n-th label is n, and lies on those before it; fill in the record."""
+    merged, several = None, None
+    for position, inside in _masks_of_classes(root, pair):
+        if merged is None or several is None:
+            merged = np.zeros(inside.shape, np.uint8 if len(pair.labels) < 256 else np.uint16)
+            several = np.zeros(inside.shape, bool)
+        several |= inside & (merged != 0) & (merged != position)
+        merged[inside] = position
+        if position and inside.any():
+            record.label_pixels[position] = record.label_pixels.get(position, 0) + int(inside.sum())
+    assert merged is not None and several is not None
+    record.overlaps = int(several.sum())
+    return merged
 
 
 def _rank(label: str, labels: Sequence[str]) -> int:
@@ -168,8 +205,7 @@ def _rank(label: str, labels: Sequence[str]) -> int:
 
 def _measure_mask(record: Record, root: Path) -> None:
     if record.pair.classes:
-        merged, record.overlaps = _merge_classes(root, record.pair)
-        pixels, palette = merged, None
+        pixels, palette = _merge_classes(root, record.pair, record), None
     elif len(record.pair.masks) == 1 and not is_annotation(record.pair.masks[0]):
         pixels, palette = read_pixels(root / record.pair.masks[0], "a mask")
         if palette is None:

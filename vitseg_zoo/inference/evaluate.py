@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vitseg_zoo.inference.predictor import predict_image
-from vitseg_zoo.metrics import SegmentationMetrics
+from vitseg_zoo.metrics import MultilabelMetrics, SegmentationMetrics
 from vitseg_zoo.weights.metadata import describe_model
 from vitseg_zoo.weights.saving import load_model, save_model
 
@@ -26,7 +26,8 @@ def evaluate(
     Args:
         model: as `vitseg_zoo.load_model` returns it.
         metadata: likewise; `class_names` is needed.
-        pairs: uint8 images (H, W, 3) and masks (H, W) of class indices.
+        pairs: uint8 images (H, W, 3) and masks (H, W) of class indices; of a multi-label model 0 and 1
+            (H, W, classes).
         ignore_index: mask value of pixels that do not count; None if there are none.
 
     Returns:
@@ -39,13 +40,16 @@ def evaluate(
         True
     """
     names = list(metadata["class_names"])
-    if len(names) == 1:  # by a sigmoid: it is there, or not
+    multilabel = metadata.get("mode") == "multilabel"
+    if len(names) == 1 and not multilabel:  # by a sigmoid: it is there, or not
         names = ["background", *names]
     # One of a training's processes measures alone.
-    metrics = SegmentationMetrics(names, ignore_index, sync_on_compute=False)
+    kind = MultilabelMetrics if multilabel else SegmentationMetrics
+    metrics = kind(names, ignore_index, sync_on_compute=False)
     for image, mask in pairs:
         labels = predict_image(model, image, metadata)
-        metrics.update(torch.tensor(labels, dtype=torch.int64), torch.tensor(mask, dtype=torch.int64))
+        both = (torch.tensor(array, dtype=torch.int64) for array in (labels, mask))
+        metrics.update(*(array.movedim(-1, 0)[None] if multilabel else array for array in both))
     return {name: round(float(value), 5) for name, value in metrics.compute().items()}
 
 

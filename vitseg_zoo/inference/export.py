@@ -94,6 +94,10 @@ class DeployedModel(nn.Module):
         labels: Return labels (B, H, W), uint8 or, of more than 256 classes, int32.
         mean: Of images in [0, 1], one for each channel or one for all.
         std: Likewise.
+        multilabel: A pixel may have several classes.
+
+    Raises:
+        ValueError: If labels are asked for where a pixel may have several.
 
     Example:
         >>> deployed = DeployedModel(nn.Conv2d(3, 2, 1), "uint8_nhwc", labels=True)
@@ -108,8 +112,15 @@ class DeployedModel(nn.Module):
         labels: bool = False,
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
+        multilabel: bool = False,
     ) -> None:
         super().__init__()
+        if labels and multilabel:
+            raise ValueError(
+                "labels=True is for one class a pixel, and the model is multi-label: export its logits, of "
+                "which those above 0 are there."
+            )
+        self.multilabel = multilabel
         self.model, self.input, self.labels = model, input, labels
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
@@ -198,7 +209,8 @@ def export_model(
     about |= for_size(about, size)
     predictor = Predictor(model, "cpu", metadata=about)
     deployed = DeployedModel(
-        model, input, labels, about.get("mean") or (0.0,), about.get("std") or (1.0,)
+        *(model, input, labels, about.get("mean") or (0.0,), about.get("std") or (1.0,)),
+        multilabel=predictor.multilabel,
     ).eval()
     said = {
         **{key: about[key] for key in METADATA if about.get(key) not in (None, (), [], "")},
@@ -350,5 +362,6 @@ def _compare(deployed: DeployedModel, run: Run, what: str, images: np.ndarray) -
         raise ValueError(f"the file gives {found.shape} of {what}, but the model gives {expected.shape}.")
     if expected.ndim == 3:
         return Agreement(what, float((expected == found).mean()), None)
-    labels = [maps.argmax(1) if maps.shape[1] > 1 else maps > 0 for maps in (expected, found)]
+    by_class = expected.shape[1] > 1 and not deployed.multilabel
+    labels = [maps.argmax(1) if by_class else maps > 0 for maps in (expected, found)]
     return Agreement(what, float((labels[0] == labels[1]).mean()), float(np.abs(expected - found).max()))

@@ -32,9 +32,11 @@ ImageLike: TypeAlias = np.ndarray | torch.Tensor | Image.Image | str | Path
 class Prediction:
     """What a model says of an image, at the image's own size."""
 
-    labels: np.ndarray  # (H, W) class indices, uint8 or, of more than 256 classes, uint16
+    # (H, W) class indices, uint8 or, of more than 256 classes, uint16; of a multi-label model whether a pixel
+    # has each class, (H, W, classes) bool.
+    labels: np.ndarray
     probabilities: np.ndarray | None = None  # (classes, H, W) float32, if asked for
-    confidence: np.ndarray | None = None  # (H, W) float32: the probability of the label, if asked for
+    confidence: np.ndarray | None = None  # float32, as large: the probability of each label, if asked for
 
 
 class Predictor:
@@ -49,6 +51,8 @@ class Predictor:
       on Cityscapes.
     - `"whole"`: at its own size, rounded up to multiples of 32; the default without an `input_size`.
 
+    Of a model whose metadata say `mode="multilabel"` each class is there or not, by a sigmoid above 0.5.
+
     Args:
         model: A model of `smp.create_model`, of Hugging Face, or any module that maps images to logits
             (B, classes, h, w); or what `load_model` takes: a file, a folder, a name of the catalog. It is
@@ -56,7 +60,7 @@ class Predictor:
             is run by its own runtime.
         device: `"auto"` is CUDA, else MPS, else the CPU.
         metadata: `mean` and `std` of images in [0, 1] (default 0 and 1), `input_size` (height, width), `fit`,
-            `class_names` and so on, in place of those of the file or of `model.pretrained_cfg`.
+            `mode`, `class_names` and so on, in place of those of the file or of `model.pretrained_cfg`.
         fit: How an image comes to the model, in place of what the metadata say.
         tile: Side of the tiles in pixels, a multiple of 32; means `fit="tiles"`.
         overlap: Part of a tile that its neighbor covers, too, in [0, 1).
@@ -103,6 +107,7 @@ class Predictor:
         config = dict(getattr(model, "config", {})) if hasattr(model, "segmentation_head") else {}
         arguments = config | self.metadata.get("arguments", {})
         self.channels: int = arguments.get("in_channels", 3)
+        self.multilabel = self.metadata.get("mode") == "multilabel"
         names = self.metadata.get("class_names") or ()
         self.classes: int | None = arguments.get("classes") or len(names) or None
 
@@ -143,11 +148,11 @@ class Predictor:
 
     @property
     def class_names(self) -> list[str]:
-        """Return the name of each label; of a model of one class, `background` and that one."""
+        """Return the name of each label; of a model of one class or none, `background` and that one."""
         names = list(
             self.metadata.get("class_names") or [f"class {index}" for index in range(self.classes or 1)]
         )
-        return ["background", *names] if len(names) == 1 else names
+        return ["background", *names] if len(names) == 1 and not self.multilabel else names
 
     @property
     def palette(self) -> list[tuple[int, ...]]:
@@ -156,7 +161,8 @@ class Predictor:
         names = self.class_names
         if len(palette) + 1 == len(names):
             palette = [(0, 0, 0), *palette]
-        return palette or list(distinct_colors(len(names)))
+        without_black = int(self.multilabel)  # it is for pixels of no class
+        return palette or list(distinct_colors(len(names) + without_black)[without_black:])
 
     def describe(self) -> str:
         """Say in one line how an image comes to the model."""
@@ -187,7 +193,8 @@ class Predictor:
             confidence: Give the probability of each pixel's label, too.
 
         Returns:
-            A `Prediction`, or a list of them. Of a model of one class, the label 1 is its presence.
+            A `Prediction`, or a list of them. Of a model of one class, the label 1 is its presence; of a
+            multi-label model there is a mask a class.
 
         Raises:
             ValueError: If an image cannot be read, or has other channels than the model takes.
@@ -218,7 +225,7 @@ class Predictor:
             first_row: Go on from this row, down to which an earlier call came.
 
         Yields:
-            Labels (rows, W) of the next rows, uint8 or uint16.
+            Labels (rows, W) of the next rows, uint8 or uint16, or (rows, W, classes) bool.
         """
         rows: list[np.ndarray] = []
         blocks = blend_tiles(
@@ -251,12 +258,18 @@ class Predictor:
         else:
             fitted = self._fitted(*size)
             pixels = self._to_pixels(np.stack([_resized(image, fitted) for image in images]))
-            if not (probabilities or confidence or self.tta):
+            if not (probabilities or confidence or self.tta or self.multilabel):
                 return [Prediction(labels) for labels in self._labels(self.model, pixels, size)]
-            logits = F.interpolate(self._logits(pixels), size, mode="bilinear")
+            logits = self._logits(pixels)
+            if self.multilabel and not (probabilities or confidence):  # a class at a time, in less memory
+                some = [F.interpolate(part, size, mode="bilinear") > 0 for part in logits.split(1, 1)]
+                return [Prediction(labels) for labels in torch.cat(some, 1).movedim(1, -1).cpu().numpy()]
+            logits = F.interpolate(logits, size, mode="bilinear")
         labels = self._labels(nn.Identity(), logits, None)
-        chances = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
-        largest = chances.amax(1) if logits.shape[1] > 1 else torch.maximum(chances, 1 - chances)[:, 0]
+        by_class = logits.shape[1] > 1 and not self.multilabel
+        chances = logits.softmax(1) if by_class else logits.sigmoid()
+        largest = chances.amax(1) if by_class else torch.maximum(chances, 1 - chances)
+        largest = largest.movedim(1, -1) if self.multilabel else largest.reshape(len(images), *size)
         return [
             Prediction(
                 labels[index],
@@ -332,7 +345,9 @@ class Predictor:
         return whole
 
     def _labels(self, model: nn.Module, pixels: torch.Tensor, size: tuple[int, int] | None) -> np.ndarray:
-        """Label (B, H, W), as small numbers as hold all classes."""
+        """Label (B, H, W), as small numbers as hold all classes; multi-label (B, H, W, classes) bool."""
+        if self.multilabel:
+            return (model(pixels) > 0).movedim(1, -1).cpu().numpy()
         is_small = self.classes is not None and self.classes <= 256
         labels = predict_labels(model, pixels, size, torch.uint8 if is_small else torch.int32)
         return labels.cpu().numpy().astype(np.uint8 if is_small else np.uint16, copy=False)
@@ -389,7 +404,7 @@ def predict_image(model: nn.Module, image: np.ndarray, metadata: Mapping[str, An
         metadata: See `Predictor`.
 
     Returns:
-        (H, W) uint8 class indices, at the image's own size.
+        (H, W) uint8 class indices, at the image's own size; of a multi-label model 0 and 1 (H, W, classes).
 
     Raises:
         ValueError: If a predicted class is above 255.

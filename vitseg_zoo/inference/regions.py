@@ -30,7 +30,7 @@ def find_regions(
     """Find connected regions of one class, class by class.
 
     Args:
-        labels: (H, W) class indices.
+        labels: (H, W) class indices, or (H, W, classes) bool, where a pixel may have several.
         skip: A class to leave out, as the background.
         smallest: Regions of fewer pixels are left out.
         tolerance: Pixels by which a polygon may differ from the edge, so that it has few points to move.
@@ -41,12 +41,11 @@ def find_regions(
         >>> [(region.label, int(region.mask.sum())) for region in find_regions(labels, skip=0)]
         [(1, 50)]
     """
-    for label in np.unique(labels).tolist():
+    for label in range(labels.shape[2]) if labels.ndim == 3 else np.unique(labels).tolist():
         if label == skip:
             continue
-        count, numbers, found, _ = cv2.connectedComponentsWithStats(
-            (labels == label).view(np.uint8), connectivity=4
-        )
+        inside = labels[..., label] if labels.ndim == 3 else labels == label
+        count, numbers, found, _ = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=4)
         for number in range(1, count):
             left, top, width, height, pixels = found[number].tolist()
             if pixels < smallest:
@@ -82,7 +81,7 @@ def coco_annotations(labels: np.ndarray, image_id: int, first_id: int, skip: int
         height, width = region.mask.shape
         segmentation: Any = [region.polygon.round(2).ravel().tolist()]
         if region.has_holes:
-            whole = np.zeros(labels.shape, np.uint8, order="F")
+            whole = np.zeros(labels.shape[:2], np.uint8, order="F")
             whole[region.top : region.top + height, region.left : region.left + width] = region.mask
             code = codes.encode(whole)
             segmentation = {"size": code["size"], "counts": code["counts"].decode()}
@@ -114,7 +113,7 @@ def label_studio_task(image: str, labels: np.ndarray, names: Sequence[str], skip
         names: One a class, as in the labeling configuration.
         skip: A class to leave out, as the background.
     """
-    height, width = labels.shape
+    height, width = labels.shape[:2]
     results = [
         {
             "id": f"region{index}",

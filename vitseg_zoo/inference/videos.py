@@ -1,8 +1,5 @@
 """Videos: frames predicted in batches, and what comes out as a video to look at (extra `video`)."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from vitseg_zoo.data.images import MAX_PIXELS, as_image
-from vitseg_zoo.files import atomic_path
-from vitseg_zoo.inference.outputs import count_classes, overlay_frame, palette_image, reduced
+from vitseg_zoo.files import atomic_folder, atomic_path
+from vitseg_zoo.inference.outputs import class_shares, overlay_frame, palette_image, reduced
 from vitseg_zoo.inference.predictor import Predictor
 from vitseg_zoo.terminal import Progress
 
@@ -48,24 +45,29 @@ def predict_video(predictor: Predictor, path: Path, overlay: Path, masks: Path |
             them is done.
 
     Returns:
-        (classes,) pixels of each class in all frames.
+        (classes,) shares of the classes in the pixels of all frames.
 
     Raises:
         ModuleNotFoundError: If PyAV (extra `video`) is missing.
-        ValueError: If the video cannot be read, or ends before it should. What could be read is written then.
+        ValueError: If masks are asked for of a multi-label model; or the video cannot be read, or ends before
+            it should. What could be read is written then.
     """
+    if masks is not None and predictor.multilabel:
+        raise ValueError(
+            "the masks of a video's frames have one class a pixel, but the model is multi-label."
+        )
     names, palette = predictor.class_names, predictor.palette
-    counts = np.zeros(len(names), np.int64)
+    shares = np.zeros(len(names))
     progress, done = Progress("frames"), 0
     with ExitStack() as stack:
         rate, counted, guessed, frames = stack.enter_context(_open(path))
         show = stack.enter_context(_writing(overlay, rate))
-        folder = Path(stack.enter_context(_folder(masks))) if masks is not None else None
+        folder = Path(stack.enter_context(atomic_folder(masks))) if masks is not None else None
         reader, writer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
 
         def write(first: int, batch: list[tuple[float, np.ndarray]], labels: list[np.ndarray]) -> None:
             for number, ((seconds, frame), found) in enumerate(zip(batch, labels, strict=True), first):
-                counts[:] += count_classes(found, len(names))
+                shares[:] += class_shares(found, len(names))
                 show(seconds, overlay_frame(reduced(frame), reduced(found), names, palette))
                 if folder is not None:
                     palette_image(found, palette).save(folder / f"{number:06d}.png")
@@ -87,7 +89,7 @@ def predict_video(predictor: Predictor, path: Path, overlay: Path, masks: Path |
             raise ValueError(f"{path} has no frame that can be read.")
     if done < 0.9 * counted:
         raise ValueError(f"{path} is damaged: of {counted} frames {done} could be read, and are predicted.")
-    return counts
+    return shares / done
 
 
 @contextmanager
@@ -161,15 +163,3 @@ def _writing(path: Path, rate: Fraction) -> Iterator[Any]:
 
         yield show
         container.mux(stream.encode(None))
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[str]:
-    """Give a temporary folder, which takes the name `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as outer:
-        folder = os.path.join(outer, "masks")
-        os.mkdir(folder)
-        yield folder
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(folder, path)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from vitseg_zoo.files import atomic_path
+from vitseg_zoo.palette import mix_colors
 from vitseg_zoo.terminal import printable
 from vitseg_zoo.training import pictures
 
@@ -174,38 +175,37 @@ class PredictionGallery(Callback):
     def __init__(self, dataset: Dataset, folder: Path, count: int = 21) -> None:
         pairs = [dataset[index] for index in range(min(count, len(dataset)))]
         self.images = torch.stack([image for image, _ in pairs])  # (N, C, H, W) in [0, 1]
-        self.masks = torch.stack([mask for _, mask in pairs])  # (N, H, W)
-        if self.masks.ndim == 4:
-            self.masks = _top_label(self.masks)
+        self.masks = torch.stack([mask for _, mask in pairs])  # (N, H, W), or (N, classes, H, W) of 0 and 1
         self.folder = Path(folder)
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        tiles = pictures.color(self._predict(module), self._palette(module))
+        tiles = self._color(self._predict(module), module)
         target = self.folder / "epochs" / f"{trainer.current_epoch:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         pictures.save_png(pictures.frame(tiles, f"epoch {trainer.current_epoch + 1}"), target)
 
-    def _predict(self, module: LightningModule) -> np.ndarray:
+    def _predict(self, module: LightningModule) -> torch.Tensor:
         labels = []
         with torch.no_grad(), module.trainer.precision_plugin.forward_context():
             for image in self.images.split(8):
-                found = module.labels(module(image.to(module.device)))
-                labels.append((found if found.ndim == 3 else _top_label(found)).to("cpu", torch.uint8))
-        return torch.cat(labels).numpy()
+                labels.append(module.labels(module(image.to(module.device))).to("cpu", torch.uint8))
+        return torch.cat(labels)
 
     @staticmethod
-    def _palette(module: LightningModule) -> list[list[int]]:
-        background = [] if module.hparams.mode == "multiclass" else [[0, 0, 0]]
-        return background + module.hparams.palette
+    def _color(labels: torch.Tensor, module: LightningModule) -> np.ndarray:
+        """Color (N, H, W), or (N, classes, H, W) of several classes a pixel: (N, H, W, 3)."""
+        if labels.ndim == 4:
+            return mix_colors(labels.movedim(1, -1).numpy(), module.hparams.palette)
+        background = [[0, 0, 0]] if module.hparams.mode == "binary" else []
+        return pictures.color(labels.numpy(), background + module.hparams.palette)
 
     def save(self, module: LightningModule) -> None:
         """Write predictions.png and training.gif from the module as it is and the epochs so far."""
-        palette = self._palette(module)
         images = pictures.from_tensors(self.images)
-        truth = pictures.color(self.masks.numpy(), palette)
-        predictions = {"prediction": pictures.color(self._predict(module), palette)}
+        truth = self._color(self.masks, module)
+        predictions = {"prediction": self._color(self._predict(module), module)}
         pictures.save_png(pictures.comparison(images, truth, predictions), self.folder / "predictions.png")
         epochs = sorted((self.folder / "epochs").glob("[0-9]*.png"))
         if epochs:
@@ -222,9 +222,3 @@ class PredictionGallery(Callback):
             module.eval()
             self.save(module)
             module.train(was_training)
-
-
-def _top_label(present: torch.Tensor) -> torch.Tensor:
-    """Make one label (N, H, W) of several (N, classes, H, W): 1 + the last class that is there, or 0."""
-    numbers = torch.arange(1, present.shape[1] + 1, device=present.device).view(1, -1, 1, 1)
-    return (present * numbers).amax(1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ class ChosenConfig(RunConfig):
 
     Args:
         arch: any architecture of smp.create_model
+        mode: binary: of two classes the second, by a sigmoid; by default what the data are
         encoder_name: any encoder of the zoo that fits; chosen by default, as is all that follows
         encoder_weights: as imagenet; None for random ones; auto for free ones, if they can be had
         init: start from this model: a file or a name; its classes may be others
@@ -38,11 +39,12 @@ class ChosenConfig(RunConfig):
     """
 
     chosen = (
-        *("encoder_name", "encoder_weights", "epochs", "batch_size", "lr", "layer_decay", "freeze"),
+        *("mode", "encoder_name", "encoder_weights", "epochs", "batch_size", "lr", "layer_decay", "freeze"),
         *("image_size", "crop_size"),
     )
 
     arch: str = "fusedsegformer"
+    mode: Literal["multiclass", "binary", "multilabel"] | None = None
     encoder_name: str | None = None
     encoder_weights: str | None = "auto"
     init: str | None = None
@@ -63,7 +65,19 @@ def choose(config: ChosenConfig, images: Sequence[Any], device: torch.device | N
         config: The options, which are changed.
         images: The training data, pairs of image and mask; a few are read.
         device: What is trained on; by default a GPU where there is one.
+
+    Raises:
+        ValueError: If `mode` is multilabel and the masks are not, or the reverse.
     """
+    data_mode = getattr(images, "mode", "multiclass")
+    if data_mode == "multilabel":
+        _set(config, "mode", data_mode, "a pixel may have several classes")
+    config.mode = config.mode or "multiclass"
+    if (config.mode == "multilabel") != (data_mode == "multilabel"):
+        raise ValueError(
+            f"the masks are {data_mode}, with which --mode {config.mode} does not go: leave it out, or "
+            "correct `masks` in what vitseg check --write writes."
+        )
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gigabytes = torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else 0

@@ -151,6 +151,7 @@ class SegmentationModule(LightningModule):
             "mean": self.mean.expand(1, self.channels, 1, 1).flatten().tolist(),
             "std": self.std.expand(1, self.channels, 1, 1).flatten().tolist(),
             "input_size": [size, size] if isinstance(size, int) else list(size),
+            "mode": self.hparams.mode,
             "recipe": command(names_folders=False),
         }
 

@@ -28,7 +28,7 @@ image = torch.rand(1, {{ channels }}, {{ height }}, {{ width }})  # RGB in [0, 1
 mean, std = torch.tensor({{ mean }}), torch.tensor({{ std }})
 with torch.inference_mode():
     logits = model((image - mean[:, None, None]) / std[:, None, None])
-labels = logits.argmax(1)  # (1, {{ height }}, {{ width }})
+{{ labels }}
 ```
 
 {{ facts }}
@@ -72,6 +72,9 @@ def make_model_card(description: Mapping[str, Any], where: str, title: str) -> M
     is_known = str(license).lower() in _SPDX
     height, width = description.get("input_size") or (256, 256)
     names = description.get("class_names") or ()
+    labels = f"labels = logits.argmax(1)  # (1, {height}, {width})"
+    if description.get("mode") == "multilabel" or description["arguments"].get("classes") == 1:
+        labels = "masks = logits > 0  # by a sigmoid: (1, classes, height, width), where each class is"
     facts = [
         f"- **{label}:** {_text(description[key])}" for key, label in _FACTS.items() if description.get(key)
     ]
@@ -91,6 +94,7 @@ def make_model_card(description: Mapping[str, Any], where: str, title: str) -> M
         architecture=description["architecture"],
         where=repr(where),
         channels=description["arguments"].get("in_channels", 3),
+        labels=labels,
         height=height,
         width=width,
         mean=list(description.get("mean") or IMAGENET_MEAN),

@@ -42,6 +42,7 @@ class WeightsEntry:
         None  # height and width of the crops in training; others are taken, too
     )
     fit: str | None = None  # how an image comes to the model: see `vitseg_zoo.Predictor`
+    mode: str | None = None  # what its logits are, in SMP's words: multiclass, binary or multilabel
 
     license: str = "unknown"  # of the weights, not of the code: SPDX identifier or name
     commercial_use: bool | None = None  # whether it allows it; None: read the license

@@ -187,6 +187,7 @@ def _from_training(hyper_parameters: Mapping[str, Any], checkpoint: Checkpoint, 
             for key in ("class_names", "palette")
             if hyper_parameters.get(key)
         },
+        **({"mode": hyper_parameters["mode"]} if hyper_parameters.get("mode") else {}),
     }
     size = hyper_parameters.get("image_size")
     if size is not None:

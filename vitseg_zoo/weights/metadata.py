@@ -14,7 +14,7 @@ from vitseg_zoo.weights.entry import WeightsEntry
 
 # What may be said of a model; the meaning is that of the catalog's fields.
 METADATA = (
-    *("class_names", "palette", "mean", "std", "input_size", "fit"),
+    *("class_names", "palette", "mean", "std", "input_size", "fit", "mode"),
     *("license", "commercial_use", "training_data", "metric", "metric_source", "source", "recipe", "limits"),
 )
 
@@ -28,6 +28,9 @@ _LARGEST_NUMBER = 65536
 
 # How an image may come to a model; `vitseg_zoo.Predictor` says what each means.
 FITS = ("squeeze", "shorter_side", "tiles", "whole")
+
+# What a model's logits are, in SMP's words: one class a pixel, one class or none, or each class by itself.
+MODES = ("multiclass", "binary", "multilabel")
 
 
 # What stands before the last name of an absolute path: the author's own folders.
@@ -222,6 +225,11 @@ def _check_numbers(described: Mapping[str, Any], channels: int) -> None:
             )
     if described.get("fit", "whole") not in FITS:
         raise ValueError(f"fit should be one of {', '.join(FITS)}, got {described['fit']!r}.")
+    if described.get("mode", MODES[0]) not in MODES:
+        raise ValueError(f"mode should be one of {', '.join(MODES)}, got {described['mode']!r}.")
+    classes = described.get("arguments", {}).get("classes")
+    if classes is not None and described.get("mode") == ("binary" if classes > 1 else "multiclass"):
+        raise ValueError(f"mode {described['mode']} does not go with a model of {classes} classes.")
     size = described.get("input_size", (1, 1))
     if not (_are(size, (2,), int) and min(size) > 0):
         raise ValueError(f"input_size should be (height, width) in pixels, got {size!r}.")

@@ -36,8 +36,9 @@ def save_model(model: SegmentationModel, path: str | Path, half: bool = False, *
         half: Store 32-bit numbers as 16-bit ones, in half the space; they are 32-bit again when loaded.
             Tensors with numbers above 65504 stay as they are.
         metadata: `class_names`, `palette`, `mean`, `std` (of images in [0, 1]), `input_size`, `fit` (see
-            `vitseg_zoo.Predictor`), `license`, `commercial_use`, `training_data`, `metric`, `metric_source`,
-            `source`, `recipe`, `limits`. What `load_model` gave may be passed as it is: what it says of the
+            `vitseg_zoo.Predictor`), `mode` (SMP's word: `"multiclass"`, `"binary"` or `"multilabel"`),
+            `license`, `commercial_use`, `training_data`, `metric`, `metric_source`, `source`, `recipe`,
+            `limits`. What `load_model` gave may be passed as it is: what it says of the
             model itself is not used. What a model of `vitseg_zoo.create_model` was loaded with is kept where
             nothing else is given. Numbers may be arrays or tensors.
 
