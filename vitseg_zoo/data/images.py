@@ -308,21 +308,11 @@ def _read_pillow(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _to_array(image: Image.Image) -> np.ndarray:
-    """Copy an image's pixels in parts: of a large one `np.asarray` would hold two more copies meanwhile."""
-    first = np.asarray(image.crop((0, 0, image.width, 1)))
+    """Copy an image's pixels in strips: of a large one `np.asarray` would hold two more copies meanwhile."""
+    first, rows = np.asarray(image.crop((0, 0, image.width, 1))), max(1, _PART // (4 * image.width))
     pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
-    flat, at = pixels.reshape(-1).view(np.uint8), 0
-    image.load()
-    # As `Image.tobytes`, which keeps all parts and joins them.
-    encoder = Image._getencoder(image.mode, "raw", ("L" if image.mode == "1" else image.mode,))
-    encoder.setimage(image.im, (0, 0, image.width, image.height))
-    done = 0
-    while not done:
-        _, done, data = encoder.encode(max(_PART, 4 * image.width))
-        flat[at : at + len(data)] = np.frombuffer(data, np.uint8)
-        at += len(data)
-    if done < 0 or at < len(flat):
-        raise ValueError(f"the pixels of mode {image.mode} cannot be read")
+    for top in range(0, image.height, rows):
+        pixels[top : top + rows] = image.crop((0, top, image.width, min(top + rows, image.height)))
     return pixels
 
 
