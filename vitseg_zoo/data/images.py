@@ -4,16 +4,15 @@ Whole numbers keep their type in memory, and are divided by the largest of it wh
 `torchvision.transforms.v2.ToDtype(scale=True)`; so they lie in [0, 1]. Floats are taken as they are.
 """
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, features
+from PIL import ExifTags, Image, ImageOps, features
+
+from vitseg_zoo.data.tiff import channels_last, has_windows, is_beyond_pillow, open_raster, read_tags
 
 # What files may hold, whatever their names say. Pillow knows more, and runs programs for some: PostScript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -23,7 +22,6 @@ MAX_PIXELS = 2**28
 
 _PART = 2**20  # bytes
 _MAX_BYTES = 2**31  # of a raster of many bands
-_TIFF = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")  # the first bytes of TIFF and of BigTIFF
 MAX_CHANNELS = 64  # an array whose last side is longer than this, and whose first is not, is (C, H, W)
 
 
@@ -51,31 +49,6 @@ def open_image(path: str | Path | BinaryIO) -> Image.Image:
 @cache
 def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name != "AVIF" or features.check("avif"))
-
-
-@contextmanager
-def open_raster(path: str | Path) -> Iterator[Any]:
-    """Open a TIFF of any bands by rasterio (extra `geo`), to read all of it or a window.
-
-    Only TIFF is opened, whatever the name says, and no file beside it is read or written.
-
-    Yields:
-        A `rasterio.DatasetReader`; its `read` gives (bands, height, width).
-
-    Raises:
-        ModuleNotFoundError: If rasterio is missing.
-        rasterio.errors.RasterioIOError: If it is no TIFF or damaged.
-    """
-    import rasterio
-    from rasterio.errors import NotGeoreferencedWarning
-
-    with (
-        warnings.catch_warnings(),
-        rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR", GDAL_PAM_ENABLED="NO"),
-    ):
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(Path(path).absolute(), driver="GTiff") as raster:
-            yield raster
 
 
 def read_image(path: Path, channels: int = 3) -> np.ndarray:
@@ -184,12 +157,12 @@ def read_window(path: Path, window: tuple[int, int, int, int]) -> np.ndarray | N
     """
     try:
         with open(path, "rb") as file:
-            tags = _tiff_tags(file)
-        if tags is None or not _has_windows(tags):
+            tags = read_tags(file)
+        if tags is None or not has_windows(tags):
             return None
         top, left, height, width = window
         with open_raster(path) as raster:
-            return _channels_last(raster.read(window=((top, top + height), (left, left + width))))
+            return channels_last(raster.read(window=((top, top + height), (left, left + width))))
     except ModuleNotFoundError:
         return None
     except Exception as error:  # GDAL's
@@ -206,8 +179,8 @@ def read_size(path: Path) -> tuple[int, int]:
         if path.suffix.lower() == ".npy":
             return _read_array(path).shape[:2]
         with open(path, "rb") as file:
-            tags = _tiff_tags(file)
-            if tags is not None and _is_beyond_pillow(tags):
+            tags = read_tags(file)
+            if tags is not None and is_beyond_pillow(tags):
                 with open_raster(path) as raster:
                     turned = tags.get(ExifTags.Base.Orientation, 1) > 4
                     return (raster.width, raster.height) if turned else (raster.height, raster.width)
@@ -236,8 +209,8 @@ def read_pixels(path: Path, what: str = "an image") -> tuple[np.ndarray, np.ndar
         if path.suffix.lower() == ".npy":
             return _read_array(path), None
         with open(path, "rb") as file:
-            tags = _tiff_tags(file)
-            if tags is not None and _is_beyond_pillow(tags):
+            tags = read_tags(file)
+            if tags is not None and is_beyond_pillow(tags):
                 return _turn(_read_raster(path), tags.get(ExifTags.Base.Orientation, 1)), None
             image = open_image(file)
             if (pixels := _read_jpeg(image, file)) is not None:
@@ -316,51 +289,6 @@ def _to_array(image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def _tiff_tags(file: BinaryIO) -> TiffImagePlugin.ImageFileDirectory_v2 | None:
-    """Read the tags of a TIFF; None of another file."""
-    header = file.read(8)
-    if not header.startswith(_TIFF):
-        file.seek(0)
-        return None
-    if b"+" in header[2:4]:  # BigTIFF
-        header += file.read(8)
-    tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-    file.seek(tags.next)
-    tags.load(file)
-    file.seek(0)
-    return tags
-
-
-def _has_windows(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
-    """Say whether rasterio reads of a TIFF what `read_pixels` gives, number for number."""
-    if tags.get(ExifTags.Base.Orientation, 1) != 1:
-        return False
-    if _is_beyond_pillow(tags):
-        return True
-    kinds = {
-        (bits, kind)
-        for bits in tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-        for kind in tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))
-    }
-    return (
-        (tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION), tags.get(TiffImagePlugin.COMPRESSION) == 7)
-        in {(1, False), (2, False), (2, True), (6, True)}  # black is 0, RGB, and JPEG's YCbCr
-        and len(kinds) == 1
-        and kinds <= {(8, 1), (16, 1), (32, 3)}  # whole numbers, and floats
-        and 1 not in tags.get(TiffImagePlugin.EXTRASAMPLES, ())  # colors times transparency
-    )
-
-
-def _is_beyond_pillow(tags: TiffImagePlugin.ImageFileDirectory_v2) -> bool:
-    """Say whether Pillow would drop bands of a TIFF, or bits of several bands."""
-    bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
-    is_alpha = bool(set(tags.get(TiffImagePlugin.EXTRASAMPLES, ())) & {1, 2})
-    deepest = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    if bands == 1:
-        return deepest > 32
-    return deepest > 8 or bands > 4 or (bands == 2 and not is_alpha)
-
-
 def _png_depth(image: Image.Image) -> int:
     tiles = image.tile  # type: ignore[attr-defined]  # of files
     return 16 if any(str(tile[3]).endswith(";16B") for tile in tiles) else 8
@@ -379,12 +307,7 @@ def _read_raster(path: Path) -> np.ndarray:
         size = raster.width * raster.height
         if size > MAX_PIXELS or size * raster.count * np.dtype(raster.dtypes[0]).itemsize > _MAX_BYTES:
             raise ValueError(_too_many(raster.width, raster.height))
-        return _channels_last(raster.read())
-
-
-def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    """Make (H, W, C) of (C, H, W), or (H, W) of one channel."""
-    return np.ascontiguousarray(pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1))
+        return channels_last(raster.read())
 
 
 def _too_many(width: int, height: int) -> str:
