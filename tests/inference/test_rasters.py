@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import segmentation_models_pytorch as smp
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from vitseg_zoo import Predictor
 from vitseg_zoo.cli import main
@@ -70,6 +70,17 @@ def test_other_images_by_window(predictor, image, kind, tmp_path, monkeypatch):
     assert mask.mode == "P" and mask.getpalette()[:9] == [part for color in PALETTE for part in color]
     labels = predictor(tmp_path / f"a.{kind}").labels
     assert (np.asarray(mask) == labels).mean() > (0.98 if kind == "jpg" else 0.9999)  # two JPEG decoders
+
+
+@pytest.mark.parametrize("kind", ["tif", "jpg"])
+def test_a_turned_image_is_read_whole(predictor, image, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(rasters, "LARGE", 1000)
+    for turned in (False, True):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6 if turned else 1
+        Image.fromarray(image).save(tmp_path / f"a.{kind}", exif=exif)
+        assert is_windowed(tmp_path / f"a.{kind}", predictor) is not turned
+    assert predictor(tmp_path / f"a.{kind}").labels.shape == (210, 270)
 
 
 def test_an_interrupted_image_goes_on(predictor, image, tmp_path, monkeypatch):

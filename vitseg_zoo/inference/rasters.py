@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import ExifTags
 
 from vitseg_zoo.data.images import as_image, read_pixels, to_picture
+from vitseg_zoo.data.tiff import read_tags
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.inference.outputs import OVERLAY_SIDE, Palette, count_classes
 from vitseg_zoo.inference.predictor import Predictor
@@ -75,9 +77,11 @@ def is_windowed(path: Path, predictor: Predictor) -> bool:
     if predictor.fit != "tiles":
         return False
     try:
-        with open_windows(path) as raster:
-            is_turned = raster.tags().get("EXIF_Orientation", "1") != "1"
-            return not is_turned and (raster.width * raster.height > LARGE or raster.crs is not None)
+        with open_windows(path) as raster, open(path, "rb") as file:
+            tags = read_tags(file)  # of a TIFF, of whose orientation GDAL says nothing
+            found = tags.get(ExifTags.Base.Orientation) if tags else raster.tags().get("EXIF_Orientation")
+            is_upright = found in (None, 1, "1")
+            return is_upright and (raster.width * raster.height > LARGE or raster.crs is not None)
     except (ModuleNotFoundError, ValueError):
         return False
 
