@@ -35,9 +35,3 @@ def data_root() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Downloads first, in fresh processes: behind a thousand other tests, the one of https ended its process
-    # without a trace. Why is not known yet.
-    items.sort(key=lambda item: item.path.name != "test_download.py")

@@ -308,21 +308,43 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+def _install(folder: Path, *options: str) -> None:
+    command = [
+        folder / "venv" / "bin" / "python",
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+    ]
+    subprocess.run([*command, *options, folder / "source"], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source and an environment that it is installed in, with all else from this one."""
+    folder = tmp_path_factory.mktemp("installed")
+    ignored = shutil.ignore_patterns(".git", "docs", "tests", "*.egg-info", "build", "runs", "files")
+    shutil.copytree(ROOT, folder / "source", ignore=ignored)
+    venv.create(folder / "venv")
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (site / "shared.pth").write_text(str(Path(pytest.__file__).parents[1]))
+    _install(folder)
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_installation_leaves_torch_alone(damage: str, tmp_path: Path) -> None:
-    ignored = shutil.ignore_patterns(".git", "docs", "tests", "*.egg-info", "build", "runs", "files")
-    shutil.copytree(ROOT, tmp_path / "source", ignore=ignored)
-    venv.create(tmp_path / "venv")
-    python = tmp_path / "venv" / "bin" / "python"
-    (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    (site / "shared.pth").write_text(str(Path(pytest.__file__).parents[1]))
-    install = [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
-    install += ["-e"] * (damage == "a moved checkout") + [tmp_path / "source"]
-    subprocess.run(install, check=True, capture_output=True)
+def test_a_damaged_installation_leaves_torch_alone(damage: str, installed: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(installed, tmp_path / "damaged", symlinks=True)
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    if damage == "a moved checkout":
+        _install(folder, "--force-reinstall", "-e")
     DAMAGES[damage](site)
     code = "import torch, timm; timm.create_model('resnet18'); print('ok')"
-    result = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [folder / "venv" / "bin" / "python", "-c", code], cwd=folder, capture_output=True, text=True
+    )
     assert result.stdout == "ok\n", result.stderr
     if damage != "empty package":  # a package without a word: nothing is registered, and nothing known of it
         assert "vitseg_zoo" in result.stderr

@@ -6,6 +6,7 @@ A new interpreter takes seconds to import them, which some hundred tests of down
 import atexit
 import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,10 +15,15 @@ import time
 from pathlib import Path
 
 _SERVER = """
-import importlib, json, os, sys, traceback
+import importlib, json, os, signal, sys, traceback
 import torch, timm, segmentation_models_pytorch, vitseg_zoo.weights.download, vitseg_zoo.cli
 import lightning.pytorch
 from huggingface_hub import constants
+
+def write(path, number):
+    with open(path + ".part", "w") as file:
+        file.write(str(number))
+    os.rename(path + ".part", path)
 
 def read_environment():
     importlib.reload(constants)  # all that huggingface_hub reads of it, and other modules' copies
@@ -30,6 +36,7 @@ def read_environment():
 def run(request):
     for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells in the background ignore
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -40,6 +47,8 @@ def run(request):
         exec(compile(request["code"], "<code>", "exec"), {"__name__": "__main__"})
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(bool(end.code))
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -53,10 +62,9 @@ for line in sys.stdin:
         child = os.fork()
         if child == 0:
             run(request)
+        write(request["pid"], child)
         _, status = os.waitpid(child, 0)
-        with open(request["status"] + ".part", "w") as file:
-            file.write(str(os.waitstatus_to_exitcode(status)))
-        os.rename(request["status"] + ".part", request["status"])
+        write(request["status"], os.waitstatus_to_exitcode(status))
         os._exit(0)
 """
 
@@ -73,7 +81,7 @@ class WarmPython:
 
     def __init__(self, code: str, *arguments: str, environment: dict[str, str], cwd: Path | None = None):
         self._folder = Path(tempfile.mkdtemp(prefix="warm-python-"))
-        paths = {name: str(self._folder / name) for name in ("stdout", "stderr", "status")}
+        paths = {name: str(self._folder / name) for name in ("stdout", "stderr", "pid", "status")}
         request = {
             "code": textwrap.dedent(code),
             "arguments": ["-c", *map(str, arguments)],
@@ -84,18 +92,36 @@ class WarmPython:
         _server().stdin.write(json.dumps(request | paths) + "\n")
         _server().stdin.flush()
 
-    def wait(self, timeout: float = 600) -> int:
-        end = time.monotonic() + timeout
-        while not (self._folder / "status").exists():
-            assert _server().poll() is None, "the server of processes has ended"
-            assert time.monotonic() < end, "the process does not end"
-            time.sleep(0.01)
-        self.returncode = int((self._folder / "status").read_text())
+    def poll(self) -> int | None:
+        if (self._folder / "status").exists():
+            self.returncode = int((self._folder / "status").read_text())
         return self.returncode
+
+    def wait(self, timeout: float = 600) -> int:
+        self._wait_for("status", timeout)
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        self._wait_for("pid", 60)
+        if self.poll() is None:
+            os.kill(int((self._folder / "pid").read_text()), number)
+
+    def _wait_for(self, name: str, timeout: float) -> None:
+        end = time.monotonic() + timeout
+        while not (self._folder / name).exists():
+            assert _server().poll() is None, "the server of processes has ended"
+            assert time.monotonic() < end, f"the process has no {name} yet"
+            time.sleep(0.01)
 
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
         self.wait(timeout)
         return (self._folder / "stdout").read_text(), (self._folder / "stderr").read_text()
+
+
+def start_script(script: Path, *arguments: object) -> WarmPython:
+    """Start a script, as `subprocess.Popen([sys.executable, script, *arguments], text=True)` does."""
+    code = "import runpy, sys\ndel sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    return WarmPython(code, str(script), *map(str, arguments), environment=dict(os.environ))
 
 
 def run_vitseg(*arguments: str, environment: dict[str, str], cwd: Path | None = None):

@@ -3,9 +3,8 @@
 import base64
 import io
 import json
+import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from warm_python import WarmPython
 
 from vitseg_zoo.cli import main
 from vitseg_zoo.cli import quickstart as quickstart_command
@@ -39,9 +39,10 @@ sys.exit(main(["quickstart", "--epochs", "2", "--out", sys.argv[1]]))
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     out = tmp_path_factory.mktemp("quickstart")
-    done = subprocess.run([sys.executable, "-c", SMALL, out], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return SimpleNamespace(out=out, printed=done.stdout, html=(out / "report.html").read_text())
+    process = WarmPython(SMALL, str(out), environment=dict(os.environ))
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
+    return SimpleNamespace(out=out, printed=printed, html=(out / "report.html").read_text())
 
 
 @pytest.mark.slow  # the quickstart itself

@@ -3,8 +3,6 @@
 import json
 import resource
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from vitseg_zoo.recipes import own_data
+from warm_python import WarmPython, start_script
 
 from vitseg_zoo.training.callbacks import TrainingStopped
 from vitseg_zoo.training.checkpoints import AtomicCheckpointIO
@@ -37,20 +36,12 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def _start(data: Path, out: Path, *words: str) -> subprocess.Popen:
-    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [sys.executable, RECIPE, "--data", data, "--out", out, *options, *words]
-    # A shell in the background ignores Ctrl-C, and so would all that is started from it.
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def _start(data: Path, out: Path, *words: str) -> WarmPython:
+    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return start_script(RECIPE, "--data", data, "--out", out, *options, *words)
 
 
-def _wait_for(path: Path, process: subprocess.Popen) -> None:
+def _wait_for(path: Path, process: WarmPython) -> None:
     while not path.exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
@@ -119,7 +110,7 @@ def test_killed_at_any_moment_and_resumed_it_equals_an_uninterrupted_one(
         process = _start(data, killed, "--epochs", "4", *words, *(["--resume"] if kills else []))
         _wait_for(awaited, process)
         time.sleep(rng.uniform(0, 0.5))
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
     assert kills

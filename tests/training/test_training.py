@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from PIL import Image
 from torch import nn
+from warm_python import start_script
 
 from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE, OxfordPets
@@ -421,16 +422,13 @@ def test_emulated_bf16_is_not_even_tried(monkeypatch: pytest.MonkeyPatch):
     assert choose_precision(None, (32, 32)) == "32-true"
 
 
-def _run(recipe: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, recipe, *arguments], capture_output=True, text=True)
-
-
 @pytest.mark.slow
 def test_recipe_writes_what_it_promises(data_root: Path, tmp_path: Path):
     tiny = ("--encoder-name", "vz-vitseg_tiny_patch16_128", "--image-size", "64", "--precision", "32-true")
     out = tmp_path / "out"
-    done = _run(RECIPE, "--data", data_root, "--out", out, *tiny, "--epochs", "1")
-    assert done.returncode == 0, done.stderr
+    process = start_script(RECIPE, "--data", data_root, "--out", out, *tiny, "--epochs", "1")
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
     for name in ("metrics.csv", "curves.png", "predictions.png", "training.gif", "checkpoints/best.ckpt"):
         assert (out / name).stat().st_size > 0
     results = json.loads((out / "results.json").read_text())
@@ -438,7 +436,7 @@ def test_recipe_writes_what_it_promises(data_root: Path, tmp_path: Path):
     assert 0 < results["test_last"]["miou"] < 1 and "micro_iou" in results["test_best"]
     with open(out / "metrics.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 1
-    assert "epoch 1/1  train_loss" in done.stdout and "0:00:00 left" in done.stdout
+    assert "epoch 1/1  train_loss" in printed and "0:00:00 left" in printed
 
 
 @pytest.mark.slow
@@ -446,9 +444,10 @@ def test_recipe_stops_after_max_steps_and_goes_on_with_the_same_model(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     tiny = ("--encoder-name", "vz-vitseg_tiny_patch16_128", "--image-size", "32", "--precision", "32-true")
-    done = _run(RECIPE, "--data", data_root, "--out", tmp_path, *tiny, "--max-steps", "2")
-    assert done.returncode == 0, done.stderr
-    assert "epoch 1/50" in done.stdout and "0:00:00 left" in done.stdout
+    process = start_script(RECIPE, "--data", data_root, "--out", tmp_path, *tiny, "--max-steps", "2")
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
+    assert "epoch 1/50" in printed and "0:00:00 left" in printed
     assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert "test_last" in json.loads((tmp_path / "results.json").read_text())
 

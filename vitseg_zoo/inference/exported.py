@@ -1,5 +1,6 @@
 """Exported files as modules: ONNX by ONNX Runtime, OpenVINO IR by OpenVINO, for the same `Predictor`."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -181,13 +182,24 @@ def open_onnx(path: Path) -> tuple[Run, str | None, _Shapes]:
     return run, text, (list(source.shape), list(target.shape))
 
 
-def open_openvino(path: Path) -> tuple[Run, str | None, _Shapes]:
-    """Open OpenVINO IR on OpenVINO's CPU device; returns what `open_onnx` does."""
+@functools.cache
+def _openvino_core() -> Any:
+    """Give the one `openvino.Core` of this process, which stays.
+
+    The first one's CPU device lends the thread that loads it a stack for signals, and unmaps that stack when
+    it goes, in whichever thread: the next signal, as of a child that ends, would then kill the process.
+    """
     import openvino
 
-    model = openvino.Core().read_model(path)
+    return openvino.Core()
+
+
+def open_openvino(path: Path) -> tuple[Run, str | None, _Shapes]:
+    """Open OpenVINO IR on OpenVINO's CPU device; returns what `open_onnx` does."""
+    core = _openvino_core()
+    model = core.read_model(path)
     # By itself OpenVINO computes in bf16 where a CPU can, which is not what the model gives.
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     text = model.get_rt_info([KEY]).astype(str) if model.has_rt_info([KEY]) else None
     shapes = tuple(
         [side.get_length() if side.is_static else str(side) for side in port.partial_shape]
