@@ -91,9 +91,9 @@ def main(config: Config) -> dict:
     module = ViTModule(
         *(config.arch, config.encoder_name, config.encoder_weights, train.class_names, train.palette),
         **{"image_size": config.image_size, "ignore_index": train.ignore_index, "learning_rate": config.lr},
-        seed=config.seed,
+        **{"seed": config.seed, "mode": train.mode},
     )
-    module.loss = create_loss("cross_entropy+dice", ignore_index=train.ignore_index)
+    module.loss = create_loss("cross_entropy+dice", train.mode, ignore_index=train.ignore_index)
     if config.lora:
         layers = r".*blocks\.\d+\..*(q|kv|qkv|proj|fc\w+)"  # the linear ones, whatever timm calls them
         lora = LoraConfig(r=config.lora, lora_alpha=2 * config.lora, target_modules=layers)

@@ -14,6 +14,23 @@ LAYOUTS = {
         ["images/a.png", "masks/a.png"],
         {"all": ("images/{name}.png", "masks/{name}.png")},
     ),
+    "a folder a class": (
+        [f"images/{i}.png" for i in range(3)]
+        + [f"masks/{c}/{i}.png" for i in range(3) for c in ("cat", "0")],
+        {"all": ("images/{name}.png", "masks/{class}/{name}.png")},
+    ),
+    "a folder an image, of objects numbered as the images are": (
+        [f"images/{i}.png" for i in range(3)] + [f"masks/{i}/{k}.png" for i in range(3) for k in range(4)],
+        {"all": ("images/{name}.png", "masks/{name}/*.png")},
+    ),
+    "a folder an image, of objects with names of their own": (
+        [f"images/{i}.png" for i in range(3)] + [f"masks/{i}/{i}f{k}.png" for i in range(3) for k in (7, 8)],
+        {"all": ("images/{name}.png", "masks/{name}/*.png")},
+    ),
+    "a folder an image, of classes": (
+        ["images/a.png", "images/b.png", "masks/a/cat.png", "masks/a/dog.png", "masks/b/dog.png"],
+        {"all": ("images/{name}.png", "masks/{name}/{class}.png")},
+    ),
     "splits outside": (
         ["train/img/a.jpg", "train/ann/a.png", "validation/img/b.jpg", "validation/ann/b.png"],
         {

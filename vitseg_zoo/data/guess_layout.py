@@ -212,6 +212,7 @@ def _best_pair(bases: list[_Base]) -> tuple[_Base, _Base] | None:
                     (count, templates),
                     _pair_class_folders(image.files, mask.files),
                     _pair_several(image.files, mask.files),
+                    _pair_image_folders(image.files, mask.files),
                     key=lambda found: found[0],
                 )
             alone = len(image.files) == 1 and image.parts[:-1] == mask.parts[:-1] != ()
@@ -305,6 +306,18 @@ def _pair_class_folders(images: Sequence[str], masks: Sequence[str]) -> tuple[in
         return 0, ("", "")
     count, (image, mask) = _pair_names(images, sorted({rest for rests in folders.values() for rest in rests}))
     return count, (image, "{class}/" + mask)
+
+
+def _pair_image_folders(images: Sequence[str], masks: Sequence[str]) -> tuple[int, tuple[str, str]]:
+    """Return the same for masks in a folder an image: a/0.png, a/1.png of objects, a/cat.png of classes."""
+    folders = {path.rpartition("/")[0] for path in masks}
+    names, known = Counter(path.rpartition("/")[2] for path in masks), set(_stems(images))
+    # Classes may be called as some images are, but not as most.
+    if not folders <= known or 2 * len(folders) <= len(known):
+        return 0, ("", "")
+    are_objects = max(names.values()) == 1 or len(names) > _MOST_CLASSES
+    mask = f"*{_ending(masks)}" if are_objects else _common_mask(sorted(names))
+    return len(folders) + 1, (f"{{name}}{_ending(images)}", f"{{name}}/{mask}")
 
 
 def _pair_several(images: Sequence[str], masks: Sequence[str]) -> tuple[int, tuple[str, str]]:
