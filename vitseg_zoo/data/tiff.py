@@ -1,4 +1,4 @@
-"""What a TIFF says of itself, and TIFFs of any bands by rasterio (extra `geo`): Pillow reads some alone."""
+"""TIFF files: what one says of itself, and any number of bands by rasterio (extra `geo`)."""
 
 import warnings
 from collections.abc import Iterator
