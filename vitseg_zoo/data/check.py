@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,12 @@ import numpy as np
 from vitseg_zoo.data.class_files import find_class_file, read_class_file
 from vitseg_zoo.data.class_weights import median_frequency
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, read_description
+from vitseg_zoo.data.duplicates import near_duplicates
 from vitseg_zoo.data.layouts import Matched, list_files
 from vitseg_zoo.data.masks import IGNORE_INDEX, MaskEncoding
 from vitseg_zoo.data.outlines import is_background
 from vitseg_zoo.data.segmentation_folder import describe, find_parts
 from vitseg_zoo.data.survey import Record, survey
-
-# Difference hashes of near duplicates differ in at most this many of 64 bits.
-_NEAR = 3
-# Images with so few edges in their 9 x 8 pixels are alike whatever they show.
-_FEWEST_EDGES = 8
 
 
 @dataclass(frozen=True)
@@ -482,7 +477,8 @@ def _duplicates(records: Sequence[Record]) -> list[Finding]:
         if record.digest:
             groups[record.digest].append(record)
     exact = [group for group in groups.values() if len(group) > 1]
-    near = near_duplicates([group[0] for group in groups.values()])
+    firsts = [group[0] for group in groups.values()]
+    near = [[firsts[at] for at in group] for group in near_duplicates([r.difference_hash for r in firsts])]
     findings = []
     for kind, found in (("the same", exact), ("nearly the same", near)):
         across = [group for group in found if len({record.split for record in group}) > 1]
@@ -506,34 +502,6 @@ def _duplicates(records: Sequence[Record]) -> list[Finding]:
                 )
             )
     return findings
-
-
-def near_duplicates(records: Sequence[Record]) -> list[list[Record]]:
-    """Group images whose difference hashes differ in at most 3 of 64 bits.
-
-    Such hashes agree in one of four quarters at least, so only images that share a quarter are compared.
-    """
-    buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, record in enumerate(records):
-        if _FEWEST_EDGES <= record.difference_hash.bit_count() <= 64 - _FEWEST_EDGES:
-            for quarter in range(4):
-                buckets[quarter, record.difference_hash >> 16 * quarter & 0xFFFF].append(index)
-    leader = list(range(len(records)))
-
-    def lead(index: int) -> int:
-        while leader[index] != index:
-            leader[index] = leader[leader[index]]
-            index = leader[index]
-        return index
-
-    for bucket in buckets.values():
-        for a, b in combinations(bucket[:500], 2):  # a larger bucket says nothing, as frames of one camera
-            if (records[a].difference_hash ^ records[b].difference_hash).bit_count() <= _NEAR:
-                leader[lead(b)] = lead(a)
-    groups: dict[int, list[Record]] = defaultdict(list)
-    for index, record in enumerate(records):
-        groups[lead(index)].append(record)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def _mask_file(record: Record) -> str:
