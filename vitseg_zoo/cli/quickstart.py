@@ -19,6 +19,7 @@ from vitseg_zoo.data.dataset import SegmentationDataset
 from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE
 from vitseg_zoo.data.synthetic import SyntheticPets
 from vitseg_zoo.data.transforms import flip
+from vitseg_zoo.ops.memory import keep_freed_memory
 from vitseg_zoo.terminal import Progress, say
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     say(f"drawing {sum(COUNTS.values())} animals", flush=True)
     datasets = {split: _dataset(split, args.seed).cache() for split in COUNTS}
+    keep_freed_memory()  # as the trainings do, whose steps are timed
     costs = {}
     for name in MODELS:
         say(f"timing a few steps of {name}", flush=True)
@@ -187,7 +189,7 @@ def _step_cost(name: str, dataset: SegmentationDataset, seed: int) -> StepCost:
         optimizer.step()
         optimizer.zero_grad()
 
-    ((*_, seconds),) = take_turns([step], rounds=2, device=device)
+    ((*_, seconds),) = take_turns([step], rounds=3, device=device)
     return StepCost(seconds, precision)
 
 
