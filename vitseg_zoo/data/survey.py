@@ -126,7 +126,7 @@ def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
     if is_annotation(pair.masks[0]):
         return draw_pair(root, pair, lambda: read_size(root / pair.image))
     if pair.classes:
-        return _merge_classes(root, pair, Record("", pair))
+        return _merge_classes(root, pair)[0]
     merged = read_mask(root / pair.masks[0], colors)
     for path in pair.masks[1:]:
         mask = read_mask(root / path, colors)
@@ -148,21 +148,19 @@ def read_multilabel(root: Path, pair: Pair, values: Mapping[int, int]) -> np.nda
         ValueError: If a mask cannot be read or is of no class, or sizes differ.
     """
     stacked = None
-    for position, inside in _masks_of_classes(root, pair):
+    for position, path, inside in _masks_of_classes(root, pair):
         if stacked is None:
             stacked = np.zeros((*inside.shape, max(values.values(), default=-1) + 1), np.uint8)
         if position and position not in values:
-            raise ValueError(
-                f"{root / pair.masks[0]}: there is a mask of {pair.labels[position - 1]!r}, no class."
-            )
+            raise ValueError(f"{root / path} is a mask of {pair.labels[position - 1]!r}, which is no class.")
         if position:
             stacked[..., values[position]] |= inside
     assert stacked is not None
     return stacked
 
 
-def _masks_of_classes(root: Path, pair: Pair) -> Iterator[tuple[int, np.ndarray]]:
-    """Read masks of one class each in the order of the labels: position, from 1, and (H, W) bool.
+def _masks_of_classes(root: Path, pair: Pair) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Read masks of one class each in the order of the labels: position, from 1, file, and (H, W) bool.
 
     What lies above half of a mask's largest value is inside. The background's position is 0.
     """
@@ -175,23 +173,26 @@ def _masks_of_classes(root: Path, pair: Pair) -> Iterator[tuple[int, np.ndarray]
         shape = shape or mask.shape
         if mask.shape != shape:
             raise ValueError(f"{root / path} is of another size than {pair.masks[0]}.")
-        yield _rank(label, pair.labels) + 1, 2 * mask.astype(np.int64) > mask.max(initial=0)
+        yield _rank(label, pair.labels) + 1, path, 2 * mask.astype(np.int64) > mask.max(initial=0)
 
 
-def _merge_classes(root: Path, pair: Pair, record: Record) -> np.ndarray:
-    """Merge masks of one class each: the n-th label is n, and lies on those before it; fill in the record."""
-    merged, several = None, None
-    for position, inside in _masks_of_classes(root, pair):
+def _merge_classes(root: Path, pair: Pair) -> tuple[np.ndarray, dict[int, int], int]:
+    """Merge masks of one class each: the n-th label is n, and lies on those before it.
+
+    Returns:
+        (H, W); the pixels of each label that has some; and how many pixels several labels claim.
+    """
+    merged, several, pixels = None, None, Counter[int]()
+    for position, _, inside in _masks_of_classes(root, pair):
         if merged is None or several is None:
             merged = np.zeros(inside.shape, np.uint8 if len(pair.labels) < 256 else np.uint16)
             several = np.zeros(inside.shape, bool)
         several |= inside & (merged != 0) & (merged != position)
         merged[inside] = position
         if position and inside.any():
-            record.label_pixels[position] = record.label_pixels.get(position, 0) + int(inside.sum())
+            pixels[position] += int(inside.sum())
     assert merged is not None and several is not None
-    record.overlaps = int(several.sum())
-    return merged
+    return merged, dict(pixels), int(several.sum())
 
 
 def _rank(label: str, labels: Sequence[str]) -> int:
@@ -205,7 +206,8 @@ def _rank(label: str, labels: Sequence[str]) -> int:
 
 def _measure_mask(record: Record, root: Path) -> None:
     if record.pair.classes:
-        pixels, palette = _merge_classes(root, record.pair, record), None
+        pixels, record.label_pixels, record.overlaps = _merge_classes(root, record.pair)
+        palette = None
     elif len(record.pair.masks) == 1 and not is_annotation(record.pair.masks[0]):
         pixels, palette = read_pixels(root / record.pair.masks[0], "a mask")
         if palette is None:
