@@ -249,8 +249,9 @@ def _write_tables(
     annotations: list[dict] = []
     for number, (path, mask) in enumerate(masks.items(), 1):
         if multilabel:
-            layers = [read_labels(mask / f"{name}.png") > 0 for name in file_names(names)]
-        labels = np.stack(layers, axis=2) if multilabel else read_labels(mask)
+            labels = np.stack([read_labels(mask / f"{name}.png") > 0 for name in file_names(names)], axis=2)
+        else:
+            labels = read_labels(mask)
         name = images[path].with_name(images[path].name + path.suffix).as_posix()
         if "areas" in asked:
             total = labels.shape[0] * labels.shape[1] if multilabel else None
@@ -300,12 +301,15 @@ def _name_folders(targets: Mapping[Path, dict[str, Path]], outputs: Sequence[str
     if "geojson" in outputs:
         raise ValueError("geojson is made of one class a pixel, but the model is multi-label: leave it out.")
     for path, made in targets.items():
-        if "mask" in made and made["mask"].suffix == ".tif":
+        mask = made.get("mask")
+        if mask is None:  # of a video
+            continue
+        if mask.suffix == ".tif":
             raise ValueError(
                 f"{path} has a georeference, which the masks of a multi-label model do not keep: predict it "
                 "with vitseg_zoo.Predictor, or a copy without it."
             )
-        made |= {"mask": made["mask"].with_suffix("")} if "mask" in made else {}
+        made["mask"] = mask.with_suffix("")
 
 
 def name_outputs(
