@@ -65,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
 
     say(f"drawing {sum(COUNTS.values())} animals", flush=True)
     datasets = {split: _dataset(split, args.seed).cache() for split in COUNTS}
-    keep_freed_memory()  # as the trainings do, whose steps are timed
     costs = {}
     for name in MODELS:
         say(f"timing a few steps of {name}", flush=True)
@@ -180,6 +179,8 @@ def _step_cost(name: str, dataset: SegmentationDataset, seed: int) -> StepCost:
     images, masks = (torch.stack(parts).to(device) for parts in zip(*batch, strict=True))
     images = images.to(memory_format=torch.channels_last)
     module.to(device).train()
+    if device.type == "cpu":
+        keep_freed_memory()  # as `fit` does, whose steps these stand for
     optimizer = torch.optim.AdamW(module.parameters(), 1e-6)
 
     def step() -> None:
