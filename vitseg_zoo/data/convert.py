@@ -61,14 +61,14 @@ def convert(description: DatasetDescription, out: str | Path) -> int:
 def _write(description: DatasetDescription, folder: Path, split: str, pair: Pair) -> None:
     ending = PurePosixPath(pair.image).suffix
     image = folder / split / "images" / (pair.name + ending)
-    mask, classes = Path(pair.name + ".png"), read_classes(description, pair)
-    masks = {mask: classes}
+    name, pixels = pair.name + ".png", read_classes(description, pair)
+    masks = {name: pixels}
     if description.multilabel:
-        names = enumerate(file_names(description.class_names))
-        masks = {Path(name) / mask: classes[..., index] * np.uint8(255) for index, name in names}
+        layers = zip(file_names(description.class_names), np.moveaxis(pixels, 2, 0), strict=True)
+        masks = {f"{label}/{name}": layer * np.uint8(255) for label, layer in layers}
     image.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(description.root / pair.image, image)
-    for name, pixels in masks.items():
-        path = folder / split / "masks" / name
+    for file, mask in masks.items():
+        path = folder / split / "masks" / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
+        Image.fromarray(mask).save(path)

@@ -208,10 +208,8 @@ def export_model(
     about = dict(getattr(model, "pretrained_cfg", {}) if metadata is None else metadata)
     about |= for_size(about, size)
     predictor = Predictor(model, "cpu", metadata=about)
-    deployed = DeployedModel(
-        *(model, input, labels, about.get("mean") or (0.0,), about.get("std") or (1.0,)),
-        multilabel=predictor.multilabel,
-    ).eval()
+    mean, std = about.get("mean") or (0.0,), about.get("std") or (1.0,)
+    deployed = DeployedModel(model, input, labels, mean, std, predictor.multilabel).eval()
     said = {
         **{key: about[key] for key in METADATA if about.get(key) not in (None, (), [], "")},
         "architecture": about.get("architecture", type(model).__name__.lower()),
