@@ -67,7 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    options = {**SMALL, "epochs": 12, "lr": 5e-3, "ema": 0.9, "model_args": TINY, "class_weights": "auto"}
+    options = {**SMALL, "epochs": 24, "lr": 5e-3, "ema": 0.9, "model_args": TINY, "class_weights": "auto"}
     own_data.main(own_data.Config(**options, data=data, out=out))
     return out
 
@@ -88,7 +88,7 @@ def test_a_folder_is_trained_without_an_option_and_the_file_says_what_it_is(run:
     found, truth = (np.stack(part) > 0 for part in zip(*masks, strict=True))
     iou = (found & truth).sum((0, 1, 2)) / (found | truth).sum((0, 1, 2))
     np.testing.assert_allclose([results["test_last"][f"iou_{name}"] for name in NAMES], iou, atol=1e-5)
-    assert (found.all(3) & truth.all(3)).sum() > 0.25 * truth.all(3).sum()  # pixels of both
+    assert (found.all(3) & truth.all(3)).sum() > 0.5 * truth.all(3).sum()  # pixels of both
     _, metadata = load_model(run / "checkpoints" / "last.ckpt")
     assert metadata["mode"] == "multilabel"
 
@@ -185,7 +185,7 @@ def test_predict_writes_a_mask_a_class_and_an_overlay(run: Path, data: Path, tmp
     shown = np.asarray(Image.open(out / f"{at}_overlay.jpg"))[:48, :64].astype(int)
     mean = np.mean(predictor.palette, axis=0)  # where both are
     both = cv2.erode(labels.all(2).astype(np.uint8), np.ones((3, 3))) > 0  # away from JPEG's edges
-    assert np.abs(shown[both].mean(0) - (image[both].mean(0) + mean) / 2).max() < 20
+    assert np.abs(shown[both].mean(0) - (image[both].mean(0) + mean) / 2).max() < 12
     rows = json.loads((out / "areas.json").read_text())
     shares = {row["class"]: row["share"] for row in rows if row["image"].endswith(f"{at}.png")}
     assert shares == {n: round(s, 6) for n, s in zip(NAMES, labels.mean((0, 1)), strict=True) if s}
