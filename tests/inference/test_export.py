@@ -183,7 +183,10 @@ def test_eight_bits_in_openvino(model: nn.Module, images: list[np.ndarray], tmp_
     found = Predictor(path, "cpu")
     assert found.metadata["class_names"] == METADATA["class_names"] and found.size == (96, 96)
     expected = Predictor(model, "cpu", metadata=METADATA)
-    assert (found(images[0]).labels == expected(images[0]).labels).mean() > 0.95
+    # Of random weights, and by the processor: 0.966 on one without VNNI, above 0.97 on another.
+    agreement = np.mean([(found(image).labels == expected(image).labels).mean() for image in images])
+    assert agreement > 0.95
+    assert agreement == pytest.approx(report.quantized.agreements[-1].labels, abs=0.01)
 
 
 def test_what_eight_bits_cannot_be_dynamic_is_offered_fixed(
