@@ -89,6 +89,8 @@ class WarmPython:
             "cwd": str(cwd or Path.cwd()),
         }
         self.returncode: int | None = None
+        for name in ("stdout", "stderr"):  # there to be read, also of a process killed before it opens them
+            (self._folder / name).touch()
         _server().stdin.write(json.dumps(request | paths) + "\n")
         _server().stdin.flush()
 

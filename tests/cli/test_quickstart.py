@@ -10,13 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from PIL import Image
 from warm_python import WarmPython
 
 from vitseg_zoo.cli import main
-from vitseg_zoo.cli import quickstart as quickstart_command
-from vitseg_zoo.cli.quickstart import Plan, plan
 
 SMALL = """
 import sys
@@ -98,40 +95,6 @@ def test_the_report_holds_the_gif_and_no_other_scores_than_the_trainings(quickst
         miou = json.loads((quickstart.out / name / "results.json").read_text())["test_last"]["miou"]
         found = re.findall(rf"^{name} +(\d+\.\d) ", quickstart.printed, re.MULTILINE | re.IGNORECASE)
         assert float(found[0]) == pytest.approx(100 * miou, abs=0.6)  # there perhaps in bf16
-
-
-class _Clock:
-    """Time passes when a step says so."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.mark.parametrize(("step", "expected"), [(0.002, 50), (0.05, 9), (0.3, 8), (2.0, 2), (60.0, 1)])
-def test_the_plan_fits_the_machine(step: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = _Clock()
-    monkeypatch.setattr("vitseg_zoo.cost.time", SimpleNamespace(perf_counter=clock))
-
-    def train(*_: object) -> torch.Tensor:
-        clock.now += step
-        return torch.zeros(1, requires_grad=True).sum()
-
-    layer = torch.nn.Conv2d(3, 3, 1)
-    layer.model, layer.loss = torch.nn.Identity(), train
-    monkeypatch.setattr(quickstart_command, "_module", lambda *_: layer)
-    monkeypatch.setattr(quickstart_command, "choose_precision", lambda *_: "32-true")
-    picture = torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.int64)
-    cost = quickstart_command._step_cost("U-Net", [picture] * 2, 0)
-    assert cost.seconds == pytest.approx(step)
-
-    made = plan(30.0, cost.seconds)
-    assert made.epochs == expected
-    assert made.steps <= 1000 // 16
-    validation = step * 64 / 16 / 3
-    seconds = made.epochs * (made.steps * step + validation)
-    assert 0.85 * 30 < seconds < 1.15 * 30 or made in (Plan(50, 62), Plan(1, 1))
 
 
 def test_bad_minutes_end_with_one_sentence(tmp_path, capsys):

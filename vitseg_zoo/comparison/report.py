@@ -55,6 +55,24 @@ class Model:
         return np.mean([evaluation.scores()[key] for evaluation in self.evaluations], axis=0)
 
 
+def what_was_seen(models: Sequence[Model]) -> str:
+    """Say in a sentence which model was best, in how much time, and how far behind the others were.
+
+    Args:
+        models: Two or more, each with its training.
+    """
+    miou = {model.name: mean(model.values("miou")) for model in models}
+    best, *others = sorted(miou, key=lambda name: -miou[name])
+    trainings = [model.runs[0].results for model in models]
+    low, high = (round(pick(results["seconds"] for results in trainings)) for pick in (min, max))
+    time_each = f"{low} seconds" if low == high else f"{low} to {high} seconds"
+    behind = [f"{name} ({100 * miou[name]:.1f})" for name in others]
+    return (
+        f"After {time_each} of training each on {trainings[0]['hardware']}, {best} was best with a mean IoU "
+        f"of {100 * miou[best]:.1f} %, before {', '.join(behind[:-1])} and {behind[-1]}."
+    )
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows of text under a head, the first column a name."""
