@@ -86,6 +86,24 @@ LAYOUTS = {
         ],
         {"train": ("stage1_train/{name}/images/*.png", "stage1_train/{name}/masks/*.png")},
     ),
+    "a folder an image beside the images, called by words of a role or a split": (
+        [f"images/{name}.png" for name in ("img_0", "train_1", "mask_2")]
+        + [f"masks/{name}/{i}.png" for name in ("img_0", "train_1", "mask_2") for i in (0, 1)],
+        {"all": ("images/{name}.png", "masks/{name}/*.png")},
+    ),
+    "a folder an image in splits, with a mask a class": (
+        [f"{split}/images/img_{i}.png" for split in ("train", "val") for i in (0, 1)]
+        + [
+            f"{split}/masks/img_{i}/{name}.png"
+            for split in ("train", "val")
+            for i in (0, 1)
+            for name in ("cat", "dog")
+        ],
+        {
+            split: (f"{split}/images/{{name}}.png", f"{split}/masks/{{name}}/{{class}}.png")
+            for split in ("train", "val")
+        },
+    ),
     "scenes": (
         [f"s{scene}/{kind}/{i}.png" for scene in (1, 2) for kind in ("images", "masks") for i in (0, 1)],
         {"all": ("{folder}/images/{name}.png", "{folder}/masks/{name}.png")},

@@ -52,7 +52,7 @@ def guess_layout(files: Sequence[str], endings: Sequence[str] = IMAGE_ENDINGS) -
     for path in files:
         if PurePosixPath(path).suffix.lower() in endings:
             folders[PurePosixPath(path).parent.parts].append(path)
-    groups = _group(folders)
+    groups = _group(folders, {stem for paths in folders.values() for stem in _stems(_file_names(paths))})
     found: dict[str, list[tuple[_Base, _Base]]] = defaultdict(list)
     for (split, _), group in groups.items():
         if pair := _best_pair(group):
@@ -158,8 +158,15 @@ def role_of(component: str) -> str:
     return "mask" if words & _MASK_WORDS else "image" if words & _IMAGE_WORDS else "none"
 
 
-def _group(folders: dict[tuple[str, ...], list[str]]) -> dict[tuple, list[_Base]]:
-    """List folders that may belong together: of one split, in the same folders but for words of a role."""
+def _file_names(paths: Sequence[str]) -> list[str]:
+    return [path.rpartition("/")[2] for path in paths]
+
+
+def _group(folders: dict[tuple[str, ...], list[str]], stems: set[str]) -> dict[tuple, list[_Base]]:
+    """List folders that may belong together: of one split, in the same folders but for words of a role.
+
+    Below masks a folder that is called as a file is that image's, whatever its name means: masks/img_0/1.png.
+    """
     bases: dict[tuple, list[str]] = defaultdict(list)
     plain = [
         parts for parts in folders if not any(split_of(part) or role_of(part) != "none" for part in parts)
@@ -168,11 +175,15 @@ def _group(folders: dict[tuple[str, ...], list[str]]) -> dict[tuple, list[_Base]
     common = tuple(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
     for parts, paths in folders.items():
         roles = [role_of(part) for part in parts]
+        own = next(
+            (at for at, part in enumerate(parts) if part in stems and "mask" in roles[:at]), len(parts)
+        )
+        roles[own:] = ["none"] * (len(parts) - own)
         if "instances" in roles:
             continue
         role = "mask" if "mask" in roles else "image" if "image" in roles else "none"
-        splits = [split for part in parts if (split := split_of(part))]
-        marked = [i for i, part in enumerate(parts) if split_of(part) or roles[i] != "none"]
+        splits = [split for part in parts[:own] if (split := split_of(part))]
+        marked = [i for i, part in enumerate(parts[:own]) if split_of(part) or roles[i] != "none"]
         end = marked[-1] + 1 if marked else len(common)
         bases[parts[:end], role, splits[0] if splits else "all"] += paths
     groups: dict[tuple, list[_Base]] = defaultdict(list)
