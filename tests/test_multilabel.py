@@ -203,27 +203,93 @@ def test_outlines_are_those_of_each_class(run: Path, data: Path, tmp_path: Path)
     assert {annotation["category_id"] for annotation in annotations} == {1, 2}
 
 
-def test_a_georeference_is_refused_in_one_sentence(run: Path, tmp_path: Path, capsys):
+def _aerial(path: Path) -> np.ndarray:
+    """A GeoTIFF without data in its first rows."""
     rasterio = pytest.importorskip("rasterio")
-    path = tmp_path / "a.tif"
-    options = dict(driver="GTiff", height=48, width=64, count=3, dtype="uint8", crs="EPSG:32632")
-    with rasterio.open(
-        path, "w", **options, transform=rasterio.transform.from_origin(5e5, 5e6, 1, 1)
-    ) as raster:
-        raster.write(np.moveaxis(_draw(0)[0], 2, 0))
+    image = np.concatenate([_draw(i)[0] for i in range(3)])
+    options = dict(driver="GTiff", height=144, width=64, count=3, dtype="uint8", crs="EPSG:32632")
+    place = rasterio.transform.from_origin(5e5, 5e6, 1, 1)
+    with rasterio.open(path, "w", **options, transform=place, nodata=7) as raster:
+        raster.write(np.moveaxis(image, 2, 0))
+        raster.write(np.full((3, 5, 64), 7, np.uint8), window=((0, 5), (0, 64)))
+    image[:5] = 7
+    return image
+
+
+@pytest.mark.parametrize("tile", [[], ["--tile", "64"]], ids=["whole", "by window"])
+def test_a_georeferenced_image_gives_a_band_a_class(run: Path, tmp_path: Path, tile: list[str], capsys):
+    image, out = _aerial(tmp_path / "a.tif"), tmp_path / "out"
     words = [
         "predict",
-        str(path),
+        str(tmp_path / "a.tif"),
         "--weights",
         str(run / "model.safetensors"),
         "--out",
-        str(tmp_path / "out"),
+        str(out),
     ]
-    assert cli.main(words) == 1
-    assert (
-        "a.tif has a georeference, which the masks of a multi-label model do not keep"
-        in capsys.readouterr().err
-    )
+    assert cli.main([*words, *tile, "--outputs", "mask,overlay,areas"]) == 0
+    labels = Predictor(run / "model.safetensors", "cpu", tile=64 if tile else None)(image).labels
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(out / "a_mask.tif") as mask, rasterio.open(tmp_path / "a.tif") as source:
+        assert mask.descriptions == tuple(NAMES) and mask.dtypes == ("uint8", "uint8") and mask.nodata == 255
+        assert mask.crs == source.crs and mask.transform == source.transform
+        bands = np.moveaxis(mask.read(), 0, 2)
+    assert (bands[:5] == 255).all()
+    np.testing.assert_array_equal(bands[5:], labels[5:])
+    rows = json.loads((out / "areas.json").read_text())
+    pixels = {row["class"]: row["pixels"] for row in rows}
+    assert pixels == dict(zip(NAMES, labels[5:].sum((0, 1)), strict=True))
+    assert (out / "a_overlay.jpg").is_file()
+    capsys.readouterr()
+    assert cli.main([*words, *tile]) == 0 and "1 of 1 images have their mask" in capsys.readouterr().out
+    assert cli.main([*words[:3], "segformer_b0.pets", *words[4:]]) == 1
+    assert "a_mask.tif is the mask of a model with other classes" in capsys.readouterr().err
+
+
+def test_an_interrupted_georeferenced_image_goes_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    _aerial(tmp_path / "a.tif")
+    rasters = pytest.importorskip("vitseg_zoo.inference.rasters")
+    predictor = Predictor(run / "model.safetensors", "cpu", tile=64)
+    first, paths = [], [tmp_path / "a.tif", tmp_path / "a_mask.tif"]
+    rows = predictor.label_rows
+
+    def count(read, size, first_row=0):
+        first.append(first_row)
+        for number, labels in enumerate(rows(read, size, first_row)):
+            if len(first) == 1 and number == 1:
+                raise KeyboardInterrupt
+            yield labels
+
+    monkeypatch.setattr(predictor, "label_rows", count)
+    with pytest.raises(KeyboardInterrupt):
+        rasters.predict_raster(predictor, *paths, predictor.palette)
+    counts = rasters.predict_raster(predictor, *paths, predictor.palette)
+    assert first[0] == 0 < first[1]
+    whole = rasters.predict_raster(predictor, paths[0], tmp_path / "whole.tif", predictor.palette)
+    np.testing.assert_array_equal(counts, whole)
+    np.testing.assert_array_equal(rasters.read_labels(paths[1]), rasters.read_labels(tmp_path / "whole.tif"))
+
+
+def test_masks_of_another_model_in_the_folder_are_not_taken_for_this_one_s(
+    run: Path, data: Path, tmp_path: Path, capsys
+):
+    image, weights = data / "val/images/8.png", run / "model.safetensors"
+    words = ["predict", str(image), "--out", str(tmp_path), "--outputs", "mask", "--weights"]
+    assert cli.main([*words, str(weights)]) == 0 == cli.main([*words, "segformer_b0.pets"])
+    assert (tmp_path / "8_mask.png").is_file()  # beside the folder 8_mask
+    for file in (tmp_path / "8_mask").iterdir():
+        file.unlink()
+    (tmp_path / "8_mask").rmdir()
+    capsys.readouterr()
+    assert cli.main([*words, str(weights)]) == 0 and "have their mask" not in capsys.readouterr().out
+    assert {file.stem for file in (tmp_path / "8_mask").iterdir()} == {*NAMES}
+    (tmp_path / "8_mask/bar.png").rename(tmp_path / "8_mask/cat.png")
+    assert cli.main([*words, str(weights)]) == 1
+    assert "8_mask is the mask of a model with other classes: choose another" in capsys.readouterr().err
+    assert cli.main([*words, str(weights), "--overwrite"]) == 0
+    assert {file.stem for file in (tmp_path / "8_mask").iterdir()} == {*NAMES}
 
 
 def test_evaluate_and_compare_agree_with_the_training(run: Path, data: Path, tmp_path: Path, capsys):

@@ -21,6 +21,7 @@ from vitseg_zoo.inference.predictor import Predictor
 from vitseg_zoo.inference.rasters import (
     is_georeferenced,
     is_windowed,
+    open_windows,
     pixel_area,
     predict_raster,
     read_labels,
@@ -121,15 +122,6 @@ def run(args: argparse.Namespace) -> int:
         import av  # noqa: F401  to say now that it is missing
     if args.checkpoint is not None and not args.checkpoint.is_file():
         raise FileNotFoundError(f"there is no checkpoint {args.checkpoint}.")
-    files = [
-        path for path, made in targets.items() if args.overwrite or not all(map(_is_there, made.values()))
-    ]
-    if len(files) < len(targets):
-        done = len(targets) - len(files)
-        what = " and ".join(name for name in outputs if name not in ALL) or "mask"
-        say(f"{done} of {len(targets)} images have their {what}: --overwrite makes them anew.")
-        if not files and not set(outputs) & {*ALL}:
-            return 0
     predictor = Predictor(
         args.checkpoint or args.weights,
         args.device,
@@ -144,6 +136,13 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"a mask holds 255 classes, but the model has {len(names)}.")
     if predictor.multilabel:
         _name_folders(targets, outputs)
+    files = [path for path, made in targets.items() if args.overwrite or not _are_there(made, predictor)]
+    if len(files) < len(targets):
+        done = len(targets) - len(files)
+        what = " and ".join(name for name in outputs if name not in ALL) or "mask"
+        say(f"{done} of {len(targets)} images have their {what}: --overwrite makes them anew.")
+        if not files and not set(outputs) & {*ALL}:
+            return 0
     about = without_password(str(args.checkpoint or args.weights))
     say(f"{about} knows {', '.join(names[:10])}{', ...' * (len(names) > 10)}")
     alike: dict[tuple[int, ...], list[str]] = {}
@@ -160,12 +159,12 @@ def run(args: argparse.Namespace) -> int:
         made = targets[path]
         mask = made["mask"]
         try:
-            if predictor.multilabel:
+            if mask.suffix == ".tif":
+                write_raster(labels, path, mask, palette, names)
+            elif predictor.multilabel:
                 with atomic_folder(mask) as folder:
                     for name, layer in zip(file_names(names), np.moveaxis(labels, 2, 0), strict=True):
                         Image.fromarray(layer * np.uint8(255)).save(folder / f"{name}.png")
-            elif mask.suffix == ".tif":
-                write_raster(labels, path, mask, palette)
             else:
                 _save(palette_image(labels, palette), mask, "PNG")
             if "overlay" in made:
@@ -182,10 +181,15 @@ def run(args: argparse.Namespace) -> int:
         try:
             counts = predict_raster(predictor, path, made["mask"], palette, about)
             if "overlay" in made:
-                pictures = reduced_raster(path), reduced_raster(made["mask"], are_labels=True)
-                _save(overlay(*pictures, names, palette), made["overlay"], "JPEG")
+                labels = reduced_raster(made["mask"], are_labels=True)
+                if predictor.multilabel:
+                    labels = labels.reshape(*labels.shape[:2], -1) == 1
+                _save(overlay(reduced_raster(path), labels, names, palette), made["overlay"], "JPEG")
             if "geojson" in made:
                 write_geojson(made["mask"], made["geojson"], names, skip)
+            if predictor.multilabel:
+                with open_windows(path) as raster:
+                    return counts / (raster.width * raster.height)
             return counts / max(counts.sum(), 1)
         except (ValueError, OSError) as error:
             return error if isinstance(error, ValueError) else ValueError(f"{path}: {error}.")
@@ -210,7 +214,9 @@ def run(args: argparse.Namespace) -> int:
     windowed = [
         path
         for path in files
-        if path not in videos and not predictor.multilabel and is_windowed(path, predictor)
+        if path not in videos
+        and (not predictor.multilabel or targets[path]["mask"].suffix == ".tif")
+        and is_windowed(path, predictor)
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     Image.MAX_IMAGE_PIXELS = None  # the limit of `data.images` holds: photographs have up to 200 million
@@ -248,7 +254,10 @@ def _write_tables(
     pictures: list[dict] = []
     annotations: list[dict] = []
     for number, (path, mask) in enumerate(masks.items(), 1):
-        if multilabel:
+        if multilabel and mask.suffix == ".tif":
+            bands = read_labels(mask)
+            labels = bands.reshape(*bands.shape[:2], -1) == 1
+        elif multilabel:
             labels = np.stack([read_labels(mask / f"{name}.png") > 0 for name in file_names(names)], axis=2)
         else:
             labels = read_labels(mask)
@@ -286,30 +295,49 @@ def _write_json(path: Path, content: Any) -> None:
         whole.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
 
-def _is_there(made: Path) -> bool:
-    """Say whether a file is there, or the folder of a video's masks or of an image's, one a class."""
-    folder = made if made.name.endswith(_FRAMES) else made.with_suffix("")
-    return os.path.isfile(made) or (folder.name.endswith((_FRAMES, "_mask")) and os.path.isdir(folder))
+def _are_there(made: Mapping[str, Path], predictor: Predictor) -> bool:
+    """Say whether all outputs of an image are there from an earlier run.
+
+    Raises:
+        ValueError: If its mask is that of a model with other classes, where that shows.
+    """
+    there = {}
+    for what, path in made.items():
+        is_folder = what == "frames" or (what == "mask" and path.suffix not in (".png", ".tif"))
+        there[what] = os.path.isdir(path) if is_folder else os.path.isfile(path)
+    if there.get("mask") and not _is_of(made["mask"], predictor):
+        raise ValueError(
+            f"{made['mask']} is the mask of a model with other classes: choose another --out, or --overwrite."
+        )
+    return all(there.values())
+
+
+def _is_of(mask: Path, predictor: Predictor) -> bool:
+    """Say whether a mask that is there has the classes of a model, where it names them."""
+    if mask.suffix == ".png":
+        return True
+    if mask.suffix == ".tif":
+        with open_windows(mask) as raster:
+            return (
+                raster.descriptions == tuple(predictor.class_names)
+                if predictor.multilabel
+                else raster.count == 1
+            )
+    found = {file.stem for file in mask.glob("*.png") if not file.name.startswith(".")}
+    return found == {*file_names(predictor.class_names)}
 
 
 def _name_folders(targets: Mapping[Path, dict[str, Path]], outputs: Sequence[str]) -> None:
-    """Write masks of several classes a pixel into a folder an image, a PNG a class.
+    """Write masks of several classes a pixel into a folder an image, a PNG a class; GeoTIFFs have bands.
 
     Raises:
         ValueError: If an output cannot have several classes a pixel.
     """
     if "geojson" in outputs:
         raise ValueError("geojson is made of one class a pixel, but the model is multi-label: leave it out.")
-    for path, made in targets.items():
-        mask = made.get("mask")
-        if mask is None:  # of a video
-            continue
-        if mask.suffix == ".tif":
-            raise ValueError(
-                f"{path} has a georeference, which the masks of a multi-label model do not keep: predict it "
-                "with vitseg_zoo.Predictor, or a copy without it."
-            )
-        made["mask"] = mask.with_suffix("")
+    for made in targets.values():
+        if "mask" in made and made["mask"].suffix == ".png":  # a video has none
+            made["mask"] = made["mask"].with_suffix("")
 
 
 def name_outputs(

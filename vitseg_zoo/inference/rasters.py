@@ -16,7 +16,7 @@ import numpy as np
 from PIL import ExifTags
 
 from vitseg_zoo.data.images import as_image, read_pixels, to_picture
-from vitseg_zoo.data.tiff import read_tags
+from vitseg_zoo.data.tiff import channels_last, read_tags
 from vitseg_zoo.files import atomic_path
 from vitseg_zoo.inference.outputs import OVERLAY_SIDE, Palette, count_classes
 from vitseg_zoo.inference.predictor import Predictor
@@ -96,7 +96,8 @@ def predict_raster(
     Args:
         predictor: With `fit="tiles"`, of at most 255 classes.
         path: TIFF, PNG or JPEG of any size.
-        out: Where labels go: `.tif` or `.png`. It is there when all of it is done.
+        out: Where labels go: `.tif`, of a multi-label model with a band a class, or `.png`. It is there when
+            all of it is done.
         palette: One RGB color a class.
         about: What the model is called; rows of another one are not taken over.
 
@@ -130,13 +131,12 @@ def predict_raster(
                 row, counts = int(state["rows"]), np.array(state["counts"], np.int64)
         if not row:
             out.parent.mkdir(parents=True, exist_ok=True)
-            _create(partial, source, palette)
+            _create(partial, source, palette, predictor.class_names if predictor.multilabel else None)
         for labels in predictor.label_rows(read, (height, width), row):
             window = Window(0, row, width, len(labels))
-            if has_gaps:
-                labels[source.dataset_mask(window=window) == 0] = NODATA
+            bands = _bands(labels, source.dataset_mask(window=window) == 0 if has_gaps else None)
             with rasterio.open(partial, "r+") as target:  # closed again: what is in it then stays
-                target.write(labels, 1, window=window)
+                target.write(bands, window=window)
             row += len(labels)
             counts += count_classes(labels, len(palette))
             with atomic_path(progress) as file:
@@ -146,28 +146,42 @@ def predict_raster(
     return counts
 
 
-def write_raster(labels: np.ndarray, path: Path, out: Path, palette: Palette) -> None:
+def write_raster(labels: np.ndarray, path: Path, out: Path, palette: Palette, names: Sequence[str]) -> None:
     """Write labels of a whole image as a GeoTIFF with the image's georeference; `labels` get its `NODATA`.
 
     Args:
-        labels: (H, W) uint8.
+        labels: (H, W) uint8, or (H, W, classes) bool, which become a band of 0 and 1 a class.
         path: The image.
         out: `.tif`.
         palette: One RGB color a class.
+        names: One a class, which describe those bands.
     """
     import rasterio
 
     partial = out.with_name(f".{out.stem}.partial.tif")
     out.parent.mkdir(parents=True, exist_ok=True)
     with open_windows(path) as source:
-        labels[source.dataset_mask() == 0] = NODATA
-        _create(partial, source, palette)
+        bands = _bands(labels, source.dataset_mask() == 0)
+        _create(partial, source, palette, names if labels.ndim == 3 else None)
         with rasterio.open(partial, "r+") as target:
-            target.write(labels, 1)
+            target.write(bands)
         _finish(partial, out)
 
 
-def _create(partial: Path, source: Any, palette: Palette) -> None:
+def _bands(labels: np.ndarray, gaps: np.ndarray | None) -> np.ndarray:
+    """Make (bands, H, W) uint8 of labels, with `NODATA` in gaps; there, `labels` get it or no class."""
+    if labels.ndim == 2:
+        bands = labels[None]
+    else:
+        if gaps is not None:
+            labels[gaps] = False
+        bands = np.moveaxis(labels, 2, 0).astype(np.uint8)
+    if gaps is not None:
+        bands[:, gaps] = NODATA
+    return bands
+
+
+def _create(partial: Path, source: Any, palette: Palette, names: Sequence[str] | None) -> None:
     import rasterio
 
     points, points_crs = source.gcps
@@ -179,12 +193,15 @@ def _create(partial: Path, source: Any, palette: Palette) -> None:
         driver="GTiff",
         height=source.height,
         width=source.width,
-        count=1,
+        count=len(names or [""]),
         dtype="uint8",
         nodata=NODATA,
         BIGTIFF="IF_SAFER",
         **place,
     ) as target:
+        if names:
+            target.descriptions = names
+            return
         colors = {index: (*color, 255) for index, color in enumerate(palette)}
         target.write_colormap(1, {NODATA: (0, 0, 0, 0)} | colors)
 
@@ -216,19 +233,19 @@ def reduced_raster(path: Path, are_labels: bool = False) -> np.ndarray:
         are_labels: Give the numbers as they are.
 
     Returns:
-        (H, W, 3) uint8 to look at, or labels (H, W).
+        (H, W, 3) uint8 to look at, or labels (H, W), of several bands (H, W, bands).
     """
     with open_windows(path) as raster:
         scale = max(max(raster.width, raster.height) / OVERLAY_SIDE, 1)
         size = (max(round(raster.height / scale), 1), max(round(raster.width / scale), 1))
         colors = _colors(raster)
-        count = 1 if are_labels or colors is not None else min(raster.count, 3)
+        count = raster.count if are_labels else 1 if colors is not None else min(raster.count, 3)
         if scale == 1 or raster.overviews(1):
             bands = raster.read(list(range(1, count + 1)), out_shape=(count, *size))
         else:  # GDAL would decode the same tiles for each row again
             bands = _sampled(raster, count, size)
         if are_labels:
-            return bands[0]
+            return channels_last(bands)
         return colors[bands[0]] if colors is not None else to_picture(np.moveaxis(bands, 0, -1))
 
 
@@ -250,12 +267,12 @@ def _sampled(raster: Any, count: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """Read the labels of a mask that was written, (H, W) uint8."""
+    """Read the labels of a mask that was written, (H, W) uint8, of several bands (H, W, bands)."""
     if path.suffix == ".png":
         with suppress(ValueError):  # of too many pixels
             return read_pixels(path)[0]
     with open_windows(path) as raster:
-        return raster.read(1)
+        return channels_last(raster.read())
 
 
 def pixel_area(path: Path) -> float | None:
