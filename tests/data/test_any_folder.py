@@ -116,14 +116,13 @@ def _cvat_shape(tag: str, label: str, numbers: list) -> str:
 
 @st.composite
 def _others(draw: st.DrawFn) -> dict[str, bytes]:
-    """Images with outlines of any format, tables of pairs, or masks of one class each; right or wrong."""
+    """Images with outlines of any format, tables of pairs, masks or planes of one class; right or wrong."""
     size = draw(_sizes)
     image = _contents(size, valid=draw(st.integers(0, 4)) > 0)
     names = draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=4, unique=True))
     tree = {f"images/{name}.png": draw(image) for name in names}
-    kind = draw(
-        st.sampled_from(["labelme", "yolo", "cvat", "coco", "table", "class folders", "class endings"])
-    )
+    kinds = ["labelme", "yolo", "cvat", "coco", "table", "class folders", "class endings", "image folders"]
+    kind = draw(st.sampled_from([*kinds, "planes"]))
     shapes = draw(st.lists(st.tuples(_labels, st.lists(_numbers, max_size=8)), max_size=3))
     height, width = size if draw(st.integers(0, 5)) else draw(st.tuples(_numbers, _numbers))
     if kind in ("labelme", "yolo"):
@@ -177,8 +176,20 @@ def _others(draw: st.DrawFn) -> dict[str, bytes]:
         rows = [f"images/{name}.png,masks/{name}.png,{draw(_splits)}" for name in names]
         tree |= {f"masks/{name}.png": draw(image) for name in names}
         tree["pairs.csv"] = "\n".join(["image,mask,split", *rows]).encode()
+    elif kind == "planes":
+        count = draw(st.integers(2, 4))
+        for name in names:
+            values = draw(st.sampled_from([[0, 1], [0, 1], [0, 255], [0], [0.0, 0.3, 0.9], [0, 1, 2]]))
+            rng = np.random.default_rng(draw(st.integers(0, 9)))
+            number = count if draw(st.integers(0, 5)) else draw(st.integers(1, 5))
+            dtype = draw(st.sampled_from(["uint8", "bool", "float32"]))
+            np.save(buffer := io.BytesIO(), rng.choice(values, (*size, number)).astype(dtype))
+            tree[f"masks/{name}.npy"] = buffer.getvalue()
+        if draw(st.booleans()):
+            tree["classes.txt"] = draw(st.sampled_from([b"a\nb", b"background\na\nb", b"a\nvoid\nb\nc"]))
     else:
-        form = "masks/{c}/{n}.png" if kind == "class folders" else "masks/{n}_{c}.png"
+        forms = {"class folders": "masks/{c}/{n}.png", "image folders": "masks/{n}/{c}.png"}
+        form = forms.get(kind, "masks/{n}_{c}.png")
         for label in ("cat", "dog"):
             tree |= {form.format(n=name, c=label): draw(image) for name in names if draw(st.integers(0, 4))}
     return tree
@@ -254,7 +265,7 @@ def _agree(report, out: Path) -> None:
                 continue
             if mask.ndim == 3:  # the last two are pixels of no class, and of several
                 several = mask.sum(2, dtype=int)
-                counted += [*mask.sum((0, 1)), (several == 0).sum(), (several > 1).sum()]
+                counted += [*mask.sum((0, 1), dtype=int), (several == 0).sum(), (several > 1).sum()]
                 continue
             counted += np.bincount(
                 np.where(mask == 255, len(counted) - 1, mask).ravel(), minlength=len(counted)

@@ -139,3 +139,60 @@ def test_an_image_with_empty_masks_has_no_class(root: Path):
     _save(root / "train/masks/hat/3.png", np.zeros(SHAPE, np.uint8))
     assert _of(check(root), "1 image without a pixel of any class") == [("note", "train/masks/hat/3.png")]
     assert not SegmentationFolder(root, "train")[3][1].any()
+
+
+def _two(root: Path, one: np.ndarray, other: np.ndarray) -> Report:
+    """Check four images whose masks of "bread" and "cheese" are these."""
+    for i in range(4):
+        photo = np.random.default_rng(i).integers(0, 256, (*one.shape, 3), np.uint8)
+        _save(root / f"images/{i}.png", photo)
+        for name, mask in (("bread", one), ("cheese", other)):
+            _save(root / f"masks/{name}/{i}.png", mask.astype(np.uint8) * 255)
+    return check(root)
+
+
+def test_a_few_pixels_of_two_classes_are_loose_borders(tmp_path: Path):
+    """Up to a thousandth of the labeled pixels, unless they are most of a class; the later class has them."""
+    bread, cheese = np.zeros((2, 64, 64), bool)
+    bread[:32] = cheese[32:] = True
+    cheese[31, :4] = True  # of 4096
+    report = _two(tmp_path / "few", bread, cheese)
+    assert not report.description.multilabel
+    (finding,) = [finding for finding in report.findings if "of several classes" in finding.text]
+    assert finding.level == "warning"
+    assert (
+        finding.text == "4 images with pixels of several classes, 16 in all (0.098 % of those that have one)."
+    )
+    masks = [mask for split in ("train", "val") for _, mask in SegmentationFolder(tmp_path / "few", split)]
+    for mask in masks:
+        np.testing.assert_array_equal(mask, np.where(cheese, 2, 1))
+
+    cheese[31, 4] = True
+    report = _two(tmp_path / "more", bread, cheese)
+    assert report.description.multilabel and _of(report, "20 in all: the masks are multi-label") != []
+
+    for small, large in (("bread", bread), ("cheese", cheese)):  # whichever lies on top
+        large[:] = True
+        other = bread if large is cheese else cheese
+        other[:] = False
+        other[3, 3:5] = True
+        report = _two(tmp_path / small, bread, cheese)
+        assert report.description.multilabel
+
+
+def test_dataset_yaml_says_which_of_both(tmp_path: Path):
+    bread, cheese = np.zeros((2, 64, 64), bool)
+    bread[:32] = cheese[31:] = True
+    report = _two(tmp_path / "data", bread, cheese)
+    assert report.description.multilabel
+    write_description(report.description, tmp_path / "dataset.yaml")
+    several = (tmp_path / "dataset.yaml").read_text()
+    background = "classes:\n- {name: background, color: '#000000', values: [0]}"
+    one = several.replace("multilabel", "gray").replace("classes:", background)
+    (tmp_path / "dataset.yaml").write_text(one)
+    _, mask = SegmentationFolder(tmp_path / "dataset.yaml", "train")[0]
+    np.testing.assert_array_equal(mask, np.where(cheese, 2, 1))
+    assert _of(check(tmp_path / "dataset.yaml"), "256 in all (1.6 %")[0][0] == "warning"
+    (tmp_path / "dataset.yaml").write_text(one.replace("gray", "multilabel"))
+    with pytest.raises(ValueError, match="multilabel masks have no background: 0 is what no class covers"):
+        read_description(tmp_path / "dataset.yaml")

@@ -7,6 +7,7 @@ from pathlib import Path
 from vitseg_zoo.data.check import Finding, Report, check
 from vitseg_zoo.data.description import write_description
 from vitseg_zoo.data.layouts import Part
+from vitseg_zoo.data.planes import has_planes
 from vitseg_zoo.terminal import Progress, printable, say
 
 _SHOWN = 5  # files of a finding
@@ -61,7 +62,11 @@ def _text(report: Report) -> str:
         "multilabel": "multi-label, one of each class, of which a pixel may have several",
     }
     kind = kinds_of_masks[description.encoding.kind]
-    lines.append(f"masks: {'class numbers' if description.encoding.is_plain else kind}")
+    if not description.multilabel and has_planes(report.records[0].pair):
+        kind = "a plane a class"
+    elif description.encoding.is_plain:
+        kind = "class numbers"
+    lines.append(f"masks: {kind}")
     kinds = Counter((r.channels, r.dtype) for r in report.records if r.channels)
     lines.append(
         "images: "

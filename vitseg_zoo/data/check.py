@@ -392,13 +392,16 @@ def _images(report: Report) -> list[Finding]:
     overlapping = [r for r in report.records if r.overlaps]
     if overlapping and not report.description.multilabel:
         labels = report.description.labels
+        claimed = sum(record.overlaps for record in overlapping)
+        labeled = sum(count for r in report.records for value, count in r.values.items() if value)
         findings.append(
             Finding(
                 "warning",
                 f"{_number(overlapping, 'image')} with pixels of several classes, "
-                f"{sum(record.overlaps for record in overlapping)} in all.",
+                f"{claimed} in all ({100 * claimed / labeled:.2g} % of those that have one).",
                 f"A pixel is trained as one class, the later of {_few(labels)}: where another should lie on "
-                "top, reorder `labels` in what --write writes, with their values.",
+                "top, reorder `labels` in what --write writes, with their values; for several classes a "
+                "pixel write `masks: multilabel` there.",
                 tuple(record.pair.image for record in overlapping),
             )
         )

@@ -39,8 +39,8 @@ class DatasetDescription:
         ignore_index: Class number of pixels without a label, or None if there are none.
         val: Share of the images that are measured on, where `parts` has only "all".
         seed: Seed of that division.
-        labels: Names in files of outlines, or of masks of one class each, the n-th of which is drawn with the
-            value n, and nothing with 0.
+        labels: Names in files of outlines, or of masks or planes of one class each, the n-th of which is
+            drawn with the value n, and nothing with 0.
         channels: How many channels images are read with, as `vitseg_zoo.data.images.read_image` does.
     """
 
@@ -93,7 +93,8 @@ def match_parts(
         files: All files of the folder, if they are known.
         val: Share of "val", where "all" is divided.
         seed: Seed of that.
-        labels: Of files of outlines; by default those that they use.
+        labels: Of files of outlines, or of masks of one class each, by default those that they use; or of
+            the planes of other masks.
     """
     files = list_files(root) if files is None else files
     found = {}
@@ -104,13 +105,19 @@ def match_parts(
             found[split] = match_annotations(root, split, part, files)
         else:
             found[split] = match(part, files, _names(root, part, files))
-    if any(is_annotation(part.masks) or "{class}" in part.masks for part in parts.values()):
+    of_labels = any(is_annotation(part.masks) or "{class}" in part.masks for part in parts.values())
+    if labels or of_labels:
         class_file = find_class_file(files)
         known = read_class_file(root / class_file)[0] if class_file and not labels else ()
         pairs = [pair for matched in found.values() for pair in matched.pairs]
         labels = tuple(labels) or collect_labels(root, pairs, known)
         for matched in found.values():
-            matched.pairs = [replace(pair, labels=labels) for pair in matched.pairs]
+            matched.pairs = [
+                replace(pair, labels=labels)
+                if not of_labels or pair.classes or is_annotation(pair.masks[0])
+                else pair
+                for pair in matched.pairs
+            ]
     if set(found) == {"all"}:
         everything = found.pop("all")
         chosen = split_names([pair.name for pair in everything.pairs], val, seed)
@@ -263,11 +270,19 @@ def _parse(content: Any, path: Path) -> DatasetDescription:
     kind = _take(content, "masks", str, "gray")
     if kind not in ("gray", "colors", "multilabel"):
         raise _Invalid(f"masks should be gray, colors or multilabel, got {kind[:60]!r}.")
-    if kind == "multilabel" and not all("{class}" in part.masks for part in parts.values()):
-        raise _Invalid("multilabel masks should be a file a class, as masks/{class}/{name}.png.")
+    labels = tuple(map(str, _take(content, "labels", list, [])))
+    if kind == "multilabel" and not all(
+        "{class}" in part.masks or (labels and not is_annotation(part.masks)) for part in parts.values()
+    ):
+        raise _Invalid(
+            "multilabel masks should be a file a class, as masks/{class}/{name}.png, or have a plane a class "
+            "with their names in `labels`."
+        )
     if kind == "multilabel" and _take(content, "ignore", list, []):
         raise _Invalid("multilabel masks have no values of pixels without a label: leave out ignore.")
     names, palette, values = _parse_classes(content, kind)
+    if kind == "multilabel" and 0 in values:
+        raise _Invalid("multilabel masks have no background: 0 is what no class covers, so leave it out.")
     channels = _take(content, "channels", int, 3)
     if not 0 < channels <= MAX_CHANNELS:
         raise _Invalid(f"channels should be in range [1, {MAX_CHANNELS}], got {channels}.")
@@ -285,7 +300,7 @@ def _parse(content: Any, path: Path) -> DatasetDescription:
         val=float(val),
         seed=_take(divided, "seed", int, 0, "split_at_random: "),
         channels=channels,
-        labels=tuple(map(str, _take(content, "labels", list, []))),
+        labels=labels,
     )
 
 

@@ -44,7 +44,7 @@ class Pair:
         image: Path in the data's folder.
         masks: Paths: one, or one for each object or class; or a file of outlines.
         is_shared: Whether that file is on many images.
-        labels: Names of what a file of outlines, or masks of single classes, draw, in order.
+        labels: Names of what a file of outlines, masks of single classes or planes draw, in order.
         classes: Label of each of `masks`, where each is of one class.
     """
 

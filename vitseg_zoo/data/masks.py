@@ -15,6 +15,7 @@ import numpy as np
 
 from vitseg_zoo.data.class_files import Color
 from vitseg_zoo.data.images import read_pixels
+from vitseg_zoo.data.outlines import is_background
 from vitseg_zoo.palette import distinct_colors
 
 IGNORE_INDEX = 255
@@ -248,6 +249,23 @@ def propose(
     if name_colors and names and not palette and _matches_colors(gray, name_colors, len(names)):
         return _propose_colors({value * 0x010101: count for value, count in gray.items()}, names, name_colors)
     return _propose_gray(gray, names, name_colors, palette)
+
+
+def propose_planes(labels: Sequence[str], has_rest: bool) -> Proposal:
+    """Make class numbers of planes that do not overlap: what is in none of them is the background.
+
+    Args:
+        labels: Names of the planes, one of which may be the background's.
+        has_rest: Whether there are pixels in no plane.
+    """
+    named = next((label for label in labels if is_background(label)), "background" if has_rest else None)
+    names, values = ([named], {0: 0}) if named else ([], {})
+    for position, label in enumerate(labels, 1):
+        if not is_background(label):
+            values[position] = len(names)
+            names.append(label)
+    note = f"masks have a plane a class, {_list(labels)}, which become class numbers"
+    return _without_void(MaskEncoding("gray", values), names, distinct_colors(len(names)), [note])
 
 
 def _matches_colors(gray: Mapping[int, int], name_colors: Sequence[Color], count: int) -> bool:

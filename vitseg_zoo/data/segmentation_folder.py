@@ -9,20 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from vitseg_zoo.data.annotations import guess_annotations, is_annotation
+from vitseg_zoo.data.annotations import guess_annotations
 from vitseg_zoo.data.class_files import Color, find_class_file, read_class_file
 from vitseg_zoo.data.description import FILE_NAME, DatasetDescription, match_parts, read_description
 from vitseg_zoo.data.folders import ImageFolders
 from vitseg_zoo.data.guess_layout import guess_layout, has_masks, split_lists
 from vitseg_zoo.data.images import as_image, read_image, read_size, read_window
 from vitseg_zoo.data.layouts import Matched, Pair, Part, list_files
-from vitseg_zoo.data.masks import MaskEncoding, Proposal, as_mask, propose
+from vitseg_zoo.data.masks import MaskEncoding, Proposal, propose, propose_planes
+from vitseg_zoo.data.outlines import is_background
 from vitseg_zoo.data.pair_tables import guess_tables
-from vitseg_zoo.data.survey import Record, choose_channels, read_masks, read_multilabel, survey
+from vitseg_zoo.data.planes import find_planes, has_planes
+from vitseg_zoo.data.survey import Record, Window, choose_channels, read_masks, read_multilabel, survey
 from vitseg_zoo.palette import distinct_colors
 from vitseg_zoo.terminal import say
 
 _LOOKED_AT = 16  # images that say how many channels all have, where there is no dataset.yaml
+_LOOSE = 1e-3  # of the labeled pixels: that many may have several classes where one is meant
 
 
 class SegmentationFolder(Sequence):
@@ -98,7 +101,7 @@ class SegmentationFolder(Sequence):
         """Return the class numbers (H, W) of an image, or 0 and 1 (H, W, classes)."""
         return read_classes(self.description, self.pairs[index])
 
-    def window(self, index: int, window: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+    def window(self, index: int, window: Window) -> tuple[np.ndarray, np.ndarray] | None:
         """Return a part (top, left, height, width) of an image and its mask, read by region.
 
         None if the image's format has no regions; its mask is read whole where only that has none.
@@ -108,15 +111,7 @@ class SegmentationFolder(Sequence):
         if pixels is None:
             return None
         image = as_image(pixels, self.channels)
-        top, left, height, width = window
-        part = None
-        if len(pair.masks) == 1 and not pair.classes and not is_annotation(pair.masks[0]):
-            part = read_window(root / pair.masks[0], window)
-        mask = (
-            self.mask(index)[top : top + height, left : left + width]
-            if part is None
-            else self.description.encoding.decode(as_mask(part, root / pair.masks[0]))
-        )
+        mask = read_classes(self.description, pair, window)
         if mask.shape[:2] != image.shape[:2]:
             raise ValueError(f"{root / pair.masks[0]} is of another size than its image.")
         return image, mask
@@ -190,15 +185,20 @@ def _leave_out_bad(folder: SegmentationFolder | ImageFolders) -> None:
         raise ValueError(f"none of the images of {folder.path} for {folder.split} can be read.")
 
 
-def read_classes(description: DatasetDescription, pair: Pair) -> np.ndarray:
+def read_classes(description: DatasetDescription, pair: Pair, window: Window | None = None) -> np.ndarray:
     """Read the class numbers (H, W) of a pair's mask, or of multi-label ones 0 and 1 (H, W, classes).
+
+    Args:
+        description: The data.
+        pair: The pair.
+        window: Top, left, height and width of a part, by region where the format allows that; all by default.
 
     Raises:
         ValueError: If it cannot be read or has values that are no class; the message names the file.
     """
     if description.multilabel:
-        return read_multilabel(description.root, pair, description.encoding.values)
-    pixels = read_masks(description.root, pair, description.encoding.kind == "colors")
+        return read_multilabel(description.root, pair, description.encoding.values, window)
+    pixels = read_masks(description.root, pair, description.encoding.kind == "colors", window)
     try:
         return description.encoding.decode(pixels)
     except ValueError as error:
@@ -249,7 +249,11 @@ def find_parts(path: Path) -> tuple[Path, dict[str, Part], dict[str, Matched], l
             f"{path} has no images with masks: it should hold images/NAME.jpg and masks/NAME.png, or "
             "NAME.jpg beside NAME_mask.png, with or without train and val."
         )
-    return path, parts, match_parts(path, parts, files), files
+    matched = match_parts(path, parts, files)
+    pairs = (pair for found in matched.values() for pair in found.pairs if not pair.labels)
+    if labels := find_planes(path, pairs, find_class_file(files)):
+        matched = match_parts(path, parts, files, labels=labels)
+    return path, parts, matched, files
 
 
 def describe(
@@ -281,8 +285,10 @@ def describe(
         names = ("background", *labels)
     elif class_file:
         names, name_colors = read_class_file(root / class_file)
-    if labels and any(record.overlaps for record in kept):
+    if _are_several(kept):
         found = _propose_multilabel(labels, kept)
+    elif labels and has_planes(kept[0].pair):
+        found = propose_planes(labels, any(0 in record.values for record in kept))
     else:
         found = propose(gray, colors, names, name_colors, palette if one_palette else None)
     description = DatasetDescription(
@@ -293,6 +299,20 @@ def describe(
     return description, found, kept
 
 
+def _are_several(records: Sequence[Record]) -> bool:
+    """Say whether pixels have several classes on purpose, and not from borders that were drawn loosely."""
+    labeled = sum(count for record in records for value, count in record.values.items() if value)
+    if sum(record.overlaps for record in records) > _LOOSE * labeled:
+        return True
+    own, shared = Counter[int](), Counter[int]()  # a small class that lies in others
+    for record in records:
+        own.update(record.label_pixels)
+        shared.update(record.covering)
+        for position, count in record.label_pixels.items():
+            shared[position] += count - record.values.get(position, 0)
+    return any(2 * shared[position] > count for position, count in own.items())
+
+
 def _propose_multilabel(labels: Sequence[str], records: Sequence[Record]) -> Proposal:
     """Make each label a class of its own, and no background."""
     several = [record.overlaps for record in records if record.overlaps]
@@ -301,6 +321,7 @@ def _propose_multilabel(labels: Sequence[str], records: Sequence[Record]) -> Pro
         f"{images} with pixels of several classes, {sum(several)} in all: the masks are multi-label, each "
         "class is learned by itself"
     )
-    encoding = MaskEncoding("multilabel", {index + 1: index for index in range(len(labels))})
-    palette = distinct_colors(len(labels) + 1)[1:]  # black is for pixels of no class
-    return Proposal(encoding, tuple(labels), tuple(palette), None, (note,))
+    kept = [(position, label) for position, label in enumerate(labels, 1) if not is_background(label)]
+    encoding = MaskEncoding("multilabel", {position: index for index, (position, _) in enumerate(kept)})
+    palette = distinct_colors(len(kept) + 1)[1:]  # black is for pixels of no class
+    return Proposal(encoding, tuple(label for _, label in kept), tuple(palette), None, (note,))

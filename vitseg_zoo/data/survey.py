@@ -18,10 +18,13 @@ from PIL import ExifTags, Image, ImageOps
 
 from vitseg_zoo.data.annotations import draw_pair, is_annotation
 from vitseg_zoo.data.class_files import Color
-from vitseg_zoo.data.images import open_image, read_pixels, read_size, to_unit
+from vitseg_zoo.data.images import open_image, read_pixels, read_size, read_window, to_unit
 from vitseg_zoo.data.layouts import Pair
 from vitseg_zoo.data.masks import as_mask, count_values, pack, read_mask
 from vitseg_zoo.data.outlines import is_background
+from vitseg_zoo.data.planes import has_planes, read_planes
+
+Window = tuple[int, int, int, int]  # top, left, height and width
 
 _AT_ONCE = 8  # pairs that a thread reads in a row
 _MAPPED = 2**26  # bytes of a file that is not read at once
@@ -46,6 +49,7 @@ class Record:
         specks: Single pixels whose four neighbors agree with each other and not with them.
         overlaps: Pixels that masks of several classes claim.
         label_pixels: Position of a label, from 1 -> pixels, of masks of one class each.
+        covering: Position of a label -> pixels that it takes from labels before it.
     """
 
     split: str
@@ -67,6 +71,7 @@ class Record:
     specks: int = 0
     overlaps: int = 0
     label_pixels: dict[int, int] = field(default_factory=dict)
+    covering: dict[int, int] = field(default_factory=dict)
 
 
 def survey(
@@ -117,38 +122,50 @@ def measure(root: Path, split: str, pair: Pair, images: bool = True, masks: bool
     return record
 
 
-def read_masks(root: Path, pair: Pair, colors: bool = False) -> np.ndarray:
+def read_masks(root: Path, pair: Pair, colors: bool = False, window: Window | None = None) -> np.ndarray:
     """Read the mask of a pair; of several, one an object, the largest value in each pixel.
+
+    Args:
+        root: Folder of the data.
+        pair: The pair.
+        colors: Whether a palette's colors are wanted and not its numbers.
+        window: A part; by default all.
 
     Raises:
         ValueError: If one cannot be read, or sizes differ.
     """
+    if pair.classes or has_planes(pair):
+        return _merge_classes(root, pair, window)[0]
     if is_annotation(pair.masks[0]):
-        return draw_pair(root, pair, lambda: read_size(root / pair.image))
-    if pair.classes:
-        return _merge_classes(root, pair)[0]
-    merged = read_mask(root / pair.masks[0], colors)
+        return _cut(draw_pair(root, pair, lambda: read_size(root / pair.image)), window)
+    first = root / pair.masks[0]
+    if window and len(pair.masks) == 1 and (part := read_window(first, window)) is not None:
+        return as_mask(part, first)
+    merged = read_mask(first, colors)
     for path in pair.masks[1:]:
         mask = read_mask(root / path, colors)
         if mask.shape != merged.shape:
             raise ValueError(f"{root / path} is of another size than {pair.masks[0]}.")
         merged = np.maximum(merged, mask)
-    return merged
+    return _cut(merged, window)
 
 
-def read_multilabel(root: Path, pair: Pair, values: Mapping[int, int]) -> np.ndarray:
-    """Read masks of one class each as (H, W, classes) uint8: 1 where a pixel has the class.
+def read_multilabel(
+    root: Path, pair: Pair, values: Mapping[int, int], window: Window | None = None
+) -> np.ndarray:
+    """Read masks of one class each, or a plane each, as (H, W, classes) uint8: 1 where a pixel has the class.
 
     Args:
         root: Folder of the data.
         pair: The pair; of a class without a mask there is nothing in the image.
         values: Position of a label, from 1 -> number of its class.
+        window: A part; by default all.
 
     Raises:
         ValueError: If a mask cannot be read or is of no class, or sizes differ.
     """
     stacked = None
-    for position, path, inside in _masks_of_classes(root, pair):
+    for position, path, inside in _masks_of_classes(root, pair, window):
         if stacked is None:
             stacked = np.zeros((*inside.shape, max(values.values(), default=-1) + 1), np.uint8)
         if position and position not in values:
@@ -159,11 +176,23 @@ def read_multilabel(root: Path, pair: Pair, values: Mapping[int, int]) -> np.nda
     return stacked
 
 
-def _masks_of_classes(root: Path, pair: Pair) -> Iterator[tuple[int, str, np.ndarray]]:
+def _cut(mask: np.ndarray, window: Window | None) -> np.ndarray:
+    if window is None:
+        return mask
+    top, left, height, width = window
+    return mask[top : top + height, left : left + width]
+
+
+def _masks_of_classes(root: Path, pair: Pair, window: Window | None) -> Iterator[tuple[int, str, np.ndarray]]:
     """Read masks of one class each in the order of the labels: position, from 1, file, and (H, W) bool.
 
-    What lies above half of a mask's largest value is inside. The background's position is 0.
+    What lies above half of a mask's largest value is inside. The background comes first, with position 0.
     """
+    if has_planes(pair):
+        planes = read_planes(root / pair.masks[0], pair.labels, window)
+        for at in sorted(range(len(pair.labels)), key=lambda at: not is_background(pair.labels[at])):
+            yield 0 if is_background(pair.labels[at]) else at + 1, pair.masks[0], planes[..., at]
+        return
     masks = sorted(zip(pair.classes, pair.masks, strict=True), key=lambda item: _rank(item[0], pair.labels))
     shape = None
     for label, path in masks:
@@ -173,26 +202,32 @@ def _masks_of_classes(root: Path, pair: Pair) -> Iterator[tuple[int, str, np.nda
         shape = shape or mask.shape
         if mask.shape != shape:
             raise ValueError(f"{root / path} is of another size than {pair.masks[0]}.")
-        yield _rank(label, pair.labels) + 1, path, 2 * mask.astype(np.int64) > mask.max(initial=0)
+        inside = 2 * mask.astype(np.int64) > mask.max(initial=0)
+        yield _rank(label, pair.labels) + 1, path, _cut(inside, window)
 
 
-def _merge_classes(root: Path, pair: Pair) -> tuple[np.ndarray, dict[int, int], int]:
+def _merge_classes(
+    root: Path, pair: Pair, window: Window | None = None
+) -> tuple[np.ndarray, dict[int, int], dict[int, int], int]:
     """Merge masks of one class each: the n-th label is n, and lies on those before it.
 
     Returns:
-        (H, W); the pixels of each label that has some; and how many pixels several labels claim.
+        (H, W); the pixels of each label that has some; those of them that it takes from labels before it; and
+        how many pixels several labels claim.
     """
-    merged, several, pixels = None, None, Counter[int]()
-    for position, _, inside in _masks_of_classes(root, pair):
+    merged, several, pixels, covering = None, None, Counter[int](), Counter[int]()
+    for position, _, inside in _masks_of_classes(root, pair, window):
         if merged is None or several is None:
             merged = np.zeros(inside.shape, np.uint8 if len(pair.labels) < 256 else np.uint16)
             several = np.zeros(inside.shape, bool)
-        several |= inside & (merged != 0) & (merged != position)
+        taken = inside & (merged != 0) & (merged != position)
+        several |= taken
         merged[inside] = position
         if position and inside.any():
             pixels[position] += int(inside.sum())
+            covering[position] += int(taken.sum())
     assert merged is not None and several is not None
-    return merged, dict(pixels), int(several.sum())
+    return merged, dict(pixels), dict(covering), int(several.sum())
 
 
 def _rank(label: str, labels: Sequence[str]) -> int:
@@ -205,8 +240,8 @@ def _rank(label: str, labels: Sequence[str]) -> int:
 
 
 def _measure_mask(record: Record, root: Path) -> None:
-    if record.pair.classes:
-        pixels, record.label_pixels, record.overlaps = _merge_classes(root, record.pair)
+    if record.pair.classes or has_planes(record.pair):
+        pixels, record.label_pixels, record.covering, record.overlaps = _merge_classes(root, record.pair)
         palette = None
     elif len(record.pair.masks) == 1 and not is_annotation(record.pair.masks[0]):
         pixels, palette = read_pixels(root / record.pair.masks[0], "a mask")
