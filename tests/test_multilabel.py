@@ -309,6 +309,25 @@ def test_evaluate_and_compare_agree_with_the_training(run: Path, data: Path, tmp
     assert len(list((tmp_path / "a/confidence").iterdir())) == 4
 
 
+def test_planes_are_trained_on_and_measured_as_folders_are(run: Path, data: Path, tmp_path: Path):
+    for image in sorted(data.rglob("images/*.png")):
+        masks = image.parents[1] / "masks"
+        planes = np.stack([np.asarray(Image.open(masks / name / image.name)) > 0 for name in NAMES], axis=2)
+        copy = tmp_path / "planes" / image.relative_to(data)
+        _save(copy, np.asarray(Image.open(image)))
+        (copy.parents[1] / "masks").mkdir(exist_ok=True)
+        np.save(copy.parents[1] / f"masks/{image.stem}.npy", planes)
+    (tmp_path / "planes/classes.txt").write_text("\n".join(NAMES))
+    tables = []
+    for folder in (data, tmp_path / "planes"):
+        assert cli.main(["evaluate", str(run), str(folder), "--out", str(tmp_path / folder.name)]) == 0
+        tables.append((tmp_path / folder.name / "images.csv").read_text().splitlines()[1:])
+    assert tables[0] == tables[1]
+    own_data.main(own_data.Config(**SMALL, data=tmp_path / "planes", out=tmp_path / "run"))
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["config"]["mode"] == "multilabel" and "iou_disk" in results["test_last"]
+
+
 def test_a_model_is_measured_on_data_of_its_own_kind(run: Path, data: Path, tmp_path: Path, capsys):
     plain = _plain(tmp_path)
     assert cli.main(["evaluate", str(run), str(plain), "--out", str(tmp_path / "a")]) == 1
