@@ -123,19 +123,13 @@ class QuickModule(SegmentationModule):
 
 def _module(name: str, seed: int) -> QuickModule:
     arch, encoder_name, model_args, learning_rate = MODELS[name]
-    return QuickModule(
-        arch,
-        encoder_name,
-        None,
-        CLASS_NAMES,
-        PALETTE,
-        IMAGE_SIZE,
-        background=BACKGROUND,
-        learning_rate=learning_rate,
-        seed=seed,
-        channels_last=True,
-        model_args=model_args,
-    )
+    options: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "background": BACKGROUND,
+        "model_args": model_args,
+    }
+    options |= {"seed": seed, "channels_last": True}
+    return QuickModule(arch, encoder_name, None, CLASS_NAMES, PALETTE, IMAGE_SIZE, **options)
 
 
 def _train(name: str, data: dict[str, SegmentationDataset], config: RunConfig, steps: int) -> Run:
