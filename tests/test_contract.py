@@ -19,19 +19,19 @@ from vitseg_zoo.ops import segformer_head
 from vitseg_zoo.ops.dispatch import plain_forms
 from vitseg_zoo.ops.not_scriptable import NotScriptable
 
-# Architectures stand over a tiny plain ViT, but those that have an encoder of their own.
-_OWN_ENCODERS = {"fusedsegformer": "vz-mit_b0", "segnet": "segnet", "segnetdsc": "segnetdsc"}
+# Architectures stand over a tiny plain ViT, but those that have an encoder of their own, or that kind.
+_OWN_ENCODERS = {"fusedsegformer": "vz-tiny_mit", "segnet": "segnet", "segnetdsc": "segnetdsc"}
 ARCHITECTURES = [
     *((arch, _OWN_ENCODERS.get(arch, "vz-tiny_vit")) for arch in vitseg_zoo.list_models(kind="architecture")),
     ("vitseg", "vz-vitseg_tiny_patch16_128"),
-    ("segmenter", "vz-mit_b0"),
+    ("segmenter", "vz-tiny_mit"),
     ("fusedsegformer", "vz-tiny_vit"),
 ]
 # Each form that a plain ViT has, and MiT, in a U-Net; each family of plain ViTs in the smallest model.
 ENCODERS = [
     *(("unet", name) for name in smp.encoders.encoders if name.endswith("-tiny_vit")),
     *(("vitseg", f"vz-{name}") for name in tiny_vits.FAMILIES if name != "tiny_vit"),
-    ("unet", "vz-mit_b0"),
+    ("unet", "vz-tiny_mit"),
 ]
 each_model = pytest.mark.parametrize(
     ("arch", "encoder"), [pytest.param(*case, id="-".join(case)) for case in (*ARCHITECTURES, *ENCODERS)]
@@ -39,6 +39,8 @@ each_model = pytest.mark.parametrize(
 
 
 def build(arch: str, encoder: str, **kwargs) -> nn.Module:
+    if encoder == "vz-vitseg_tiny_patch16_128":
+        kwargs["encoder_blocks"] = 3  # of 12, which are alike
     return smp.create_model(arch, encoder, encoder_weights=None, **{"classes": 3, **kwargs})
 
 
@@ -86,7 +88,12 @@ def test_types_of_numbers(arch: str, encoder: str) -> None:
         assert (rough - expected).abs().mean() < 0.4 * scale
 
 
-_WITH_FORMS_OF_THEIR_OWN = [case for case in ARCHITECTURES if not case[0].startswith("segnet")]
+# MiT-B0, as errors of a smaller one vary too much to compare.
+_WITH_FORMS_OF_THEIR_OWN = [
+    (arch, encoder.replace("tiny_mit", "mit_b0"))
+    for arch, encoder in ARCHITECTURES
+    if not arch.startswith("segnet")
+]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -156,7 +163,8 @@ def test_compiles_once_for_all_sizes(arch: str, encoder: str) -> None:
     assert counter.frame_count == graphs
 
 
-@pytest.mark.parametrize(("arch", "encoder"), ARCHITECTURES)
+# Where bf16 is emulated, segnet's convolutions take a minute; segnetdsc is the same network.
+@pytest.mark.parametrize(("arch", "encoder"), [case for case in ARCHITECTURES if case[0] != "segnet"])
 def test_a_step_under_autocast_compiles_once_for_all_sizes(arch: str, encoder: str) -> None:
     torch.compiler.reset()
     model, counter = build(arch, encoder).train(), CompileCounter()

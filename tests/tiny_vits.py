@@ -1,4 +1,4 @@
-"""A tiny timm ViT of each family, registered in timm and SMP as a user registers models of their own."""
+"""A tiny timm ViT of each family, and a tiny MiT, registered in timm and SMP as a user registers models."""
 
 import os
 import tempfile
@@ -15,6 +15,8 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
+from vitseg_zoo.encoders.hierarchical import HierarchicalEncoder
+from vitseg_zoo.encoders.mix_transformer import MixTransformer
 from vitseg_zoo.encoders.smp_entry import smp_entry
 
 # Where the tag `tiny_vit.local` expects its weights; tests write them.
@@ -29,6 +31,7 @@ default_cfgs = generate_default_cfgs(
         "tiny_beit": _cfg,
         "tiny_relpos": _cfg,
         "tiny_sam": _cfg,
+        "tiny_mit": _cfg,
     }
 )
 _SIZES = dict(img_size=64, patch_size=16, embed_dim=64, depth=5, num_heads=2, num_classes=10)
@@ -79,7 +82,22 @@ def tiny_sam(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     return build_model_with_cfg(VisionTransformerSAM, "tiny_sam", pretrained, **args)
 
 
+@register_model
+def tiny_mit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """MiT-B0 of half its channels and blocks."""
+    args = dict(depths=(1, 1, 1, 1), embed_dims=(16, 32, 80, 128), num_classes=10)
+    stages = dict(flatten_sequential=True, out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)))
+    return build_model_with_cfg(
+        MixTransformer, "tiny_mit", pretrained, feature_cfg=stages, **dict(args, **kwargs)
+    )
+
+
 FAMILIES = ["tiny_vit", "tiny_eva", "tiny_dinov3", "tiny_beit", "tiny_relpos", "tiny_sam"]
 
 for _name in FAMILIES:
     smp.encoders.encoders.update(smp_entry(_name, ["local"] if _name == "tiny_vit" else []))
+smp.encoders.encoders["vz-tiny_mit"] = {
+    "encoder": HierarchicalEncoder,
+    "params": {"name": "tiny_mit", "drop_path_rate": 0.1},
+    "pretrained_settings": {},
+}
