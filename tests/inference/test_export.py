@@ -241,6 +241,32 @@ def test_vits_of_other_kinds_in_onnx(encoder: str, size: tuple[int, int] | None,
         assert agreement.difference < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("arch", "encoder", "name"),
+    [("linknet", "vz-tiny_vit", "model.xml"), ("segnetdsc", "segnetdsc", "model.onnx")],
+)
+def test_pyramids_and_unpooling_at_any_size(arch: str, encoder: str, name: str, tmp_path: Path) -> None:
+    model = smp.create_model(arch, encoder, encoder_weights=None, classes=3).eval()
+    report = export_model(model, tmp_path / name, {"mean": [0.5] * 3, "std": [0.25] * 3})
+    assert all(agreement.labels > 0.999 for agreement in report.agreements)
+
+
+def test_the_exporter_s_last_word_is_the_reason(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*args) -> None:
+        try:
+            raise KeyError("no function for aten.unheard_of")
+        except KeyError as error:
+            raise RuntimeError("\x1b[96mThis is step 3/3\x1b[0m") from error
+
+    monkeypatch.setitem(formats.WRITERS, ".onnx", write)
+    with pytest.raises(
+        ValueError, match=r"cannot be exported to .onnx so .KeyError: 'no function for aten.unheard"
+    ):
+        export_model(model, tmp_path / "model.onnx")
+
+
 def test_what_cannot_be_dynamic_is_offered_fixed(tmp_path: Path) -> None:
     beit = smp.create_model("vitseg", "vz-tiny_beit", None, classes=2).eval()
     with pytest.raises(ValueError, match=r"give it one size instead: size=\(512, 512\), or --size 512 512"):

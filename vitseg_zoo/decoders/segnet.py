@@ -36,6 +36,10 @@ def conv_norm(in_channels: int, out_channels: int, separable: bool) -> list[nn.M
     return [*convs, nn.BatchNorm2d(out_channels)]
 
 
+# PyTorch before 2.7 says only that it traces.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
 class ConvBlock(nn.Sequential):
     """The convolutions of one level, each with a batch norm and a ReLU: (B, C_0, H, W) to (B, C_n, H, W).
 
@@ -106,5 +110,15 @@ class SegNetDecoder(nn.Module):
         """Map what `SegNetEncoder` gives to (B, 64, H, W)."""
         x = features[-1]
         for i, block in enumerate(self.blocks):
-            x = block(F.max_unpool2d(x, features[-2 - i], 2))
+            x = block(_unpool(x, features[-2 - i]))
         return x
+
+
+def _unpool(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Put maxima (B, C, h, w) back to their places in (B, C, 2 * h, 2 * w), zeros elsewhere."""
+    if not _is_exporting():
+        return F.max_unpool2d(x, places, 2)
+    # Slower on a CPU; of the above, PyTorch's exporter to ONNX has no form for any size.
+    batch, channels, height, width = x.shape
+    zeros = x.new_zeros(batch, channels, 4 * height * width)
+    return zeros.scatter(2, places.flatten(2), x.flatten(2)).unflatten(2, (2 * height, 2 * width))

@@ -190,28 +190,31 @@ class _LearnedLevel(nn.Sequential):
         layers += [_Pointwise(channels_in, channels, kernel_size=1, bias=False), _Norm(channels)]
         layers += [nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False), _Norm(channels)]
         super().__init__(*layers)
+        self.ups = ups
 
     def forward(self, grid: torch.Tensor) -> torch.Tensor:
         """Map (B, D, h, w) to (B, C, h * 2 ** ups, w * 2 ** ups)."""
         *layers, pointwise, cell_norm, conv, norm = self
-        cells = grid.permute(0, 2, 3, 1)
+        cells = grid.permute(0, 2, 3, 1).unsqueeze(3)
         up = (
             layers.pop()
             if layers and may_bypass((layers[-1], _CellsOfFour), (pointwise, _Pointwise))
             else None
         )
         for layer in layers:
-            cells = layer(cells)  # (B, h, w, 2, 2, ..., C)
+            cells = layer(cells)  # (B, h, w, 4 ** ups, C)
         cells = cell_norm(pointwise(cells) if up is None else _in_one(up, pointwise, cells))
+        # Not earlier: OpenVINO's norms and activations of eight axes are wrong.
+        cells = cells.unflatten(3, (2, 2) * self.ups) if self.ups else cells.squeeze(3)
         return norm(conv(_join_cells(cells)).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class _CellsOfFour(nn.ConvTranspose2d):
-    """A transposed convolution from each cell to four, as the linear layer that it is: (..., 2, 2, D)."""
+    """A transposed convolution from each cell to four, a linear layer: (..., n, C) to (..., 4 * n, D)."""
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         weight = self.weight.permute(2, 3, 1, 0).flatten(0, 2)
-        return F.linear(cells, weight, self.bias.repeat(4)).unflatten(-1, (2, 2, -1))
+        return F.linear(cells, weight, self.bias.repeat(4)).unflatten(-1, (4, -1)).flatten(-3, -2)
 
 
 class _Pointwise(nn.Conv2d):
@@ -228,7 +231,7 @@ def _in_one(up: _CellsOfFour, pointwise: _Pointwise, cells: torch.Tensor) -> tor
         # (4, D, C_in); `@` would copy what it is made of
         weight = torch.bmm(matrix.expand(4, -1, -1), up.weight.flatten(2).permute(2, 1, 0))
         bias = matrix @ up.bias
-    return F.linear(cells, weight.flatten(0, 1), bias.repeat(4)).unflatten(-1, (2, 2, -1))
+    return F.linear(cells, weight.flatten(0, 1), bias.repeat(4)).unflatten(-1, (4, -1)).flatten(-3, -2)
 
 
 class _Norm(LayerNorm):

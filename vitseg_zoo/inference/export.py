@@ -259,9 +259,12 @@ def export_model(
         except (ModuleNotFoundError, _AnotherModelError):
             raise
         except Exception as error:  # of the exporter or a runtime: each has classes of its own
-            reason = str(error).strip().partition("\n")[0]
+            cause: BaseException = error
+            while cause.__cause__ is not None:  # the exporter's own tells what to do to PyTorch
+                cause = cause.__cause__
+            reason = str(cause).strip().partition("\n")[0]
             raise ValueError(
-                f"{said['architecture']} cannot be {step} so ({type(error).__name__}: {reason[:300]}){fixed}."
+                f"{said['architecture']} cannot be {step} so ({type(cause).__name__}: {reason[:300]}){fixed}."
             ) from error
         if path.suffix == ".xml":
             os.replace(partial.with_suffix(".bin"), weights)
