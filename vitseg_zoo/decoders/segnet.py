@@ -116,9 +116,12 @@ class SegNetDecoder(nn.Module):
 
 def _unpool(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Put maxima (B, C, h, w) back to their places in (B, C, 2 * h, 2 * w), zeros elsewhere."""
-    if not _is_exporting():
+    if torch.jit.is_scripting():  # which cannot ask what follows
         return F.max_unpool2d(x, places, 2)
-    # Slower on a CPU; of the above, PyTorch's exporter to ONNX has no form for any size.
-    batch, channels, height, width = x.shape
-    zeros = x.new_zeros(batch, channels, 4 * height * width)
-    return zeros.scatter(2, places.flatten(2), x.flatten(2)).unflatten(2, (2 * height, 2 * width))
+    else:
+        if not _is_exporting():
+            return F.max_unpool2d(x, places, 2)
+        # Slower on a CPU; of `max_unpool2d`, PyTorch's exporter to ONNX has no form for any size.
+        batch, channels, height, width = x.shape
+        zeros = x.new_zeros(batch, channels, 4 * height * width)
+        return zeros.scatter(2, places.flatten(2), x.flatten(2)).unflatten(2, (2 * height, 2 * width))
