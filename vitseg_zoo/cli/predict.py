@@ -183,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
             if "overlay" in made:
                 labels = reduced_raster(made["mask"], are_labels=True)
                 if predictor.multilabel:
-                    labels = labels.reshape(*labels.shape[:2], -1) == 1
+                    labels = np.atleast_3d(labels) == 1
                 _save(overlay(reduced_raster(path), labels, names, palette), made["overlay"], "JPEG")
             if "geojson" in made:
                 write_geojson(made["mask"], made["geojson"], names, skip)
@@ -255,8 +255,7 @@ def _write_tables(
     annotations: list[dict] = []
     for number, (path, mask) in enumerate(masks.items(), 1):
         if multilabel and mask.suffix == ".tif":
-            bands = read_labels(mask)
-            labels = bands.reshape(*bands.shape[:2], -1) == 1
+            labels = np.atleast_3d(read_labels(mask)) == 1
         elif multilabel:
             labels = np.stack([read_labels(mask / f"{name}.png") > 0 for name in file_names(names)], axis=2)
         else:

@@ -182,6 +182,7 @@ def _bands(labels: np.ndarray, gaps: np.ndarray | None) -> np.ndarray:
 
 
 def _create(partial: Path, source: Any, palette: Palette, names: Sequence[str] | None) -> None:
+    """Make an empty mask in the place of a raster: one band with a palette, or a band for each of `names`."""
     import rasterio
 
     points, points_crs = source.gcps
@@ -193,7 +194,7 @@ def _create(partial: Path, source: Any, palette: Palette, names: Sequence[str] |
         driver="GTiff",
         height=source.height,
         width=source.width,
-        count=len(names or [""]),
+        count=len(names) if names else 1,
         dtype="uint8",
         nodata=NODATA,
         BIGTIFF="IF_SAFER",
