@@ -1,6 +1,7 @@
 """Python processes of one's own environment that need not import torch, timm and SMP: forks of one that has.
 
-A new interpreter takes seconds to import them, which some hundred tests of downloads cannot each afford.
+A new interpreter takes seconds to import them, which some hundred tests cannot each afford. Those of
+registration fork from a process that has loaded torch only, and still import it first, as if it were new.
 """
 
 import atexit
@@ -14,16 +15,10 @@ import textwrap
 import time
 from pathlib import Path
 
-_SERVER = """
-import importlib, json, os, signal, sys, traceback
+_EVERYTHING = """
 import torch, timm, segmentation_models_pytorch, vitseg_zoo.weights.download, vitseg_zoo.cli
 import lightning.pytorch
 from huggingface_hub import constants
-
-def write(path, number):
-    with open(path + ".part", "w") as file:
-        file.write(str(number))
-    os.rename(path + ".part", path)
 
 def read_environment():
     importlib.reload(constants)  # all that huggingface_hub reads of it, and other modules' copies
@@ -33,6 +28,44 @@ def read_environment():
             if name.isupper() and name in vars(module):
                 setattr(module, name, value)
 
+begin = read_environment
+"""
+
+_ONLY_TORCH = """
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"  # of this process, not of its forks
+import torch, torchvision, huggingface_hub
+
+class FirstImport:
+    torch, spec = torch, torch.__spec__
+
+    def find_spec(name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, FirstImport) if name == "torch" else None
+
+    def create_module(spec):
+        return FirstImport.torch
+
+    def exec_module(module):  # what torch does with its last lines
+        sys.meta_path.remove(FirstImport)
+        module.__spec__ = FirstImport.spec
+        if os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1") == "1":
+            module._import_device_backends()
+
+def begin():
+    del sys.modules["torch"]
+    sys.meta_path.insert(0, FirstImport)
+    os.environ.get("PYTHONPATH") and sys.path.insert(1, os.environ["PYTHONPATH"])
+
+del torch
+"""
+
+_SERVER = """
+import importlib.machinery, json, os, signal, sys, traceback, warnings
+{preparation}
+def write(path, number):
+    with open(path + ".part", "w") as file:
+        file.write(str(number))
+    os.rename(path + ".part", path)
+
 def run(request):
     for number, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
@@ -40,7 +73,9 @@ def run(request):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    read_environment()
+    begin()
+    if request["errors"]:  # as -W error::RuntimeWarning
+        warnings.simplefilter("error", RuntimeWarning)
     sys.argv = request["arguments"]
     code = 0
     try:
@@ -70,8 +105,9 @@ for line in sys.stdin:
 
 
 @functools.cache
-def _server() -> subprocess.Popen:
-    server = subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, text=True)
+def _server(preparation: str) -> subprocess.Popen:
+    code = _SERVER.replace("{preparation}", preparation)
+    server = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, text=True)
     atexit.register(server.stdin.close)
     return server
 
@@ -79,7 +115,16 @@ def _server() -> subprocess.Popen:
 class WarmPython:
     """Run code in a process of its own, with the parts of `subprocess.Popen` that tests use."""
 
-    def __init__(self, code: str, *arguments: str, environment: dict[str, str], cwd: Path | None = None):
+    def __init__(
+        self,
+        code: str,
+        *arguments: str,
+        environment: dict[str, str],
+        cwd: Path | None = None,
+        only_torch: bool = False,
+        errors: bool = False,
+    ):
+        self._server = _server(_ONLY_TORCH if only_torch else _EVERYTHING)
         self._folder = Path(tempfile.mkdtemp(prefix="warm-python-"))
         paths = {name: str(self._folder / name) for name in ("stdout", "stderr", "pid", "status")}
         request = {
@@ -87,12 +132,13 @@ class WarmPython:
             "arguments": ["-c", *map(str, arguments)],
             "environment": environment,
             "cwd": str(cwd or Path.cwd()),
+            "errors": errors,
         }
         self.returncode: int | None = None
         for name in ("stdout", "stderr"):  # there to be read, also of a process killed before it opens them
             (self._folder / name).touch()
-        _server().stdin.write(json.dumps(request | paths) + "\n")
-        _server().stdin.flush()
+        self._server.stdin.write(json.dumps(request | paths) + "\n")
+        self._server.stdin.flush()
 
     def poll(self) -> int | None:
         if (self._folder / "status").exists():
@@ -111,7 +157,7 @@ class WarmPython:
     def _wait_for(self, name: str, timeout: float) -> None:
         end = time.monotonic() + timeout
         while not (self._folder / name).exists():
-            assert _server().poll() is None, "the server of processes has ended"
+            assert self._server.poll() is None, "the server of processes has ended"
             assert time.monotonic() < end, f"the process has no {name} yet"
             time.sleep(0.01)
 
