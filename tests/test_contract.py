@@ -21,8 +21,11 @@ from vitseg_zoo.ops.not_scriptable import NotScriptable
 
 # Architectures stand over a tiny plain ViT, but those that have an encoder of their own, or that kind.
 _OWN_ENCODERS = {"fusedsegformer": "vz-tiny_mit", "segnet": "segnet", "segnetdsc": "segnetdsc"}
+EACH_ARCHITECTURE = [
+    (arch, _OWN_ENCODERS.get(arch, "vz-tiny_vit")) for arch in vitseg_zoo.list_models(kind="architecture")
+]
 ARCHITECTURES = [
-    *((arch, _OWN_ENCODERS.get(arch, "vz-tiny_vit")) for arch in vitseg_zoo.list_models(kind="architecture")),
+    *EACH_ARCHITECTURE,
     ("vitseg", "vz-vitseg_tiny_patch16_128"),
     ("segmenter", "vz-tiny_mit"),
     ("fusedsegformer", "vz-tiny_vit"),
@@ -36,6 +39,12 @@ ENCODERS = [
 each_model = pytest.mark.parametrize(
     ("arch", "encoder"), [pytest.param(*case, id="-".join(case)) for case in (*ARCHITECTURES, *ENCODERS)]
 )
+
+
+@pytest.fixture
+def few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of five in the tiny ViTs, where a block takes seconds to trace and is like another."""
+    monkeypatch.setitem(tiny_vits.SIZES, "depth", 3)
 
 
 def build(arch: str, encoder: str, **kwargs) -> nn.Module:
@@ -145,7 +154,8 @@ def test_runs_on_a_gpu(arch: str, encoder: str, training: bool) -> None:
     assert output.device.type == "cuda" and output.shape == (2, 3, 64, 96)
 
 
-@each_model
+@pytest.mark.parametrize(("arch", "encoder"), [*EACH_ARCHITECTURE, *ENCODERS])  # others in training, below
+@pytest.mark.usefixtures("few_blocks")
 def test_compiles_once_for_all_sizes(arch: str, encoder: str) -> None:
     model = build(arch, encoder).eval()
     images = [torch.rand(2, 3, 64, 96), torch.rand(2, 3, 128, 64)]
@@ -165,6 +175,7 @@ def test_compiles_once_for_all_sizes(arch: str, encoder: str) -> None:
 
 # Where bf16 is emulated, segnet's convolutions take a minute; segnetdsc is the same network.
 @pytest.mark.parametrize(("arch", "encoder"), [case for case in ARCHITECTURES if case[0] != "segnet"])
+@pytest.mark.usefixtures("few_blocks")
 def test_a_step_under_autocast_compiles_once_for_all_sizes(arch: str, encoder: str) -> None:
     torch.compiler.reset()
     model, counter = build(arch, encoder).train(), CompileCounter()
@@ -177,7 +188,8 @@ def test_a_step_under_autocast_compiles_once_for_all_sizes(arch: str, encoder: s
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize(("arch", "encoder"), ARCHITECTURES)
+@pytest.mark.parametrize(("arch", "encoder"), EACH_ARCHITECTURE)
+@pytest.mark.usefixtures("few_blocks")
 def test_a_compiled_graph_is_all_on_the_gpu(arch: str, encoder: str) -> None:
     """As CUDA graphs, `mode="reduce-overhead"`, ask: no tensor of the host, and no break to wait for one."""
     devices: set[str] = set()
@@ -196,6 +208,7 @@ def test_a_compiled_graph_is_all_on_the_gpu(arch: str, encoder: str) -> None:
 
 
 @each_model
+@pytest.mark.usefixtures("few_blocks")
 def test_exports_for_any_batch(arch: str, encoder: str) -> None:
     model, image = build(arch, encoder).eval(), torch.rand(2, 3, 64, 96)
     with torch.no_grad():

@@ -34,13 +34,13 @@ default_cfgs = generate_default_cfgs(
         "tiny_mit": _cfg,
     }
 )
-_SIZES = dict(img_size=64, patch_size=16, embed_dim=64, depth=5, num_heads=2, num_classes=10)
+SIZES = dict(img_size=64, patch_size=16, embed_dim=64, depth=5, num_heads=2, num_classes=10)
 
 
 @register_model
 def tiny_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A class token and two registers, as DINOv2 has them."""
-    args = dict(_SIZES, reg_tokens=2, no_embed_class=True, **kwargs)
+    args = dict(SIZES, reg_tokens=2, no_embed_class=True, **kwargs)
     return build_model_with_cfg(
         VisionTransformer, "tiny_vit", pretrained, pretrained_filter_fn=checkpoint_filter_fn, **args
     )
@@ -49,7 +49,7 @@ def tiny_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def tiny_eva(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Patches of 14 pixels, absolute and rotary position embeddings, as EVA-02."""
-    args = dict(_SIZES, use_rot_pos_emb=True, ref_feat_shape=4, swiglu_mlp=True)
+    args = dict(SIZES, use_rot_pos_emb=True, ref_feat_shape=4, swiglu_mlp=True)
     args = dict(dict(args, img_size=56, patch_size=14), **kwargs)
     return build_model_with_cfg(Eva, "tiny_eva", pretrained, pretrained_filter_fn=eva_filter, **args)
 
@@ -57,7 +57,7 @@ def tiny_eva(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def tiny_dinov3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Rotary embeddings alone, four registers, as DINOv3."""
-    args = dict(_SIZES, use_rot_pos_emb=True, use_abs_pos_emb=False, rope_type="dinov3", num_reg_tokens=4)
+    args = dict(SIZES, use_rot_pos_emb=True, use_abs_pos_emb=False, rope_type="dinov3", num_reg_tokens=4)
     args = dict(args, rope_rotate_half=True, init_values=1e-2, use_fc_norm=False, **kwargs)
     return build_model_with_cfg(Eva, "tiny_dinov3", pretrained, pretrained_filter_fn=eva_filter, **args)
 
@@ -65,20 +65,20 @@ def tiny_dinov3(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def tiny_beit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Tables of relative positions in each block."""
-    args = dict(_SIZES, use_abs_pos_emb=False, use_rel_pos_bias=True, **kwargs)
+    args = dict(SIZES, use_abs_pos_emb=False, use_rel_pos_bias=True, **kwargs)
     return build_model_with_cfg(Beit, "tiny_beit", pretrained, pretrained_filter_fn=beit_filter, **args)
 
 
 @register_model
 def tiny_relpos(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Relative positions through an MLP."""
-    return build_model_with_cfg(VisionTransformerRelPos, "tiny_relpos", pretrained, **dict(_SIZES, **kwargs))
+    return build_model_with_cfg(VisionTransformerRelPos, "tiny_relpos", pretrained, **dict(SIZES, **kwargs))
 
 
 @register_model
 def tiny_sam(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Windows, decomposed relative positions, no class token, a neck behind the blocks."""
-    args = dict(_SIZES, use_rel_pos=True, window_size=2, global_attn_indexes=(4,), neck_chans=32, **kwargs)
+    args = dict(SIZES, use_rel_pos=True, window_size=2, global_attn_indexes=(4,), neck_chans=32, **kwargs)
     return build_model_with_cfg(VisionTransformerSAM, "tiny_sam", pretrained, **args)
 
 
