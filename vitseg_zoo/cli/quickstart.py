@@ -7,9 +7,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-from torch.optim.lr_scheduler import OneCycleLR
-
 from vitseg_zoo.comparison.measure import measure
 from vitseg_zoo.comparison.report import Comparison, what_was_seen, write_report
 from vitseg_zoo.comparison.runs import Run
@@ -21,8 +18,8 @@ from vitseg_zoo.terminal import Progress, say
 from vitseg_zoo.training.budget import Plan, plan, time_steps
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
+from vitseg_zoo.training.finetuning import FineTuningModule
 from vitseg_zoo.training.loop import fit, prepare
-from vitseg_zoo.training.module import SegmentationModule
 
 # Name -> arch, encoder_name, model_args, learning rate. All are small enough for two cores: ViTs have 6 of
 # their 12 blocks, the U-Net timm's smallest ResNet. The hybrid is ViT-seg with tokens that convolutions made.
@@ -79,16 +76,9 @@ def run(args: argparse.Namespace) -> int:
         steps, about = f"{todo.epochs} times {todo.steps} steps", todo.epochs * todo.steps * cost.seconds
         say()
         say(f"model {number} of {len(MODELS)}: {name}, {steps}, about {about:.0f} s", flush=True)
-        config = RunConfig(
-            out=args.out / name.lower(),
-            epochs=todo.epochs,
-            batch_size=BATCH_SIZE,
-            lr=MODELS[name][3],
-            image_size=IMAGE_SIZE,
-            devices="1",
-            precision=cost.precision,
-            seed=args.seed,
-        )
+        chosen = {"out": args.out / name.lower(), "epochs": todo.epochs, "lr": MODELS[name][3]}
+        fixed = {"batch_size": BATCH_SIZE, "image_size": IMAGE_SIZE, "devices": "1", "seed": args.seed}
+        config = RunConfig(**chosen, **fixed, precision=cost.precision)
         runs[name] = [_train(name, data, config, todo.steps)]
 
     say()
@@ -111,25 +101,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class QuickModule(SegmentationModule):
-    """The package's training module with an optimizer for few steps: AdamW and one cycle of learning rate."""
-
-    def configure_optimizers(self) -> dict:
-        optimizer = torch.optim.AdamW(self.parameters(), weight_decay=0.05)
-        steps = int(self.trainer.estimated_stepping_batches)
-        cycle = OneCycleLR(optimizer, self.hparams.learning_rate, steps, pct_start=0.15)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
-
-
-def _module(name: str, seed: int) -> QuickModule:
+def _module(name: str, seed: int) -> FineTuningModule:
     arch, encoder_name, model_args, learning_rate = MODELS[name]
-    options: dict[str, Any] = {
-        "learning_rate": learning_rate,
-        "background": BACKGROUND,
-        "model_args": model_args,
-    }
-    options |= {"seed": seed, "channels_last": True}
-    return QuickModule(arch, encoder_name, None, CLASS_NAMES, PALETTE, IMAGE_SIZE, **options)
+    names = (arch, encoder_name, None, CLASS_NAMES, PALETTE, IMAGE_SIZE)
+    options: dict[str, Any] = {"learning_rate": learning_rate, "warmup": 0.15, "model_args": model_args}
+    return FineTuningModule(*names, **options, background=BACKGROUND, seed=seed, channels_last=True)
 
 
 def _train(name: str, data: dict[str, SegmentationDataset], config: RunConfig, steps: int) -> Run:
