@@ -76,9 +76,16 @@ def run(args: argparse.Namespace) -> int:
         steps, about = f"{todo.epochs} times {todo.steps} steps", todo.epochs * todo.steps * cost.seconds
         say()
         say(f"model {number} of {len(MODELS)}: {name}, {steps}, about {about:.0f} s", flush=True)
-        chosen = {"out": args.out / name.lower(), "epochs": todo.epochs, "lr": MODELS[name][3]}
-        fixed = {"batch_size": BATCH_SIZE, "image_size": IMAGE_SIZE, "devices": "1", "seed": args.seed}
-        config = RunConfig(**chosen, **fixed, precision=cost.precision)
+        config = RunConfig(
+            out=args.out / name.lower(),
+            epochs=todo.epochs,
+            batch_size=BATCH_SIZE,
+            lr=MODELS[name][3],
+            image_size=IMAGE_SIZE,
+            devices="1",
+            precision=cost.precision,
+            seed=args.seed,
+        )
         runs[name] = [_train(name, data, config, todo.steps)]
 
     say()
