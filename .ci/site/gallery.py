@@ -26,7 +26,7 @@ def main(data: Path) -> None:
     pets = OxfordPets(data, "test")
     segformer, vit = vitseg_zoo.Predictor("segformer_b0.pets"), vitseg_zoo.Predictor("vitseg_tiny.pets")
     some = [pets[index] for index in range(0, len(pets), 21)]
-    _sheet(some, {"SegFormer-B0": segformer, "ViT-tiny": vit}).save(
+    _sheet(some, {"SegFormer-B0": segformer, "ViT-seg": vit}).save(
         IMAGES / "models.jpg", quality=80, optimize=True
     )
     for name, predictor in {"segformer_b0_pets": segformer, "vitseg_tiny_pets": vit}.items():

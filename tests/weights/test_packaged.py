@@ -19,7 +19,7 @@ from vitseg_zoo.weights.metadata import METADATA
 
 FILES = sorted(Path(str(PACKAGED)).glob("*.safetensors"))
 # Least mIoU on ten images of the held-out split: two points below what was measured.
-FLOORS = {"segformer_b0.pets": 0.64, "vitseg_tiny.pets": 0.54, "segformer_b0.clothing": 0.56}
+FLOORS = {"segformer_b0.pets": 0.64, "vitseg_tiny.pets": 0.59, "segformer_b0.clothing": 0.56}
 
 
 def _held_out(name: str, data_root: Path):

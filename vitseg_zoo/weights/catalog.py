@@ -28,7 +28,7 @@ DEFAULT_MODEL = "segformer_b0.pets"
 _PACKAGED_SHA256 = {
     "segformer_b0.clothing": "ca95e8a47177cc5b35f5e1e2834e965d3b49a0b020ac3cb5db530e2056ab0fb5",
     "segformer_b0.pets": "40f1b7bbd1e490bc3c6341612eb96b6d12224e0a9beb07f23c80141f5cca9398",
-    "vitseg_tiny.pets": "d273657f1ddda2ec4f23fe16b0f74f6029d36d81dc6f81c76f4e17f123c24902",
+    "vitseg_tiny.pets": "b05556a9f046025d9230db5429b40e81df0bda1e35b1fca27800a6ca4c70fa80",
 }
 
 _PAPER = "SegFormer paper, Table 1 (a), https://arxiv.org/abs/2105.15203"
