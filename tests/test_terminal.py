@@ -2,6 +2,9 @@
 
 import ast
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import vitseg_zoo
@@ -18,6 +21,15 @@ def test_a_line_in_a_code_page_that_lacks_a_letter() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", newline="\n")
     say("日本 é", file=stream, flush=True)
     assert stream.buffer.getvalue() == b"\\u65e5\\u672c \xe9\n"
+
+
+def test_ends_without_a_trace_when_nobody_reads_on() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "vitseg_zoo.recipes.camvid", "--help"]  # as `vitseg list` does
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=100, check=False)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 def test_the_package_prints_by_say_alone() -> None:

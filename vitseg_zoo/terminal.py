@@ -1,7 +1,10 @@
 """Text for a terminal: what files, names and servers say is shown, and never obeyed."""
 
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 
@@ -32,6 +35,25 @@ def say(line: object = "", file: TextIO | None = None, flush: bool = False) -> N
     file = file or sys.stdout
     encoding = getattr(file, "encoding", None) or "utf-8"
     print(printable(line).encode(encoding, "backslashreplace").decode(encoding), file=file, flush=flush)
+
+
+@contextmanager
+def end_with_the_reader() -> Iterator[None]:
+    """End the program with status 1 and no trace where nobody reads its output any more, as behind `| head`.
+
+    Example:
+        >>> with end_with_the_reader():
+        ...     print("mIoU")
+        mIoU
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+        raise SystemExit(1) from None
 
 
 class Progress:

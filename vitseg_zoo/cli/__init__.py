@@ -6,12 +6,11 @@ Each has `add_arguments(parser)` and `run(args) -> int`, the exit code.
 import argparse
 import importlib
 import importlib.metadata
-import os
 import re
 import sys
 from types import ModuleType
 
-from vitseg_zoo.terminal import say
+from vitseg_zoo.terminal import end_with_the_reader, say
 
 # Group -> command -> what `vitseg --help` says of it.
 COMMANDS = {
@@ -47,14 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     name = argv[0] if argv else ""
     try:
-        parser = _make_parser(name)
-        args = parser.parse_args(argv)
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # `vitseg list | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
-        return 1
+        with end_with_the_reader():
+            parser = _make_parser(name)
+            args = parser.parse_args(argv)
+            return args.run(args)
     except ModuleNotFoundError as error:
         say(f"vitseg {name}: {_what_to_install(error)}", file=sys.stderr)
         return 1

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import tyro
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from vitseg_zoo.terminal import printable, say
+from vitseg_zoo.terminal import end_with_the_reader, printable, say
 
 # Options that say where and for how long, not what is trained: a resumed training may change them.
 _MAY_CHANGE = {
@@ -263,6 +263,7 @@ def run_from_command_line(
     main: Callable[[ConfigT], Any], config_class: type[ConfigT], description: str | None = None
 ) -> None:
     """Run a recipe as a program: `main` with the options of the command line, mistakes in one line."""
-    config = from_command_line(config_class, description)
-    with one_line_errors():
-        main(config)
+    with end_with_the_reader():
+        config = from_command_line(config_class, description)
+        with one_line_errors():
+            main(config)
