@@ -11,10 +11,10 @@ import tiny_vits  # noqa: F401
 import torch
 from torch.export import Dim
 
+# A pyramid of a ViT in tests/inference/test_export.py.
 MODELS = {
     "fusedsegformer": lambda: smp.create_model("fusedsegformer", "vz-tiny_mit", None, classes=3),
     "eomt": lambda: smp.create_model("eomt", "vz-tiny_vit", None, classes=3),
-    "unet": lambda: smp.Unet("vz-tiny_vit", encoder_weights=None, classes=3),
 }
 
 
