@@ -360,3 +360,15 @@ def test_images_of_one_size_are_batched_and_keep_their_order(weights, photograph
     for name in names:
         masks = [_mask(tmp_path / out / name.replace(".", "_mask.")) for out in ("one", "two")]
         assert (masks[0] == masks[1]).mean() > 0.999
+
+
+def test_masks_in_other_colors_are_of_another_model(
+    photograph: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    photograph.save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "a.png"), "--out", str(tmp_path), "--outputs", "mask", "--weights"]
+    assert main([*words, "segformer_b0.pets"]) == 0 == main([*words, "vitseg_tiny.pets"])
+    assert "have their mask" in capsys.readouterr().out
+    assert main([*words, "segformer_b0.clothing"]) == 1
+    assert "_mask.png is the mask of a model with other classes" in capsys.readouterr().err
+    assert main([*words, "segformer_b0.clothing", "--overwrite"]) == 0

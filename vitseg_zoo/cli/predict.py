@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import operator
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -312,9 +313,14 @@ def _are_there(made: Mapping[str, Path], predictor: Predictor) -> bool:
 
 
 def _is_of(mask: Path, predictor: Predictor) -> bool:
-    """Say whether a mask that is there has the classes of a model, where it names them."""
+    """Say whether a mask that is there has the classes of a model: their names, or in a PNG their colors."""
     if mask.suffix == ".png":
-        return True
+        try:
+            with Image.open(mask) as picture:
+                colors = picture.getpalette() or ()
+        except OSError:  # somebody's own file
+            colors = ()
+        return all(map(operator.eq, colors, np.ravel(predictor.palette)))
     if mask.suffix == ".tif":
         with open_windows(mask) as raster:
             return (
