@@ -2,7 +2,7 @@
 
 Models run on fake CUDA tensors. The counts are exact and the same on every machine, for one version of torch.
 They say how much work there is, not how long it takes. `python tests/gpu_counts.py` writes the table that
-`test_gpu_counts.py` compares.
+`test_gpu_counts.py` compares, `python tests/gpu_counts.py memory` prints that of docs/how_to/gpu.md.
 """
 
 import csv
@@ -262,6 +262,34 @@ def rows() -> Iterator[dict[str, Any]]:
             yield {"model": arch, "encoder": encoder, "mode": mode, **counts}
 
 
+def batches_that_fit() -> Iterator[str]:
+    """Yield rows in Markdown: memory of an image in a step of training, and how many a card holds."""
+    for arch, encoder, options in (
+        ("fusedsegformer", "vz-mit_b0", {}),
+        ("fusedsegformer", "vz-mit_b2", {"decoder_segmentation_channels": 768}),
+        ("vitseg", "vz-vit_base_patch16_224", {}),
+        ("unet", "vz-vit_base_patch16_224", {}),
+        ("unet", "resnet50", {}),
+    ):
+        model = smp.create_model(arch, encoder, encoder_weights=None, classes=21, **options).train()
+        peaks = []
+        with fake_gpu(model.to(memory_format=torch.channels_last)):
+            for batch in (1, 2):
+                image = torch.empty(batch, 3, 512, 512, device="cuda").to(memory_format=torch.channels_last)
+                target = torch.empty(batch, 512, 512, dtype=torch.int64, device="cuda")
+                with PeakMemory() as memory:
+                    with torch.autocast("cuda", torch.bfloat16):
+                        output = model(image)
+                    loss = F.cross_entropy(output.float(), target)
+                peaks.append(memory.peak)
+                del output, loss
+        an_image = peaks[1] - peaks[0]
+        # Weights, gradients and Adam's two averages, in fp32; and the copies in bf16.
+        rest = 16 * sum(p.numel() for p in model.parameters()) + peaks[0] - an_image
+        fit = [int((0.9 * card * 1e9 - rest) // an_image) for card in (8, 16, 24, 80)]
+        yield f"| `{arch}`, `{encoder}` | {an_image / 1e6:.0f} MB | {' | '.join(map(str, fit))} |"
+
+
 def read_table() -> tuple[str, list[dict[str, str]]]:
     """Return the versions of which the stored table is, and its rows."""
     versions, *lines = TABLE.read_text(encoding="utf-8").splitlines()
@@ -280,4 +308,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["memory"]:
+        print(*batches_that_fit(), sep="\n")
+    else:
+        main()
