@@ -316,7 +316,7 @@ def _is_of(mask: Path, predictor: Predictor) -> bool:
     """Say whether a mask that is there has the classes of a model: their names, or in a PNG their colors."""
     if mask.suffix == ".png":
         try:
-            with Image.open(mask) as picture:
+            with Image.open(mask, formats=["PNG"]) as picture:
                 colors = picture.getpalette() or ()
         except OSError:  # somebody's own file
             colors = ()
