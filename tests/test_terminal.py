@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import vitseg_zoo
-from vitseg_zoo.terminal import printable, say
+from vitseg_zoo.terminal import end_with_the_reader, printable, say
 
 
 def test_what_a_terminal_would_obey_is_shown() -> None:
@@ -26,10 +28,15 @@ def test_a_line_in_a_code_page_that_lacks_a_letter() -> None:
 def test_ends_without_a_trace_when_nobody_reads_on() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "vitseg_zoo.recipes.camvid", "--help"]  # as `vitseg list` does
+    command = [sys.executable, "-m", "vitseg_zoo.recipes.camvid", "--help"]  # `vitseg list` does the same
     ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=100, check=False)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+def test_another_broken_pipe_is_an_error_as_before() -> None:
+    with pytest.raises(BrokenPipeError, match="of a worker"), end_with_the_reader():
+        raise BrokenPipeError("of a worker")
 
 
 def test_the_package_prints_by_say_alone() -> None:

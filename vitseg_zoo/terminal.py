@@ -52,8 +52,12 @@ def end_with_the_reader() -> Iterator[None]:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
-        raise SystemExit(1) from None
+        try:
+            say(flush=True)  # it may have been another pipe, as a worker's
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+            raise SystemExit(1) from None
+        raise
 
 
 class Progress:

@@ -263,7 +263,7 @@ def run_from_command_line(
     main: Callable[[ConfigT], Any], config_class: type[ConfigT], description: str | None = None
 ) -> None:
     """Run a recipe as a program: `main` with the options of the command line, mistakes in one line."""
-    with end_with_the_reader():
+    with end_with_the_reader():  # `--help | head`; a training says that it could not print
         config = from_command_line(config_class, description)
-        with one_line_errors():
-            main(config)
+    with one_line_errors():
+        main(config)
