@@ -160,3 +160,11 @@ def test_reduced(overviews, image, tmp_path, monkeypatch):
     small = rasters.reduced_raster(path)
     assert small.shape == (135, 105, 3)
     assert np.abs(small.astype(int) - image[1::2, 1::2]).mean() < (8 if overviews else 1e-9)
+
+
+def test_a_mask_in_other_colors_is_of_another_model(image, tmp_path, capsys):
+    words = ["predict", str(_write(tmp_path / "a.tif", image)), "--out", str(tmp_path / "out"), "--weights"]
+    assert main([*words, "segformer_b0.pets"]) == 0 == main([*words, "vitseg_tiny.pets"])
+    assert "have their mask" in capsys.readouterr().out
+    assert main([*words, "segformer_b0.clothing"]) == 1
+    assert "a_mask.tif is the mask of a model with other classes" in capsys.readouterr().err

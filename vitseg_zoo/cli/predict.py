@@ -3,10 +3,10 @@
 import argparse
 import csv
 import json
-import operator
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from vitseg_zoo.inference.rasters import (
     pixel_area,
     predict_raster,
     read_labels,
+    read_palette,
     reduced_raster,
     write_geojson,
     write_raster,
@@ -313,23 +314,26 @@ def _are_there(made: Mapping[str, Path], predictor: Predictor) -> bool:
 
 
 def _is_of(mask: Path, predictor: Predictor) -> bool:
-    """Say whether a mask that is there has the classes of a model: their names, or in a PNG their colors."""
-    if mask.suffix == ".png":
-        try:
-            with Image.open(mask, formats=["PNG"]) as picture:
-                colors = picture.getpalette() or ()
-        except OSError:  # somebody's own file
-            colors = ()
-        return all(map(operator.eq, colors, np.ravel(predictor.palette)))
+    """Say whether a mask that is there is of a model with these classes, by their names or their colors."""
+    colors: Any = None
     if mask.suffix == ".tif":
         with open_windows(mask) as raster:
-            return (
-                raster.descriptions == tuple(predictor.class_names)
-                if predictor.multilabel
-                else raster.count == 1
-            )
-    found = {file.stem for file in mask.glob("*.png") if not file.name.startswith(".")}
-    return found == {*file_names(predictor.class_names)}
+            if predictor.multilabel:
+                return raster.descriptions == tuple(predictor.class_names)
+            if raster.count > 1:
+                return False
+            colors = read_palette(raster)
+    elif mask.suffix == ".png":
+        with suppress(OSError), Image.open(mask, formats=["PNG"]) as picture:  # or it is somebody's own file
+            colors = picture.getpalette()
+    else:
+        found = {file.stem for file in mask.glob("*.png") if not file.name.startswith(".")}
+        return found == {*file_names(predictor.class_names)}
+    if colors is None:
+        return True
+    shown, expected = np.ravel(colors), np.ravel(predictor.palette)
+    length = min(len(shown), len(expected))  # a PNG leaves out colors at the end
+    return np.array_equal(shown[:length], expected[:length])
 
 
 def _name_folders(targets: Mapping[Path, dict[str, Path]], outputs: Sequence[str]) -> None:

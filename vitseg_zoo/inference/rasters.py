@@ -113,7 +113,7 @@ def predict_raster(
     partial, progress = (out.with_name(f".{out.stem}.partial{end}") for end in (".tif", ".json"))
     with open_windows(path) as source:
         height, width = source.height, source.width
-        colors = _colors(source)
+        colors = read_palette(source)
         has_gaps = not all("all_valid" in [flag.name for flag in flags] for flags in source.mask_flag_enums)
 
         def read(top: int, bottom: int) -> np.ndarray:
@@ -218,7 +218,7 @@ def _finish(partial: Path, out: Path) -> None:
     partial.unlink()
 
 
-def _colors(source: Any) -> np.ndarray | None:
+def read_palette(source: Any) -> np.ndarray | None:
     """Return the palette (256, 3) of an image whose pixels are numbers of one."""
     if source.count > 1 or source.colorinterp[0].name != "palette":
         return None
@@ -239,7 +239,7 @@ def reduced_raster(path: Path, are_labels: bool = False) -> np.ndarray:
     with open_windows(path) as raster:
         scale = max(max(raster.width, raster.height) / OVERLAY_SIDE, 1)
         size = (max(round(raster.height / scale), 1), max(round(raster.width / scale), 1))
-        colors = _colors(raster)
+        colors = read_palette(raster)
         count = raster.count if are_labels else 1 if colors is not None else min(raster.count, 3)
         if scale == 1 or raster.overviews(1):
             bands = raster.read(list(range(1, count + 1)), out_shape=(count, *size))
