@@ -287,7 +287,8 @@ def batches_that_fit() -> Iterator[str]:
         # Weights, gradients and Adam's two averages, in fp32; and the copies in bf16.
         rest = 16 * sum(p.numel() for p in model.parameters()) + peaks[0] - an_image
         fit = [int((0.9 * card * 1e9 - rest) // an_image) for card in (8, 16, 24, 80)]
-        yield f"| `{arch}`, `{encoder}` | {an_image / 1e6:.0f} MB | {' | '.join(map(str, fit))} |"
+        name = ", ".join(f"`{word}`" for word in (arch, encoder, *(f"{k}={v}" for k, v in options.items())))
+        yield f"| {name} | {an_image / 1e6:.0f} MB | {' | '.join(map(str, fit))} |"
 
 
 def read_table() -> tuple[str, list[dict[str, str]]]:
