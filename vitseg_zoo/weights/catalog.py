@@ -28,7 +28,7 @@ DEFAULT_MODEL = "segformer_b0.pets"
 _PACKAGED_SHA256 = {
     "segformer_b0.clothing": "ca95e8a47177cc5b35f5e1e2834e965d3b49a0b020ac3cb5db530e2056ab0fb5",
     "segformer_b0.pets": "40f1b7bbd1e490bc3c6341612eb96b6d12224e0a9beb07f23c80141f5cca9398",
-    "vitseg_tiny.pets": "b05556a9f046025d9230db5429b40e81df0bda1e35b1fca27800a6ca4c70fa80",
+    "vitseg_tiny.pets": "4a8e004e1bd8d6eb809dc9dd48c4bd24ef9e512edd0faa58b642ee92c8d35b23",
 }
 
 _PAPER = "SegFormer paper, Table 1 (a), https://arxiv.org/abs/2105.15203"
