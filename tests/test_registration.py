@@ -335,8 +335,11 @@ def _install(folder: Path, *options: str) -> None:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source and an environment that it is installed in, with all else from this one."""
     folder = tmp_path_factory.mktemp("installed")
-    ignored = shutil.ignore_patterns(".git", "docs", "tests", "*.egg-info", "build", "runs", "files")
-    shutil.copytree(ROOT, folder / "source", ignore=ignored)
+    # By name, as a checkout may hold much else: an environment, data, trainings.
+    for name in ("vitseg_zoo", "recipes"):
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("files"))
+    for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE"):
+        shutil.copy(path, folder / "source")
     venv.create(folder / "venv")
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (site / "shared.pth").write_text(str(Path(pytest.__file__).parents[1]))
