@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from vitseg_zoo.cli import main
-from vitseg_zoo.data.check import Report, check
+from vitseg_zoo.data.check import check
+from vitseg_zoo.data.check_report import Report
 from vitseg_zoo.data.class_weights import class_weights
 from vitseg_zoo.data.crops import CropDataset
 from vitseg_zoo.data.description import read_description, write_description

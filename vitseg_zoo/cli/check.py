@@ -4,7 +4,8 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from vitseg_zoo.data.check import Finding, Report, check
+from vitseg_zoo.data.check import check
+from vitseg_zoo.data.check_report import Finding, Report
 from vitseg_zoo.data.description import write_description
 from vitseg_zoo.data.layouts import Part
 from vitseg_zoo.data.planes import has_planes

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitseg_zoo.data.check import Finding, Report, class_counts
+from vitseg_zoo.data.check_report import Finding, Report
 from vitseg_zoo.data.class_files import Color
+from vitseg_zoo.data.findings import class_counts
 from vitseg_zoo.data.images import read_pixels, to_picture
 from vitseg_zoo.data.segmentation_folder import read_classes
 from vitseg_zoo.data.survey import Record, read_masks
