@@ -55,10 +55,8 @@ MODELS: dict[str, dict[str, Callable[[], nn.Module]]] = {
     "B0": segformer("b0"),
     "B2": segformer("b2"),
     "ViT-seg small": {"ours": lambda: smp.create_model("vitseg", VIT, None, classes=CLASSES)},
-    "U-Net, ViT-S": {
-        "ours": lambda: smp.Unet(VIT, encoder_weights=None, classes=CLASSES),
-        "SMP": lambda: smp.Unet("tu-vit_small_patch16_224", encoder_weights=None, classes=CLASSES),
-    },
+    # SMP refuses a ViT of timm's, "tu-vit_...", in a U-Net, and has no ViT-seg: no peers.
+    "U-Net, ViT-S": {"ours": lambda: smp.Unet(VIT, encoder_weights=None, classes=CLASSES)},
 }
 
 
