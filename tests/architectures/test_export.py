@@ -35,9 +35,8 @@ def test_onnx_of_any_size(name: str, tmp_path: Path) -> None:
             np.testing.assert_allclose(output, model(images), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dynamo", [True, False])
-def test_onnx_as_smp_shows_it(dynamo: bool, tmp_path: Path) -> None:
-    """The steps of SMP's notebook convert_to_onnx, with a batch of one, by both exporters of PyTorch."""
+def test_onnx_as_smp_shows_it(tmp_path: Path) -> None:
+    """The steps of SMP's notebook convert_to_onnx by PyTorch's older exporter; docs show the newer."""
     model = MODELS["fusedsegformer"]().eval()
     file = tmp_path / "model.onnx"
     torch.onnx.export(
@@ -50,7 +49,7 @@ def test_onnx_as_smp_shows_it(dynamo: bool, tmp_path: Path) -> None:
         input_names=["input"],
         output_names=["output"],
         dynamic_axes={"input": {0: "batch_size"}, "output": {0: "batch_size"}},
-        dynamo=dynamo,
+        dynamo=False,
     )
     saved = onnx.load(file)
     onnx.checker.check_model(saved)
