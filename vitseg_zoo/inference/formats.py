@@ -49,8 +49,11 @@ def _write_onnx(
         torch.ops.aten._upsample_bicubic2d_aa.vec: resample_bicubic,
         torch.ops.aten.scaled_dot_product_attention.default: _attend,
     }
+    exported = _trace(deployed, traced, dynamic)
+    if any(_has_another_form(node) for node in exported.graph.nodes):  # which takes as long as the tracing
+        exported = exported.run_decompositions(other_forms)
     program = torch.onnx.export(
-        _trace(deployed, traced, dynamic).run_decompositions(other_forms),
+        exported,
         dynamo=True,
         verbose=False,
         input_names=["images"],
@@ -58,6 +61,12 @@ def _write_onnx(
     )
     program.model.metadata_props[KEY] = text
     program.save(path, external_data=False)
+
+
+def _has_another_form(node: torch.fx.Node) -> bool:
+    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+        return node.meta["val"].ndim == 3
+    return node.target is torch.ops.aten._upsample_bicubic2d_aa.vec
 
 
 def _attend(
