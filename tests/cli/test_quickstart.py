@@ -46,6 +46,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 def test_prints_the_comparison_and_the_path_of_the_report(quickstart):
     lines = quickstart.printed.strip().splitlines()
     assert Path(lines[-1].split("Report: ")[1]) == quickstart.out / "report.html"
+    assert any(line.startswith("One model took 4 steps, too few to compare: ") for line in lines)
     scores, cost = (at for at, line in enumerate(lines) if line.startswith("model  "))
     for column in ("mIoU", "pixel accuracy", "boundary IoU", "boundary F1"):
         assert column in lines[scores]

@@ -15,7 +15,7 @@ from vitseg_zoo.data.oxford_pets import BACKGROUND, CLASS_NAMES, PALETTE
 from vitseg_zoo.data.synthetic import SyntheticPets
 from vitseg_zoo.data.transforms import flip
 from vitseg_zoo.terminal import Progress, say
-from vitseg_zoo.training.budget import Plan, plan, time_steps
+from vitseg_zoo.training.budget import Plan, plan, time_steps, too_few
 from vitseg_zoo.training.config import RunConfig
 from vitseg_zoo.training.data_module import SegmentationDataModule
 from vitseg_zoo.training.finetuning import FineTuningModule
@@ -68,11 +68,11 @@ def run(args: argparse.Namespace) -> int:
         costs[name] = time_steps(_module(name, args.seed), batch)
     left = 60 * args.minutes * TRAINING_SHARE - (time.perf_counter() - started)
     whole_epoch, validation = COUNTS["train"] // BATCH_SIZE, COUNTS["val"] / BATCH_SIZE
-    runs = {}
+    runs, plans = {}, []
     for number, (name, cost) in enumerate(costs.items(), start=1):
         todo = plan(max(0.0, left) / len(MODELS), cost.seconds, whole_epoch, validation)
-        if args.epochs is not None:
-            todo = Plan(args.epochs, whole_epoch)
+        todo = todo if args.epochs is None else Plan(args.epochs, whole_epoch)
+        plans.append(todo)
         steps, about = f"{todo.epochs} times {todo.steps} steps", todo.epochs * todo.steps * cost.seconds
         say()
         say(f"model {number} of {len(MODELS)}: {name}, {steps}, about {about:.0f} s", flush=True)
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     say()
     models = measure(runs, drawn["test"], say, lambda: Progress("pictures"))
-    seen = what_was_seen(models)
+    seen = f"{too_few(plans, args.minutes)} {what_was_seen(models)}".lstrip()
     background = mean(float((mask == BACKGROUND).float().mean()) for _, mask in data["test"])
     trivial = (
         f"To call every pixel background would be right for {background:.1%} of the pixels, "

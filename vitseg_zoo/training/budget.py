@@ -1,5 +1,6 @@
 """How long to train so that it takes a given time: a few steps are timed, and epochs planned from them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from vitseg_zoo.training.precision import choose_precision
 EPOCHS = 8  # pictures of masks being learned, where the machine is not so fast that it makes more
 MOST_EPOCHS = 50  # a machine that is faster yet ends sooner
 FEWEST_STEPS = 4  # of an epoch on a slow machine, which then has fewer epochs
+_STEPS_TO_COMPARE = 50  # of a training: before them scores are little more than chance
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,22 @@ def plan(seconds: float, step: float, most_steps: int, validation_batches: float
     if steps > most_steps:  # of a fast machine
         return Plan(min(MOST_EPOCHS, round(seconds / (most_steps * step + validation))), most_steps)
     return Plan(epochs, steps)
+
+
+def too_few(plans: Sequence[Plan], minutes: float) -> str:
+    """Say that trainings planned for so many minutes are too short to be compared, or nothing.
+
+    Example:
+        >>> print(too_few([Plan(epochs=1, steps=5), Plan(epochs=8, steps=17)], minutes=3.0))
+        One model took 5 steps, too few to compare: on a machine so slow or busy give it --minutes 30.
+        >>> too_few([Plan(epochs=8, steps=17)], minutes=3.0)
+        ''
+    """
+    fewest = min(plan.epochs * plan.steps for plan in plans)
+    if fewest >= _STEPS_TO_COMPARE:
+        return ""
+    enough = math.ceil(minutes * _STEPS_TO_COMPARE / fewest)
+    return (
+        f"One model took {fewest} step{'s' * (fewest > 1)}, too few to compare: on a machine so slow or busy "
+        f"give it --minutes {enough}."
+    )
