@@ -64,7 +64,8 @@ class SegNet(HubModel):
         self.name = type(self).__name__.lower()
         if encoder_name not in ("resnet34", self.name):
             raise ValueError(
-                f"{self.name} has an encoder of its own, got encoder_name={encoder_name!r}: leave it out."
+                f"{self.name} has an encoder of its own, got encoder_name={encoder_name!r}: give "
+                f"{self.name!r}, or nothing."
             )
         if encoder_weights not in (None, "imagenet") or (encoder_weights and encoder_name == self.name):
             raise ValueError(
