@@ -263,6 +263,14 @@ def test_the_picture_at_the_end_shows_the_averaged_weights(tmp_path: Path):
     np.testing.assert_array_equal(picture, np.concatenate(tiles, axis=1))
 
 
+def test_shows_images_of_the_whole_data_set(tmp_path: Path):
+    frames = [
+        (torch.full((3, 2, 2), index / 50), torch.zeros(2, 2, dtype=torch.uint8)) for index in range(50)
+    ]
+    shown = 50 * PredictionGallery(frames, tmp_path, count=5).images[:, 0, 0, 0]
+    assert shown.round().tolist() == [0, 10, 20, 30, 40]  # neighbors may be of one video
+
+
 def test_an_endless_training_has_no_time_left_to_print(tmp_path: Path, capsys: pytest.CaptureFixture):
     class Stop(Callback):
         def on_train_epoch_end(self, trainer: Trainer, module: SegmentationModule) -> None:

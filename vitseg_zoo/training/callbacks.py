@@ -167,13 +167,15 @@ class PredictionGallery(Callback):
     `folder`/predictions.png.
 
     Args:
-        dataset: validation data set of (image, mask) pairs; its first images are shown.
+        dataset: validation data set of (image, mask) pairs, of which some are shown: spread evenly over it,
+            as neighbors may be frames of one video.
         folder: where to write.
         count: number of images; the article shows 21.
     """
 
     def __init__(self, dataset: Dataset, folder: Path, count: int = 21) -> None:
-        pairs = [dataset[index] for index in range(min(count, len(dataset)))]
+        count = min(count, len(dataset))
+        pairs = [dataset[index * len(dataset) // count] for index in range(count)]
         self.images = torch.stack([image for image, _ in pairs])  # (N, C, H, W) in [0, 1]
         self.masks = torch.stack([mask for _, mask in pairs])  # (N, H, W), or (N, classes, H, W) of 0 and 1
         self.folder = Path(folder)
