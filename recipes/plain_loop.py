@@ -74,7 +74,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classes = len((args.data / "classes.txt").read_text().split("\n")[:-1])
+    classes = len((args.data / "classes.txt").read_text().splitlines())
     train = Folder(args.data / "train", args.size, train=True)
     on_gpu = device.type == "cuda"
     loader = DataLoader(train, args.batch_size, shuffle=True, drop_last=True, pin_memory=on_gpu)
@@ -102,13 +102,12 @@ def main() -> None:
             scheduler.step()
             total += loss.detach()  # no wait for the GPU within an epoch
         miou = mean_iou(model, val_loader, classes, device)
-        print(
-            f"epoch {epoch + 1}/{args.epochs}  loss {total.item() / len(loader):.4f}  mIoU {miou:.4f}",
-            flush=True,
-        )
+        print(f"epoch {epoch + 1}  loss {total.item() / len(loader):.4f}  mIoU {miou:.4f}", flush=True)
         if miou > best:
             best = miou
-            torch.save(model.state_dict(), args.out)
+            partial = args.out.with_suffix(".partial")  # so that a kill leaves a whole file
+            torch.save(model.state_dict(), partial)
+            partial.replace(args.out)
     print(f"best mIoU {best:.4f}, in {args.out}")
 
 
