@@ -68,6 +68,15 @@ def test_all_parameters_learn(arch: str, encoder: str) -> None:
 
 
 @each_model
+@pytest.mark.parametrize("training", [False, True])
+def test_gives_shapes_on_the_meta_device(arch: str, encoder: str, training: bool) -> None:
+    """Where a model costs no memory and no time, for what counts or plans it."""
+    with torch.device("meta"):
+        logits = build(arch, encoder).train(training)(torch.rand(2, 3, 64, 96))
+    assert logits.is_meta and logits.shape == (2, 3, 64, 96)
+
+
+@each_model
 def test_channels_classes_and_a_second_head(arch: str, encoder: str) -> None:
     model = build(arch, encoder, in_channels=4, classes=5, activation="sigmoid", aux_params={"classes": 2})
     masks, labels = model.eval()(torch.rand(2, 4, 64, 64))

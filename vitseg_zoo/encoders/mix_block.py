@@ -14,6 +14,7 @@ from timm.layers import DropPath, LayerNorm
 from timm.models import checkpoint
 from torch import nn
 
+from vitseg_zoo.ops.autocast import autocast_dtype
 from vitseg_zoo.ops.dense_conv import dense_conv
 from vitseg_zoo.ops.dispatch import may_bypass, runs_eagerly_on_cpu
 from vitseg_zoo.ops.linear import conv_nhwc, linear
@@ -75,8 +76,9 @@ class EfficientAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        if x.dtype is torch.float32 and torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # once for both layers that read it
+        dtype = autocast_dtype(x)
+        if x.dtype is torch.float32 and dtype is not None:
+            x = x.to(dtype)  # once for both layers that read it
         q = self.q(x)  # (B, H, W, C)
         # (B, h, w, C) each; sizes are given, as ONNX's converter to opset 17 has no way of writing `chunk`
         k, v = self.kv(self.reduce(x)).split([self.dim, self.dim], dim=-1)

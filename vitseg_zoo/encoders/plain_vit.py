@@ -20,6 +20,7 @@ from torch import nn
 from vitseg_zoo.encoders.fixed_grid import FixedGridRunner
 from vitseg_zoo.encoders.pretrained import convert_while_loading, with_checked_weights
 from vitseg_zoo.encoders.timm_encoder import TimmEncoder
+from vitseg_zoo.ops.autocast import autocast_dtype
 
 
 def is_plain_vit_class(cls: type) -> bool:
@@ -168,8 +169,8 @@ class TimmViT(TimmEncoder):
             # Not -(-side // patch): ONNX rounds towards zero.
             height, width = ((side + self.patch_size - 1) // self.patch_size for side in x.shape[2:])
             features = [f.unflatten(1, (height, width)).permute(0, 3, 1, 2) for f in features]
-        if torch.is_autocast_enabled(x.device.type):  # a norm's output is wide, what reads it narrow again
-            dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = autocast_dtype(x)
+        if dtype is not None:  # a norm's output is wide, what reads it narrow again
             features = [f.to(dtype) for f in features]
         # A tuple, as backward hooks ask for.
         return tuple(f.contiguous(memory_format=torch.channels_last) for f in features)

@@ -26,6 +26,7 @@ from timm.layers.fast_norm import fast_layer_norm
 from torch import nn
 
 from vitseg_zoo.encoders.plain_vit import TimmViT
+from vitseg_zoo.ops.autocast import autocast_dtype, without_autocast
 from vitseg_zoo.ops.dispatch import may_bypass
 
 _MIN_CHANNELS = 8  # of a level that unfolds channels: Linknet divides them by four
@@ -227,7 +228,7 @@ class _Pointwise(nn.Conv2d):
 def _in_one(up: _CellsOfFour, pointwise: _Pointwise, cells: torch.Tensor) -> torch.Tensor:
     """Compute `pointwise(up(cells))` by the product of their weights."""
     matrix = pointwise.weight.flatten(1)  # (D, C)
-    with torch.autocast(cells.device.type, enabled=False):
+    with without_autocast(cells):
         # (4, D, C_in); `@` would copy what it is made of
         weight = torch.bmm(matrix.expand(4, -1, -1), up.weight.flatten(2).permute(2, 1, 0))
         bias = matrix @ up.bias
@@ -238,6 +239,8 @@ class _Norm(LayerNorm):
     """Layer norm of (..., C), under autocast in its type: both neighbors are convolutions and have that."""
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        if autocast_dtype(cells) is None:
+            return super().forward(cells)
         return fast_layer_norm(cells, self.normalized_shape, self.weight, self.bias, self.eps)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from vitseg_zoo.ops import memory
+from vitseg_zoo.ops.autocast import autocast_dtype, without_autocast
 from vitseg_zoo.ops.bilinear import add_doubled, gradient_of_doubled, resample, resampling_matrix
 from vitseg_zoo.ops.dispatch import (
     Layer,
@@ -96,7 +97,7 @@ def fuse_head(
         The products, (E, C_i) each, and the bias (E,), in full precision under autocast too, and for
         float16.
     """
-    with torch.autocast(fuse.weight.device.type, enabled=False):
+    with without_autocast(fuse.weight):
         # (E, E) each; sizes are given, as ONNX's converter to opset 17 has no way of writing `chunk`
         whole = _wide(fuse.weight).flatten(1)
         parts = whole.split([len(linear.weight) for linear in linears], dim=1)
@@ -196,9 +197,10 @@ def _project(x: Tensor, weight: Tensor, bias: Tensor | None, size: Sequence[int]
 
 
 def _resampled(x: Tensor, size: Sequence[int]) -> Tensor:
+    if autocast_dtype(x) is None:
+        return resample(x, size)
     # Autocast resamples in full precision, for the many sums of a gradient: without one, maps stay narrow.
-    learns = torch.is_grad_enabled()
-    with torch.autocast(x.device.type, enabled=learns and torch.is_autocast_enabled(x.device.type)):
+    with torch.autocast(x.device.type, enabled=torch.is_grad_enabled()):
         return resample(x, size)
 
 
@@ -211,7 +213,7 @@ def add_resampled(output: Tensor, maps: Sequence[Tensor]) -> Tensor:
     """
     size = output.shape[2:]
     rows, to_columns = [], []
-    with torch.autocast(output.device.type, enabled=False):
+    with without_autocast(output):
         for x in maps:
             to_height = resampling_matrix(x.shape[2], size[0], like=x)
             same = (x.shape[2], size[0]) == (x.shape[3], size[1])
@@ -305,7 +307,7 @@ class HeadRows:
         flat = rows.flatten(0, 1)  # (b * rows, W, E)
         for vertical, horizontal, x in self.coarser:
             top, bottom = self._between(x, first, last)
-            with torch.autocast(x.device.type, enabled=False):
+            with without_autocast(x):
                 part = vertical[first:last, top:bottom] @ x[images, top:bottom].flatten(2)  # (b, rows, w * E)
             part = part.view(len(flat), -1, x.shape[3])
             if _doubles(horizontal):
