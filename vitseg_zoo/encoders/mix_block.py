@@ -76,8 +76,7 @@ class EfficientAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        dtype = autocast_dtype(x)
-        if x.dtype is torch.float32 and dtype is not None:
+        if x.dtype is torch.float32 and (dtype := autocast_dtype(x)) is not None:  # not asked while fx traces
             x = x.to(dtype)  # once for both layers that read it
         q = self.q(x)  # (B, H, W, C)
         # (B, h, w, C) each; sizes are given, as ONNX's converter to opset 17 has no way of writing `chunk`
