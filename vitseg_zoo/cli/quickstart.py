@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     whole_epoch, validation = COUNTS["train"] // BATCH_SIZE, COUNTS["val"] / BATCH_SIZE
     runs, plans = {}, []
     for number, (name, cost) in enumerate(costs.items(), start=1):
-        todo = plan(max(0.0, left) / len(MODELS), cost.seconds, whole_epoch, validation)
-        todo = todo if args.epochs is None else Plan(args.epochs, whole_epoch)
+        planned = plan(max(0.0, left) / len(MODELS), cost.seconds, whole_epoch, validation)
+        todo = planned if args.epochs is None else Plan(args.epochs, whole_epoch)
         plans.append(todo)
         steps, about = f"{todo.epochs} times {todo.steps} steps", todo.epochs * todo.steps * cost.seconds
         say()
