@@ -178,7 +178,9 @@ def test_recipe_killed_and_resumed_leaves_the_model_of_an_uninterrupted_one(name
     assert len(metadata["class_names"]) == {"ade20k": 150, "cityscapes": 19, "camvid": 11}.get(name, 3)
 
 
-def test_drawn_animals_and_then_photographs_become_a_table_and_a_picture(tmp_path: Path, monkeypatch):
+def test_drawn_animals_and_then_photographs_become_a_table_and_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     recipe = importlib.import_module("vitseg_zoo.recipes.how_much_data")
     monkeypatch.setattr(recipe, "PETS_EPOCHS", 2)
     small = {"images": 8, "max_steps": 1, "precision": "32-true", "num_workers": 0}
